@@ -1,0 +1,526 @@
+//! What is inconsistent in a contact, and what to do about it: SPEC section 1's table as code.
+//!
+//! The one rule above all others: with the default [`Policy`], no edit writes ACTION_BY_CONTACT unless
+//! exactly that was the contact's one, unambiguous declaration.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::ops::Range;
+
+use serde::{Deserialize, Serialize};
+
+use super::document::{Document, Node, Spelling};
+use super::edit::{Bridge, Edit};
+use super::{ID_ORIGIN, Source};
+
+/// What to do about each kind of inconsistency: the `[sanitize]` section of the configuration.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Policy {
+    /// Whether to change anything.
+    pub mode: Mode,
+    /// A list source that differs from the declaration.
+    pub lists: Lists,
+    /// A contact without a declaration.
+    pub undeclared: Undeclared,
+    /// A contact with contradictory declarations.
+    pub ambiguous: Ambiguous,
+    /// A removal declared as the contact's own act, which the API refuses (API-V1: "What the values mean").
+    pub removal: Removal,
+    /// Leave ids under the proxy's own origin instead of restoring the API's.
+    pub keep_own_ids: bool,
+    /// Other spellings, and the value that each stands for.
+    pub aliases: BTreeMap<String, Source>,
+}
+
+/// `sanitize.mode`
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Mode {
+    /// Report and change.
+    #[default]
+    Enforce,
+    /// Report all, change nothing.
+    Observe,
+    /// Do not look.
+    Off,
+}
+
+/// `sanitize.lists`
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Lists {
+    /// Set it to the declaration.
+    #[default]
+    Align,
+    /// Remove the list's OptInSource and OptInTime.
+    Strip,
+    /// Report it only.
+    Leave,
+}
+
+/// `sanitize.undeclared`
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Undeclared {
+    /// Report it only.
+    #[default]
+    Leave,
+    /// Declare what all lists say, if all say the same. Can claim more consent than declared.
+    FromLists,
+    /// Declare ACTION_BY_CUSTOMER.
+    Customer,
+    /// Declare ACTION_BY_CONTACT. Claims consent that nobody declared.
+    Contact,
+}
+
+/// `sanitize.ambiguous`
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Ambiguous {
+    /// Report it only.
+    #[default]
+    Leave,
+    /// The first one's value holds, if it is a known one. Can claim more consent than declared.
+    First,
+    /// The last one's value holds, if it is a known one. Can claim more consent than declared.
+    Last,
+    /// ACTION_BY_CUSTOMER holds.
+    Customer,
+    /// ACTION_BY_CONTACT holds. Can claim more consent than declared.
+    Contact,
+}
+
+/// `sanitize.removal`
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Removal {
+    /// Set it to ACTION_BY_CUSTOMER.
+    #[default]
+    Customer,
+    /// Report it only.
+    Leave,
+}
+
+/// What kind of inconsistency a finding is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Kind {
+    /// A list source differs from the declaration. Counted per node.
+    ListDiffers,
+    /// No declaration, or an empty one. Counted per contact.
+    Undeclared,
+    /// Declarations that contradict each other. Counted per contact.
+    Ambiguous,
+    /// Nothing declared, and the lists differ among themselves. Counted per contact.
+    ListsDisagree,
+    /// A removal that declares ACTION_BY_CONTACT. Counted per contact.
+    RemovalByContact,
+    /// A value that is not one of the two. Counted per node.
+    UnknownValue,
+    /// An id under the proxy's own origin. Counted per id.
+    OwnOrigin,
+}
+
+impl Kind {
+    /// All kinds, in the order of SPEC section 1.
+    pub const ALL: [Self; 7] = [
+        Self::ListDiffers,
+        Self::Undeclared,
+        Self::Ambiguous,
+        Self::ListsDisagree,
+        Self::RemovalByContact,
+        Self::UnknownValue,
+        Self::OwnOrigin,
+    ];
+
+    /// The kind's name in logs, metrics and JSON.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::ListDiffers => "list_differs",
+            Self::Undeclared => "undeclared",
+            Self::Ambiguous => "ambiguous",
+            Self::ListsDisagree => "lists_disagree",
+            Self::RemovalByContact => "removal_by_contact",
+            Self::UnknownValue => "unknown_value",
+            Self::OwnOrigin => "own_origin",
+        }
+    }
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// One inconsistency.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Finding {
+    /// What it is.
+    pub kind: Kind,
+    /// The raw bytes of the `id` of the list that it stands in.
+    pub list_id: Option<Range<usize>>,
+    /// Where in the body: the offset of its first byte.
+    pub at: usize,
+    /// What was there.
+    pub was: Was,
+    /// What was done.
+    pub now: Written,
+}
+
+impl Finding {
+    /// Whether an edit was made for it.
+    pub fn acted_on(&self) -> bool {
+        self.now != Written::Nothing
+    }
+}
+
+/// A value as the client wrote it. Not to be logged as it is: [`Was::Other`] is the client's own text.
+#[derive(Clone, PartialEq, Eq)]
+pub enum Was {
+    /// No value: no node, or an empty one.
+    Empty,
+    /// One of the two known values.
+    Known(Source),
+    /// Several at once.
+    Several,
+    /// Some other value.
+    Other(Box<str>),
+    /// The proxy's own origin.
+    OwnOrigin,
+}
+
+impl fmt::Debug for Was {
+    /// Leaves the client's own text out.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Empty => f.write_str("Empty"),
+            Self::Known(source) => write!(f, "Known({source})"),
+            Self::Several => f.write_str("Several"),
+            Self::Other(_) => f.write_str("Other(..)"),
+            Self::OwnOrigin => f.write_str("OwnOrigin"),
+        }
+    }
+}
+
+/// What an edit left in the place of a finding.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Written {
+    /// Nothing: it was left as it was.
+    Nothing,
+    /// This value.
+    Value(Source),
+    /// The node was removed.
+    Removed,
+    /// The API's origin was put back.
+    ApiOrigin,
+}
+
+/// Findings and the edits that they lead to.
+#[derive(Debug, Default)]
+pub(super) struct Plan {
+    pub findings: Vec<Finding>,
+    /// Sorted by their start, without overlap.
+    pub edits: Vec<Edit>,
+    /// Once edited, some contact-level node says ACTION_BY_CONTACT.
+    pub claims_contact: bool,
+}
+
+/// Judges every contact of a document.
+pub(super) fn plan(document: &Document, update: bool, policy: &Policy) -> Plan {
+    let mut plan = Plan::default();
+    let verdicts = judge_contacts(document, update, policy, &mut plan);
+    let stripped = plan_stripping(document, &verdicts, policy, &mut plan);
+    for node in &document.nodes {
+        let verdict = &verdicts[node.contact];
+        match node.list {
+            None => plan_declaration(node, verdict, policy, &mut plan),
+            Some(list) => {
+                let list_id = document.lists[list].id.clone();
+                let stripped = stripped.get(list) == Some(&true);
+                plan_list(node, list_id, verdict, stripped, policy, &mut plan);
+            }
+        }
+    }
+    for id in &document.own_ids {
+        let restore = !policy.keep_own_ids;
+        plan.findings.push(Finding {
+            kind: Kind::OwnOrigin,
+            list_id: id.list.and_then(|list| document.lists[list].id.clone()),
+            at: id.origin.start,
+            was: Was::OwnOrigin,
+            now: if restore { Written::ApiOrigin } else { Written::Nothing },
+        });
+        if restore {
+            plan.edits.push(id.restored());
+        }
+    }
+    if policy.mode == Mode::Observe {
+        plan.edits.clear();
+        plan.findings.iter_mut().for_each(|finding| finding.now = Written::Nothing);
+        plan.claims_contact = document
+            .nodes
+            .iter()
+            .any(|node| node.list.is_none() && node.spelling == Spelling::Known(Source::Contact));
+    }
+    plan.edits.sort_by_key(|edit| edit.span.start);
+    plan
+}
+
+/// What was decided for one contact as a whole.
+struct Verdict {
+    /// The value that its lists are held against: declared, or filled in by a setting.
+    declared: Option<Source>,
+    /// The value that all its contact-level nodes are set to.
+    overrule: Option<Source>,
+}
+
+/// The value of a node with aliases looked up.
+#[derive(Clone, Copy, PartialEq)]
+enum Meaning<'d> {
+    Empty,
+    Known(Source),
+    Unknown(&'d str),
+}
+
+fn meaning<'d>(node: &'d Node, policy: &Policy) -> Meaning<'d> {
+    match &node.spelling {
+        Spelling::Empty => Meaning::Empty,
+        Spelling::Known(source) => Meaning::Known(*source),
+        Spelling::Other(text) => match policy.aliases.get(&**text) {
+            Some(source) => Meaning::Known(*source),
+            None => Meaning::Unknown(text),
+        },
+    }
+}
+
+/// What the nodes of one contact say, taken together.
+#[derive(Default)]
+struct Statements<'d> {
+    /// Contact level: the first and the last value, and whether any two differ.
+    declarations: Option<(Meaning<'d>, Meaning<'d>)>,
+    contradictory: bool,
+    /// List level: the first value that is not unknown, and whether any other differs from it.
+    listed: Option<Meaning<'d>>,
+    disagree: bool,
+    /// Lists in all, and those whose every source is known.
+    lists: usize,
+    lists_known: usize,
+}
+
+fn gather<'d>(document: &'d Document, policy: &Policy) -> Vec<Statements<'d>> {
+    let mut all: Vec<Statements<'d>> = Vec::new();
+    all.resize_with(document.contacts.len(), Statements::default);
+    let mut known: Vec<Option<bool>> = vec![None; document.lists.len()];
+    for node in &document.nodes {
+        let statements = &mut all[node.contact];
+        let meaning = meaning(node, policy);
+        if let Some(list) = node.list {
+            let is_known = matches!(meaning, Meaning::Known(_));
+            known[list] = Some(known[list].unwrap_or(true) && is_known);
+            // An unknown value is a finding of its own, and counts as that alone.
+            if !matches!(meaning, Meaning::Unknown(_)) {
+                let first = *statements.listed.get_or_insert(meaning);
+                statements.disagree |= first != meaning;
+            }
+        } else {
+            let (first, last) = statements.declarations.get_or_insert((meaning, meaning));
+            statements.contradictory |= *first != meaning;
+            *last = meaning;
+        }
+    }
+    for (list, known) in document.lists.iter().zip(known) {
+        let statements = &mut all[list.contact];
+        statements.lists += 1;
+        statements.lists_known += usize::from(known == Some(true));
+    }
+    all
+}
+
+fn judge_contacts(
+    document: &Document,
+    update: bool,
+    policy: &Policy,
+    plan: &mut Plan,
+) -> Vec<Verdict> {
+    let all = gather(document, policy);
+    let contacts = document.contacts.iter().zip(all);
+    contacts
+        .map(|(contact, said)| {
+            let removal = update && !contact.holds_list;
+            // No removal leaves as the contact's act, whoever declared it.
+            let removable = |source| match source {
+                Source::Contact if removal && policy.removal == Removal::Customer => Source::Customer,
+                source => source,
+            };
+            let mut report = |kind, was, filled: Option<Source>| {
+                let now = filled.map_or(Written::Nothing, Written::Value);
+                let at = contact.tag.start;
+                plan.findings.push(Finding { kind, list_id: None, at, was, now });
+            };
+            match said.declarations {
+                Some((first, last)) if said.contradictory => {
+                    let known = |meaning| match meaning {
+                        Meaning::Known(source) => Some(source),
+                        _ => None,
+                    };
+                    let chosen = match policy.ambiguous {
+                        Ambiguous::Leave => None,
+                        Ambiguous::First => known(first),
+                        Ambiguous::Last => known(last),
+                        Ambiguous::Customer => Some(Source::Customer),
+                        Ambiguous::Contact => Some(Source::Contact),
+                    };
+                    let chosen = chosen.map(removable);
+                    report(Kind::Ambiguous, Was::Several, chosen);
+                    Verdict { declared: chosen, overrule: chosen }
+                }
+                Some((Meaning::Known(source), _)) => {
+                    let mut verdict = Verdict { declared: Some(source), overrule: None };
+                    if removal && source == Source::Contact {
+                        if removable(source) != source {
+                            verdict.overrule = Some(removable(source));
+                        }
+                        report(Kind::RemovalByContact, Was::Known(source), verdict.overrule);
+                    }
+                    verdict
+                }
+                Some((Meaning::Unknown(_), _)) => Verdict { declared: None, overrule: None },
+                None | Some((Meaning::Empty, _)) => {
+                    let agreed = match said.listed {
+                        Some(Meaning::Known(source))
+                            if !said.disagree && said.lists_known == said.lists =>
+                        {
+                            Some(source)
+                        }
+                        _ => None,
+                    };
+                    let filled = match policy.undeclared {
+                        Undeclared::Leave => None,
+                        Undeclared::FromLists => agreed,
+                        Undeclared::Customer => Some(Source::Customer),
+                        Undeclared::Contact => Some(Source::Contact),
+                    };
+                    let filled = filled.map(removable);
+                    report(Kind::Undeclared, Was::Empty, filled);
+                    if said.disagree {
+                        report(Kind::ListsDisagree, Was::Several, filled);
+                    }
+                    if said.declarations.is_none()
+                        && let Some(source) = filled
+                    {
+                        plan.edits.push(contact.declare(source));
+                        plan.claims_contact |= source == Source::Contact;
+                    }
+                    Verdict { declared: filled, overrule: filled }
+                }
+            }
+        })
+        .collect()
+}
+
+/// A contact-level node: follows what was decided for its contact, else what its alias stands for.
+fn plan_declaration(node: &Node, verdict: &Verdict, policy: &Policy, plan: &mut Plan) {
+    let meaning = meaning(node, policy);
+    let stands_for = match meaning {
+        Meaning::Known(source) => Some(source),
+        _ => None,
+    };
+    let target = verdict.overrule.or(stands_for);
+    if let Spelling::Other(text) = &node.spelling {
+        plan.findings.push(Finding {
+            kind: Kind::UnknownValue,
+            list_id: None,
+            at: node.element.start,
+            was: Was::Other(text.clone()),
+            now: target.map_or(Written::Nothing, Written::Value),
+        });
+    }
+    if let Some(source) = target {
+        plan.claims_contact |= source == Source::Contact;
+        if node.spelling != Spelling::Known(source) {
+            plan.edits.push(node.set(source));
+        }
+    }
+}
+
+/// Whether what a node means differs from the declaration, if there is one.
+fn differs(meaning: Meaning<'_>, verdict: &Verdict) -> bool {
+    verdict.declared.is_some_and(|declared| meaning != Meaning::Known(declared))
+}
+
+/// A list-level node: held against the declaration.
+fn plan_list(
+    node: &Node,
+    list_id: Option<Range<usize>>,
+    verdict: &Verdict,
+    stripped: bool,
+    policy: &Policy,
+    plan: &mut Plan,
+) {
+    let meaning = meaning(node, policy);
+    let (was, alias) = match (&node.spelling, meaning) {
+        (Spelling::Empty, _) => (Was::Empty, None),
+        (Spelling::Known(source), _) => (Was::Known(*source), None),
+        (Spelling::Other(text), Meaning::Known(source)) => (Was::Other(text.clone()), Some(source)),
+        (Spelling::Other(text), _) => (Was::Other(text.clone()), None),
+    };
+    let differs = differs(meaning, verdict);
+    let (kind, now) = match (differs, verdict.declared, alias) {
+        (true, Some(declared), _) if policy.lists == Lists::Align => {
+            (Kind::ListDiffers, Written::Value(declared))
+        }
+        (true, ..) if stripped => (Kind::ListDiffers, Written::Removed),
+        // An alias leaves as what it stands for, whatever else is left alone.
+        (_, _, Some(_)) if stripped => (Kind::UnknownValue, Written::Removed),
+        (_, _, Some(source)) => (Kind::UnknownValue, Written::Value(source)),
+        (true, ..) => (Kind::ListDiffers, Written::Nothing),
+        (false, ..) if matches!(meaning, Meaning::Unknown(_)) => {
+            (Kind::UnknownValue, Written::Nothing)
+        }
+        (false, ..) => return,
+    };
+    plan.findings.push(Finding { kind, list_id, at: node.element.start, was, now });
+    if let Written::Value(source) = now {
+        plan.edits.push(node.set(source));
+    }
+}
+
+/// Takes all sources and times out of the lists that differ, if that is the setting. Returns, by
+/// list, whether it was done.
+fn plan_stripping(
+    document: &Document,
+    verdicts: &[Verdict],
+    policy: &Policy,
+    plan: &mut Plan,
+) -> Vec<bool> {
+    if policy.lists != Lists::Strip {
+        return Vec::new();
+    }
+    let mut stripped = vec![false; document.lists.len()];
+    for node in &document.nodes {
+        if let Some(list) = node.list {
+            stripped[list] |= differs(meaning(node, policy), &verdicts[node.contact]);
+        }
+    }
+    let nodes = document.nodes.iter().filter_map(|node| Some((node.list?, &node.element)));
+    let times = document.times.iter().map(|time| (time.list, &time.element));
+    for (list, element) in nodes.chain(times) {
+        if stripped[list] {
+            let removal = Edit { span: element.clone(), with: "".into(), bridge: Bridge::None };
+            plan.edits.push(removal);
+        }
+    }
+    stripped
+}
+
+impl fmt::Display for Written {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Nothing => "",
+            Self::Value(source) => source.as_str(),
+            Self::Removed => "removed",
+            Self::ApiOrigin => ID_ORIGIN,
+        })
+    }
+}

@@ -1,0 +1,100 @@
+//! Whether an answer is the API's transition refusal, and whether it is true of what was sent.
+//!
+//! Only one wording is attested (API-V1: "The error that the project exists for"); the rest of the
+//! pattern is deduced from it, so it is a setting.
+
+use regex::{Regex, RegexBuilder};
+
+/// The attested wording, parsed loosely.
+pub const DEFAULT_PATTERN: &str = r"Status transition from (\w+) to (\w+) is not allowed when action by (?<actor>\w+)( and confirm opt[- ]?in is (on|off))?";
+
+/// How much of a decoded answer is looked at, in bytes.
+pub const INSPECTED: usize = 64 * 1024;
+
+/// Recognises the refusal in an answer's text.
+#[derive(Debug, Clone)]
+pub struct Pattern(Regex);
+
+/// Why a pattern cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum PatternError {
+    /// Not a regular expression.
+    #[error("is not a regular expression: {0}")]
+    Syntax(#[from] regex::Error),
+    /// Nothing in it says who acted.
+    #[error("has no group `actor`: write (?<actor>\\w+) where the message says who acted")]
+    NoActor,
+}
+
+/// What was sent upstream when the answer came.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Sent {
+    /// It was a PUT.
+    pub update: bool,
+    /// Some contact-level node of it said ACTION_BY_CONTACT.
+    pub claims_contact: bool,
+}
+
+/// What a refusal is worth.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Verdict {
+    /// The message speaks of the owner, yet the contact was declared: sent again, it may go through.
+    Transient,
+    /// The message is true of what was sent. Never to be retried.
+    Legitimate,
+}
+
+impl Verdict {
+    /// The verdict's name in logs and metrics.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Transient => "transient",
+            Self::Legitimate => "legitimate",
+        }
+    }
+}
+
+impl Pattern {
+    /// Compiles `pattern`: case is ignored, and it is matched against text in which every run of
+    /// white space is one space.
+    ///
+    /// # Errors
+    /// If it is no regular expression, or has no group named `actor`.
+    pub fn new(pattern: &str) -> Result<Self, PatternError> {
+        let regex = RegexBuilder::new(pattern).case_insensitive(true).build()?;
+        if !regex.capture_names().flatten().any(|name| name == "actor") {
+            return Err(PatternError::NoActor);
+        }
+        Ok(Self(regex))
+    }
+
+    /// Judges the text of a 400. `None` if it is not the transition refusal.
+    ///
+    /// `text` is the answer's decoded body; only its first [`INSPECTED`] bytes count.
+    pub fn judge(&self, text: &[u8], sent: Sent) -> Option<Verdict> {
+        let text = fold(&text[..text.len().min(INSPECTED)]);
+        let refusal = self.0.captures(&text)?;
+        let by_owner = refusal
+            .name("actor")
+            .is_some_and(|actor| actor.as_str().eq_ignore_ascii_case("owner"));
+        Some(if sent.update && sent.claims_contact && by_owner {
+            Verdict::Transient
+        } else {
+            Verdict::Legitimate
+        })
+    }
+}
+
+/// The text with every run of white space as one space.
+fn fold(text: &[u8]) -> String {
+    let text = String::from_utf8_lossy(text);
+    let mut folded = String::with_capacity(text.len());
+    for char in text.chars() {
+        if !char.is_whitespace() {
+            folded.push(char);
+        } else if !folded.ends_with(' ') {
+            folded.push(' ');
+        }
+    }
+    folded
+}
