@@ -1,2 +1,7 @@
+#![doc = "placeholder"]
 #![forbid(unsafe_code)]
+pub mod cli;
+pub mod config;
 pub mod contact;
+pub mod observe;
+pub mod proxy;

@@ -1,0 +1,119 @@
+//! The commands: one file each.
+
+mod check;
+mod sanitize;
+mod serve;
+
+use std::io::{self, Write};
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Args, CommandFactory, Parser, Subcommand};
+
+use crate::config::{Config, ConfigError, Layers};
+
+/// Keeps the OptInSource of Constant Contact v1 contact writes consistent, and retries the API's
+/// spurious transition refusals.
+#[derive(Debug, Parser)]
+#[command(name = "optin-proxy", version, max_term_width = 100, arg_required_else_help = true)]
+pub struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run the proxy
+    Serve(serve::Serve),
+    /// Rewrite one contact body: XML in, XML out, findings on standard error
+    Sanitize(sanitize::Sanitize),
+    /// Validate the configuration and print it resolved
+    Check(check::Check),
+    /// Print a completion script for a shell
+    Completions {
+        /// The shell to complete for
+        shell: clap_complete::Shell,
+    },
+}
+
+/// Where settings come from, beside the environment (OPTIN_PROXY_SECTION__KEY).
+#[derive(Debug, Clone, Default, Args)]
+pub(crate) struct ConfigArgs {
+    /// Configuration file; none is needed
+    #[arg(short, long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Set a key of the configuration, over file and environment
+    #[arg(long = "set", value_name = "SECTION.KEY=VALUE")]
+    set: Vec<String>,
+}
+
+impl ConfigArgs {
+    /// The configuration, with what the command's own flags set: pairs of flag and assignment.
+    fn load(&self, flags: &[(&'static str, String)]) -> Result<Config, ConfigError> {
+        let mut layers = Layers::default();
+        if let Some(path) = &self.config {
+            layers.file(path);
+        }
+        let variables = std::env::vars_os();
+        layers.environment(variables.filter_map(|(name, value)| {
+            Some((name.into_string().ok()?, value.into_string().ok()?))
+        }));
+        for (flag, assignment) in flags {
+            layers.set(flag, assignment);
+        }
+        for assignment in &self.set {
+            layers.set("--set", assignment);
+        }
+        layers.build()
+    }
+}
+
+/// Why a command did not do what it was asked to.
+#[derive(Debug, thiserror::Error)]
+enum Failure {
+    /// Exit status 2.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// Exit status 1.
+    #[error("{0}")]
+    Failed(String),
+    /// Exit status 1, and nothing more to say.
+    #[error("no")]
+    Negative,
+    /// Standard input, output or a file.
+    #[error(transparent)]
+    Io(#[from] io::Error),
+}
+
+/// Runs the command that the arguments name; its exit status.
+pub fn run() -> ExitCode {
+    let done = match Cli::parse().command {
+        Command::Serve(serve) => serve.run(),
+        Command::Sanitize(sanitize) => sanitize.run(),
+        Command::Check(check) => check.run(),
+        Command::Completions { shell } => completions(shell),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        // Whoever reads our output may stop reading.
+        Err(Failure::Io(error)) if error.kind() == io::ErrorKind::BrokenPipe => ExitCode::SUCCESS,
+        Err(Failure::Negative) => ExitCode::from(1),
+        Err(failure) => {
+            // Nobody may be left to hear it.
+            let _ = writeln!(io::stderr(), "optin-proxy: {failure}");
+            ExitCode::from(if matches!(failure, Failure::Config(_)) { 2 } else { 1 })
+        }
+    }
+}
+
+fn completions(shell: clap_complete::Shell) -> Result<(), Failure> {
+    // Written into memory first: the generator panics on a closed pipe.
+    let mut script = Vec::new();
+    clap_complete::generate(shell, &mut Cli::command(), "optin-proxy", &mut script);
+    Ok(io::stdout().write_all(&script)?)
+}
+
+/// A runtime for the commands that speak HTTP.
+fn runtime() -> io::Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_multi_thread().enable_all().build()
+}

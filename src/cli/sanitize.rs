@@ -1,0 +1,230 @@
+//! `optin-proxy sanitize`: the rewrite alone, for a body in a file.
+
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::path::PathBuf;
+
+use bytes::Bytes;
+use clap::{Args, ValueEnum};
+use serde::Serialize;
+use similar::{ChangeTag, TextDiff};
+
+use super::{ConfigArgs, Failure};
+use crate::contact::{self, Finding, Mode, Sanitized, Uninspectable, Was, Written};
+
+#[derive(Debug, Args)]
+pub(super) struct Sanitize {
+    /// File with the body; `-` is standard input
+    #[arg(default_value = "-")]
+    file: PathBuf,
+    /// Method of the request that carried it
+    #[arg(long, default_value = "PUT", value_enum, ignore_case = true)]
+    method: Method,
+    /// Host under which the client knew the proxy [default: listen.address]
+    #[arg(long, value_name = "HOST")]
+    host: Option<String>,
+    /// Print a diff instead of the XML
+    #[arg(long)]
+    diff: bool,
+    /// How to print the findings
+    #[arg(long, default_value = "text", value_enum)]
+    format: Format,
+    /// Print no XML; exit with 1 if there is a finding or the input cannot be inspected
+    #[arg(long, conflicts_with = "diff")]
+    check: bool,
+    #[command(flatten)]
+    config: ConfigArgs,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, ValueEnum)]
+#[value(rename_all = "UPPER")]
+enum Method {
+    Post,
+    Put,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, ValueEnum)]
+enum Format {
+    /// A line a finding
+    Text,
+    /// One JSON object
+    Json,
+}
+
+impl Sanitize {
+    pub fn run(self) -> Result<(), Failure> {
+        let config = self.config.load(&[])?;
+        let mut input: Box<dyn Read> = if self.file.as_os_str() == "-" {
+            Box::new(io::stdin().lock())
+        } else {
+            let open = File::open(&self.file);
+            Box::new(open.map_err(|error| {
+                Failure::Failed(format!("cannot read {}: {error}", self.file.display()))
+            })?)
+        };
+        let cap = config.sanitize.max_body;
+        let mut start = Vec::new();
+        (&mut input).take(cap as u64 + 1).read_to_end(&mut start)?;
+        let body = Bytes::from(start);
+        let host = self.host.as_deref().unwrap_or(&config.listen.address);
+        let request = contact::Request {
+            update: self.method == Method::Put,
+            own_host: Some(host),
+            charset: None,
+        };
+        let sanitized = if body.len() > cap {
+            Sanitized::Uninspectable(Uninspectable::TooLarge)
+        } else if config.sanitize.policy.mode == Mode::Off {
+            Sanitized::NoContact
+        } else {
+            contact::sanitize(&body, &request, &config.sanitize.policy)
+        };
+        let report = Report::of(&sanitized, &body);
+        let out = match &sanitized {
+            Sanitized::Contact(contact) => contact.body.clone(),
+            _ => body.clone(),
+        };
+        if self.diff {
+            print_diff(&body, &out)?;
+        } else if !self.check {
+            let mut stdout = io::stdout().lock();
+            stdout.write_all(&out)?;
+            // Beyond the limit nothing was looked at, but all of it comes out.
+            io::copy(&mut input, &mut stdout)?;
+            stdout.flush()?;
+        }
+        report.print(self.format)?;
+        let clean = report.findings.is_empty() && report.uninspectable.is_none();
+        if self.check && !clean { Err(Failure::Negative) } else { Ok(()) }
+    }
+}
+
+/// What is printed beside the XML.
+#[derive(Serialize)]
+struct Report {
+    contact: bool,
+    uninspectable: Option<Uninspectable>,
+    findings: Vec<Line>,
+    rewritten: usize,
+}
+
+/// A finding for a person with the body at hand: what was there is shown as it was.
+#[derive(Serialize)]
+struct Line {
+    kind: contact::Kind,
+    line: usize,
+    column: usize,
+    list_id: Option<String>,
+    was: String,
+    now: String,
+    rewritten: bool,
+}
+
+impl Report {
+    fn of(sanitized: &Sanitized, body: &[u8]) -> Self {
+        let mut report =
+            Self { contact: false, uninspectable: None, findings: Vec::new(), rewritten: 0 };
+        match sanitized {
+            Sanitized::NoContact => {}
+            Sanitized::Uninspectable(reason) => report.uninspectable = Some(*reason),
+            Sanitized::Contact(contact) => {
+                report.contact = true;
+                report.findings =
+                    contact.findings.iter().map(|finding| Line::of(finding, body)).collect();
+                report.rewritten = report.findings.iter().filter(|line| line.rewritten).count();
+            }
+        }
+        report
+    }
+
+    fn print(&self, format: Format) -> io::Result<()> {
+        let mut err = anstream::stderr().lock();
+        if format == Format::Json {
+            serde_json::to_writer(&mut err, self)?;
+            return writeln!(err);
+        }
+        if let Some(reason) = self.uninspectable {
+            return writeln!(err, "\x1b[33mnot inspected\x1b[0m: {reason}; passed on unchanged");
+        }
+        if !self.contact {
+            return writeln!(err, "no Contact in it; passed on unchanged");
+        }
+        for line in &self.findings {
+            let Line { kind, line: row, column, was, now, rewritten, .. } = line;
+            let colour = if *rewritten { 32 } else { 33 };
+            write!(err, "{row}:{column}: \x1b[{colour}m{kind}\x1b[0m")?;
+            if let Some(list) = &line.list_id {
+                write!(err, " in list {list}")?;
+            }
+            let was = if was.is_empty() { "nothing" } else { was };
+            if *rewritten {
+                writeln!(err, ": {was} -> {now}")?;
+            } else {
+                writeln!(err, ": {was}, left as it is")?;
+            }
+        }
+        let found = self.findings.len();
+        let s = if found == 1 { "" } else { "s" };
+        writeln!(err, "{found} finding{s}, {} rewritten", self.rewritten)
+    }
+}
+
+impl Line {
+    fn of(finding: &Finding, body: &[u8]) -> Self {
+        let before = &body[..finding.at];
+        let line_start = memchr::memrchr(b'\n', before).map_or(0, |newline| newline + 1);
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        let was = match &finding.was {
+            Was::Empty => String::new(),
+            Was::Known(source) => source.to_string(),
+            Was::Several => "different values".to_owned(),
+            Was::Other(other) => other.to_string(),
+            Was::OwnOrigin => "the proxy's own origin".to_owned(),
+        };
+        Self {
+            kind: finding.kind,
+            line: memchr::memchr_iter(b'\n', before).count() + 1,
+            column: text(&body[line_start..finding.at]).chars().count() + 1,
+            list_id: finding.list_id.clone().map(|id| text(&body[id])),
+            now: match finding.now {
+                Written::Nothing => was.clone(),
+                written => written.to_string(),
+            },
+            was,
+            rewritten: finding.acted_on(),
+        }
+    }
+}
+
+/// A unified diff, coloured on a terminal.
+fn print_diff(before: &[u8], after: &[u8]) -> io::Result<()> {
+    let mut out = anstream::stdout().lock();
+    out.write_all(diff(before, after, "before", "after").as_bytes())?;
+    out.flush()
+}
+
+/// A unified diff with three lines of context and ANSI colours. Empty if nothing differs.
+pub(super) fn diff(before: &[u8], after: &[u8], before_name: &str, after_name: &str) -> String {
+    use std::fmt::Write as _;
+
+    let (before, after) = (String::from_utf8_lossy(before), String::from_utf8_lossy(after));
+    let diff = TextDiff::from_lines(&*before, &*after);
+    let mut text = String::new();
+    for hunk in diff.unified_diff().context_radius(3).iter_hunks() {
+        if text.is_empty() {
+            let _ = writeln!(text, "--- {before_name}\n+++ {after_name}");
+        }
+        let _ = writeln!(text, "\x1b[36m{}\x1b[0m", hunk.header());
+        for change in hunk.iter_changes() {
+            let (sign, colour) = match change.tag() {
+                ChangeTag::Delete => ('-', "\x1b[31m"),
+                ChangeTag::Insert => ('+', "\x1b[32m"),
+                ChangeTag::Equal => (' ', ""),
+            };
+            let reset = if colour.is_empty() { "" } else { "\x1b[0m" };
+            let line = change.value().trim_end_matches(['\n', '\r']);
+            let _ = writeln!(text, "{colour}{sign}{line}{reset}");
+        }
+    }
+    text
+}

@@ -1,0 +1,99 @@
+//! `optin-proxy serve`
+
+use std::io::{self, Write};
+use std::sync::Arc;
+
+use clap::Args;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+
+use super::{ConfigArgs, Failure};
+use crate::config::Config;
+use crate::observe::log;
+use crate::observe::metrics::Metrics;
+use crate::proxy::Server;
+
+#[derive(Debug, Args)]
+pub(super) struct Serve {
+    #[command(flatten)]
+    config: ConfigArgs,
+    /// Address to listen on; port 0 takes any that is free [listen.address]
+    #[arg(long, value_name = "ADDRESS")]
+    listen: Option<String>,
+    /// Where requests go [upstream.url]
+    #[arg(long, value_name = "URL")]
+    upstream: Option<String>,
+}
+
+impl Serve {
+    pub fn run(self) -> Result<(), Failure> {
+        let flags = [
+            ("--listen", "listen.address", self.listen),
+            ("--upstream", "upstream.url", self.upstream),
+        ];
+        let flags: Vec<_> = flags
+            .into_iter()
+            .filter_map(|(flag, key, value)| Some((flag, format!("{key}={}", value?))))
+            .collect();
+        let config = Arc::new(self.config.load(&flags)?);
+        log::start(&config.log);
+        super::runtime()?.block_on(serve(config))
+    }
+}
+
+async fn serve(config: Arc<Config>) -> Result<(), Failure> {
+    let mut signals = Signals::listen()?;
+    let metrics = Arc::new(Metrics::default());
+    let server = Server::bind(Arc::clone(&config), Arc::clone(&metrics))
+        .await
+        .map_err(|error| Failure::Failed(error.to_string()))?;
+    writeln!(io::stdout(), "listening on {}", server.address())?;
+    tracing::info!(
+        address = %server.address(),
+        upstream = %format_args!("{}://{}", config.upstream.scheme, config.upstream.authority),
+        version = env!("CARGO_PKG_VERSION"),
+        "started"
+    );
+    let stop = CancellationToken::new();
+    let serving = tokio::spawn(server.run(stop.clone()));
+    tokio::pin!(serving);
+    let finished = tokio::select! {
+        finished = &mut serving => finished,
+        _ = signals.next() => {
+            tracing::info!(within = ?config.listen.drain_timeout, "draining");
+            stop.cancel();
+            tokio::select! {
+                finished = &mut serving => finished,
+                code = signals.next() => std::process::exit(code),
+            }
+        }
+    };
+    match finished {
+        Ok(true) => tracing::info!("stopped"),
+        Ok(false) => tracing::warn!("stopped with requests unfinished at listen.drain_timeout"),
+        Err(error) => return Err(Failure::Failed(format!("the listener failed: {error}"))),
+    }
+    Ok(())
+}
+
+/// The signals that end the process, as the exit status that a shell gives each.
+struct Signals {
+    interrupt: Signal,
+    terminate: Signal,
+}
+
+impl Signals {
+    fn listen() -> io::Result<Self> {
+        Ok(Self {
+            interrupt: signal(SignalKind::interrupt())?,
+            terminate: signal(SignalKind::terminate())?,
+        })
+    }
+
+    async fn next(&mut self) -> i32 {
+        tokio::select! {
+            _ = self.interrupt.recv() => 128 + 2,
+            _ = self.terminate.recv() => 128 + 15,
+        }
+    }
+}

@@ -1,0 +1,285 @@
+//! The configuration as it is written, section by section. `proxy.toml` documents every key.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::str::FromStr;
+use std::time::Duration;
+
+use bytesize::ByteSize;
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+use crate::contact::{Ambiguous, Lists, Mode, Removal, Source, Undeclared, refusal};
+
+/// All sections.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+#[allow(missing_docs, reason = "proxy.toml documents every key")]
+pub struct File {
+    pub listen: Listen,
+    pub upstream: Upstream,
+    pub sanitize: Sanitize,
+    pub retry: Retry,
+    pub limits: Limits,
+    pub log: Log,
+    pub admin: Admin,
+}
+
+/// `[listen]`
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+#[allow(missing_docs, reason = "proxy.toml documents every key")]
+pub struct Listen {
+    pub address: String,
+    pub drain_timeout: Span,
+}
+
+impl Default for Listen {
+    fn default() -> Self {
+        Self { address: "127.0.0.1:8080".into(), drain_timeout: Span::from_secs(25) }
+    }
+}
+
+/// `[upstream]`
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+#[allow(missing_docs, reason = "proxy.toml documents every key")]
+pub struct Upstream {
+    pub url: String,
+    pub ca_file: String,
+    pub connect_timeout: Span,
+    pub response_timeout: Span,
+    pub keep_alive: Span,
+}
+
+impl Default for Upstream {
+    fn default() -> Self {
+        Self {
+            url: "https://api.constantcontact.com".into(),
+            ca_file: String::new(),
+            connect_timeout: Span::from_secs(5),
+            response_timeout: Span::from_secs(60),
+            keep_alive: Span::from_secs(30),
+        }
+    }
+}
+
+/// `[sanitize]`
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+#[allow(missing_docs, reason = "proxy.toml documents every key")]
+pub struct Sanitize {
+    pub mode: Mode,
+    pub lists: Lists,
+    pub undeclared: Undeclared,
+    pub ambiguous: Ambiguous,
+    pub removal: Removal,
+    pub restore_ids: bool,
+    pub uninspectable: Uninspectable,
+    pub max_body: Size,
+    pub aliases: BTreeMap<String, Source>,
+}
+
+impl Default for Sanitize {
+    fn default() -> Self {
+        Self {
+            mode: Mode::default(),
+            lists: Lists::default(),
+            undeclared: Undeclared::default(),
+            ambiguous: Ambiguous::default(),
+            removal: Removal::default(),
+            restore_ids: true,
+            uninspectable: Uninspectable::default(),
+            max_body: Size(1024 * 1024),
+            aliases: BTreeMap::new(),
+        }
+    }
+}
+
+/// `sanitize.uninspectable`
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Uninspectable {
+    /// Pass it on as it came: what worked without the proxy works with it.
+    #[default]
+    Forward,
+    /// Refuse it.
+    Reject,
+}
+
+/// `[retry]`
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+#[allow(missing_docs, reason = "proxy.toml documents every key")]
+pub struct Retry {
+    pub pattern: String,
+    pub max_attempts: u32,
+    pub base_delay: Span,
+    pub max_delay: Span,
+    pub deadline: Span,
+    pub budget: f64,
+    pub budget_floor: u32,
+}
+
+impl Default for Retry {
+    fn default() -> Self {
+        Self {
+            pattern: refusal::DEFAULT_PATTERN.into(),
+            max_attempts: 3,
+            base_delay: Span(Duration::from_millis(250)),
+            max_delay: Span::from_secs(2),
+            deadline: Span::from_secs(10),
+            budget: 0.2,
+            budget_floor: 3,
+        }
+    }
+}
+
+/// `[limits]`
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+#[allow(missing_docs, reason = "proxy.toml documents every key")]
+pub struct Limits {
+    pub header_timeout: Span,
+    pub idle_timeout: Span,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self { header_timeout: Span::from_secs(30), idle_timeout: Span::from_secs(60) }
+    }
+}
+
+/// `[log]`
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+#[allow(missing_docs, reason = "proxy.toml documents every key")]
+pub struct Log {
+    pub format: LogFormat,
+    pub level: LogLevel,
+    pub report_header: bool,
+}
+
+impl Default for Log {
+    fn default() -> Self {
+        Self { format: LogFormat::default(), level: LogLevel::default(), report_header: true }
+    }
+}
+
+/// `log.format`
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum LogFormat {
+    /// `human` on a terminal, else `json`.
+    #[default]
+    Auto,
+    /// Text for people.
+    Human,
+    /// One JSON object a line.
+    Json,
+}
+
+/// `log.level`: of the proxy's own events. What its libraries say is never more than their warnings, since
+/// their traces can hold what a client sent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+#[allow(missing_docs, reason = "the usual names")]
+pub enum LogLevel {
+    Off,
+    Error,
+    Warn,
+    #[default]
+    Info,
+    Debug,
+    Trace,
+}
+
+/// `[admin]`
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+#[allow(missing_docs, reason = "proxy.toml documents every key")]
+pub struct Admin {
+    pub address: String,
+}
+
+impl Default for Admin {
+    fn default() -> Self {
+        Self { address: "127.0.0.1:9901".into() }
+    }
+}
+
+/// A duration, written like "250ms" or "1m 30s".
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Span(pub Duration);
+
+impl Span {
+    const fn from_secs(seconds: u64) -> Self {
+        Self(Duration::from_secs(seconds))
+    }
+}
+
+/// The longest duration that can be written: a day. More would overflow a clock sooner or later.
+const LONGEST: Duration = Duration::from_secs(24 * 60 * 60);
+
+impl FromStr for Span {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let duration = humantime::parse_duration(text)
+            .map_err(|error| format!("{error}: write a duration like \"250ms\", \"10s\" or \"2m\""))?;
+        if duration > LONGEST {
+            return Err("is longer than a day: write a duration like \"250ms\", \"10s\" or \"2m\"".into());
+        }
+        Ok(Self(duration))
+    }
+}
+
+impl fmt::Display for Span {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        humantime::format_duration(self.0).fmt(f)
+    }
+}
+
+/// A number of bytes, written like "1MiB".
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Size(pub usize);
+
+impl FromStr for Size {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let size: ByteSize = text
+            .parse()
+            .map_err(|_| "is not a size: write one like \"64KiB\" or \"1MiB\"".to_string())?;
+        usize::try_from(size.as_u64()).map(Self).map_err(|error| error.to_string())
+    }
+}
+
+impl fmt::Display for Size {
+    /// In the largest unit that divides it.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let units = [(1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB")];
+        match units.into_iter().find(|(unit, _)| self.0 > 0 && self.0.is_multiple_of(*unit)) {
+            Some((unit, name)) => write!(f, "{}{name}", self.0 / unit),
+            None => write!(f, "{}B", self.0),
+        }
+    }
+}
+
+macro_rules! serde_as_text {
+    ($($type:ty),+) => {$(
+        impl Serialize for $type {
+            fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+                serializer.collect_str(self)
+            }
+        }
+
+        impl<'de> Deserialize<'de> for $type {
+            fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+                String::deserialize(deserializer)?.parse().map_err(D::Error::custom)
+            }
+        }
+    )+};
+}
+
+serde_as_text!(Span, Size);

@@ -1,0 +1,255 @@
+//! The layers of the configuration and where each value came from, so that an error can say it.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::path::Path;
+
+use toml::de::{DeTable, DeValue};
+use toml::{Table, Value};
+
+use super::{Config, File};
+
+/// The prefix of environment variables that set keys.
+const ENVIRONMENT: &str = "OPTIN_PROXY_";
+
+/// Everything that is wrong with a configuration, a line each.
+#[derive(Debug, thiserror::Error)]
+#[error("{}", .0.join("\n"))]
+pub struct ConfigError(Vec<String>);
+
+/// Values from all layers, the later ones over the earlier ones.
+///
+/// ```
+/// use optin_proxy::config::Layers;
+///
+/// let mut layers = Layers::default();
+/// layers.set("--set", "retry.max_attempt=5");
+/// let error = layers.build().unwrap_err().to_string();
+/// assert_eq!(error, "--set: unknown key `retry.max_attempt`; did you mean `retry.max_attempts`?");
+/// ```
+#[derive(Debug, Default)]
+pub struct Layers {
+    values: Table,
+    origins: HashMap<String, Origin>,
+    problems: Vec<String>,
+}
+
+/// Who set a value.
+#[derive(Debug, Clone)]
+enum Origin {
+    File { name: String, line: usize },
+    Variable(String),
+    Argument(&'static str),
+}
+
+impl fmt::Display for Origin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::File { name, line } => write!(f, "{name}:{line}"),
+            Self::Variable(name) => write!(f, "environment variable {name}"),
+            Self::Argument(flag) => f.write_str(flag),
+        }
+    }
+}
+
+impl Layers {
+    /// Adds the file at `path`.
+    pub fn file(&mut self, path: &Path) {
+        match std::fs::read_to_string(path) {
+            Ok(text) => self.toml(&path.display().to_string(), &text),
+            Err(error) => self.problems.push(format!(
+                "{}: cannot read the configuration: {error}; name another file with -c, or none",
+                path.display()
+            )),
+        }
+    }
+
+    /// Adds a file's text.
+    pub fn toml(&mut self, name: &str, text: &str) {
+        let line_at = |offset: usize| text[..offset].matches('\n').count() + 1;
+        let (spans, values) = match (DeTable::parse(text), text.parse::<Table>()) {
+            (Ok(spans), Ok(values)) => (spans.into_inner(), values),
+            (Err(error), _) | (_, Err(error)) => {
+                let line = error.span().map_or(1, |span| line_at(span.start));
+                self.problems.push(format!("{name}:{line}: {}", error.message()));
+                return;
+            }
+        };
+        for (section, value) in &spans {
+            let section_name = section.get_ref().as_ref();
+            let line = line_at(section.span().start);
+            let origin = Origin::File { name: name.to_owned(), line };
+            if !schema().contains_key(section_name) {
+                self.problems.push(format!("{origin}: {}", unknown(&[section_name])));
+                continue;
+            }
+            let (DeValue::Table(keys), Some(Value::Table(values))) =
+                (value.get_ref(), values.get(section_name))
+            else {
+                self.problems.push(format!(
+                    "{origin}: `{section_name}` is a section: write [{section_name}] and its keys below"
+                ));
+                continue;
+            };
+            for (key, value) in keys {
+                let origin = Origin::File { name: name.to_owned(), line: line_at(key.span().start) };
+                let key = key.get_ref().as_ref();
+                let path = [section_name, key];
+                match (value.get_ref(), &values[key]) {
+                    (DeValue::Table(entries), Value::Table(values)) if is_open(&path) => {
+                        for (entry, _) in entries {
+                            let line = line_at(entry.span().start);
+                            let origin = Origin::File { name: name.to_owned(), line };
+                            let entry = entry.get_ref().as_ref();
+                            let path = [section_name, key, entry];
+                            self.assign(&path, values[entry].clone(), origin);
+                        }
+                    }
+                    (_, value) => self.assign(&path, value.clone(), origin),
+                }
+            }
+        }
+    }
+
+    /// Adds the variables `OPTIN_PROXY_SECTION__KEY`.
+    pub fn environment(&mut self, variables: impl Iterator<Item = (String, String)>) {
+        for (name, text) in variables {
+            let Some(key) = name.strip_prefix(ENVIRONMENT) else { continue };
+            let origin = Origin::Variable(name.clone());
+            let Some((section, rest)) = key.split_once("__") else {
+                // Not every variable with our name is a key, but this one was meant as one.
+                let lower = key.to_ascii_lowercase();
+                if let Some((section, key)) = lower
+                    .split_once('_')
+                    .filter(|(section, _)| schema().contains_key(*section))
+                {
+                    self.problems.push(format!(
+                        "{origin}: two underscores separate section and key: \
+                         {ENVIRONMENT}{}__{}",
+                        section.to_ascii_uppercase(),
+                        key.to_ascii_uppercase()
+                    ));
+                }
+                continue;
+            };
+            let section = section.to_ascii_lowercase();
+            // The name of an alias keeps its case.
+            match rest.split_once("__") {
+                Some((key, entry)) => {
+                    let key = key.to_ascii_lowercase();
+                    self.assign_text(&[&section, &key, entry], &text, origin);
+                }
+                None => self.assign_text(&[&section, &rest.to_ascii_lowercase()], &text, origin),
+            }
+        }
+    }
+
+    /// Adds `section.key=value`, as given to the argument `flag`.
+    pub fn set(&mut self, flag: &'static str, assignment: &str) {
+        let origin = Origin::Argument(flag);
+        let Some((path, text)) = assignment.split_once('=') else {
+            self.problems.push(format!("{flag}: write section.key=value, not `{assignment}`"));
+            return;
+        };
+        let path: Vec<&str> = path.trim().splitn(3, '.').collect();
+        self.assign_text(&path, text.trim(), origin);
+    }
+
+    fn assign_text(&mut self, path: &[&str], text: &str, origin: Origin) {
+        // A value that is no TOML (an address, a URL, a bare word) is meant as a string.
+        let value = format!("value = {text}")
+            .parse::<Table>()
+            .ok()
+            .and_then(|mut table| table.remove("value"))
+            .unwrap_or_else(|| Value::String(text.to_owned()));
+        // So is a number or a boolean where a string is expected.
+        let expects_text =
+            is_open(&path[..path.len() - 1]) || matches!(default_of(path), Some(Value::String(_)));
+        let value = match value {
+            Value::String(_) | Value::Array(_) | Value::Table(_) => value,
+            _ if expects_text => Value::String(text.to_owned()),
+            value => value,
+        };
+        self.assign(path, value, origin);
+    }
+
+    fn assign(&mut self, path: &[&str], value: Value, origin: Origin) {
+        let known = default_of(path).is_some() || (path.len() == 3 && is_open(&path[..2]));
+        if !known {
+            self.problems.push(format!("{origin}: {}", unknown(path)));
+            return;
+        }
+        let mut table = &mut self.values;
+        for section in &path[..path.len() - 1] {
+            let entry = table.entry(*section).or_insert_with(|| Value::Table(Table::new()));
+            let Value::Table(inner) = entry else { return };
+            table = inner;
+        }
+        table.insert(path[path.len() - 1].to_owned(), value);
+        self.origins.insert(path.join("."), origin);
+    }
+
+    /// The valid configuration that all layers make up.
+    ///
+    /// # Errors
+    /// Everything that is wrong, each with the place where it was set.
+    pub fn build(self) -> Result<Config, ConfigError> {
+        if !self.problems.is_empty() {
+            return Err(ConfigError(self.problems));
+        }
+        let place = |key: &str| {
+            let origin = self.origins.get(key);
+            origin.map_or_else(|| "default".to_owned(), ToString::to_string)
+        };
+        let file: File = serde_path_to_error::deserialize(self.values.clone()).map_err(|error| {
+            let key = error.path().to_string();
+            let message = error.inner().message().to_owned();
+            ConfigError(vec![format!("{}: {key}: {message}", place(&key))])
+        })?;
+        let mut config = Config::build(file).map_err(|(key, message)| {
+            ConfigError(vec![format!("{}: {key}: {message}", place(key))])
+        })?;
+        config.admin.required = self.origins.contains_key("admin.address");
+        Ok(config)
+    }
+}
+
+/// All keys with their defaults.
+fn schema() -> Table {
+    Table::try_from(File::default()).expect("the defaults are TOML: a test writes them")
+}
+
+fn default_of(path: &[&str]) -> Option<Value> {
+    let [section, key] = path else { return None };
+    schema().get(*section)?.get(*key).cloned()
+}
+
+/// Whether the names in this table are the user's own.
+fn is_open(path: &[&str]) -> bool {
+    path == ["sanitize", "aliases"]
+}
+
+/// Says that a key is unknown, and which one it may be.
+fn unknown(path: &[&str]) -> String {
+    let path = path.join(".");
+    let mut known: Vec<String> = Vec::new();
+    for (section, keys) in &schema() {
+        known.push(section.clone());
+        known.extend(keys.as_table().into_iter().flatten().map(|(key, _)| format!("{section}.{key}")));
+    }
+    // A key without its section is as good a try as one with a letter wrong.
+    let likeness = |key: &str| {
+        let bare = key.rsplit('.').next().unwrap_or(key);
+        let whole = strsim::normalized_damerau_levenshtein(key, &path);
+        whole.max(0.9 * strsim::normalized_damerau_levenshtein(bare, &path))
+    };
+    let nearest = known
+        .iter()
+        .map(|key| (likeness(key), key))
+        .filter(|(likeness, _)| *likeness >= 0.5)
+        .max_by(|a, b| a.0.total_cmp(&b.0));
+    match nearest {
+        Some((_, key)) => format!("unknown key `{path}`; did you mean `{key}`?"),
+        None => format!("unknown key `{path}`; proxy.toml lists all keys"),
+    }
+}

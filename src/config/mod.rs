@@ -1,0 +1,244 @@
+//! Configuration, in two steps: what was written ([`file::File`], with the place of every value), and
+//! what is meant ([`Config`]). Building the second is the only validation.
+//!
+//! Order of precedence: `--set` and flags, environment (`OPTIN_PROXY_SECTION__KEY`), file, default.
+
+pub mod file;
+mod layers;
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use http::uri::{Authority, Scheme, Uri};
+
+pub use file::{File, LogFormat, LogLevel, Uninspectable};
+pub use layers::{ConfigError, Layers};
+
+use crate::contact::Policy;
+use crate::contact::refusal::Pattern;
+
+/// A valid configuration.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// The listener of both ways of use.
+    pub listen: Listen,
+    /// Where requests go.
+    pub upstream: Upstream,
+    /// What becomes of contact writes.
+    pub sanitize: Sanitize,
+    /// When a refusal is sent again.
+    pub retry: Retry,
+    /// How long anything may take.
+    pub limits: Limits,
+    /// What is logged, and how.
+    pub log: Log,
+    /// The listener for operators.
+    pub admin: Admin,
+    /// What was written, defaults filled in: what `optin-proxy check` prints.
+    pub resolved: File,
+}
+
+/// `[listen]`
+#[derive(Debug, Clone)]
+pub struct Listen {
+    /// Host and port; port 0 means any.
+    pub address: String,
+    /// How long requests in flight may take to finish on shutdown.
+    pub drain_timeout: Duration,
+}
+
+/// `[upstream]`
+#[derive(Debug, Clone)]
+pub struct Upstream {
+    /// `https`, or `http` for a simulated API.
+    pub scheme: Scheme,
+    /// Host, and the port if it is not the scheme's own.
+    pub authority: Authority,
+    /// Certificate authorities to trust instead of the system's: a PEM file.
+    pub ca_file: Option<PathBuf>,
+    /// The longest wait for a connection: name look-up, TCP and TLS together.
+    pub connect_timeout: Duration,
+    /// The longest wait for the first byte of an answer, per attempt.
+    pub response_timeout: Duration,
+    /// How long an unused connection is kept for the next request.
+    pub keep_alive: Duration,
+}
+
+/// `[sanitize]`
+#[derive(Debug, Clone)]
+pub struct Sanitize {
+    /// What to do about each kind of inconsistency.
+    pub policy: Policy,
+    /// What becomes of a body that cannot be inspected.
+    pub uninspectable: Uninspectable,
+    /// The longest body that is inspected, in bytes.
+    pub max_body: usize,
+}
+
+/// `[retry]`
+#[derive(Debug, Clone)]
+pub struct Retry {
+    /// What a transition refusal looks like.
+    pub pattern: Pattern,
+    /// Attempts in all, the first one included.
+    pub max_attempts: u32,
+    /// The wait before the second attempt, doubled for each further one, before jitter.
+    pub base_delay: Duration,
+    /// The longest wait between attempts.
+    pub max_delay: Duration,
+    /// From the first attempt's start on, when to give up.
+    pub deadline: Duration,
+    /// Retries per request, over any 10 s.
+    pub budget: f64,
+    /// Retries a second that are always allowed.
+    pub budget_floor: u32,
+}
+
+/// `[limits]`
+#[derive(Debug, Clone)]
+pub struct Limits {
+    /// The longest wait for a request's head, and between two requests of a connection.
+    pub header_timeout: Duration,
+    /// The longest silence in the middle of a body, downstream or upstream.
+    pub idle_timeout: Duration,
+}
+
+/// `[log]`
+#[derive(Debug, Clone)]
+pub struct Log {
+    /// One JSON object a line, or text for people.
+    pub format: LogFormat,
+    /// How much.
+    pub level: LogLevel,
+    /// Whether responses to contact writes carry the `optin-proxy` header.
+    pub report_header: bool,
+}
+
+/// `[admin]`
+#[derive(Debug, Clone)]
+pub struct Admin {
+    /// Host and port; port 0 means any.
+    pub address: String,
+    /// Somebody chose the address: then it must be had, else the proxy does not start.
+    pub required: bool,
+}
+
+impl Config {
+    /// Validates what was written.
+    ///
+    /// # Errors
+    /// The first value that cannot be meant, by its dotted key.
+    pub(crate) fn build(file: File) -> Result<Self, (&'static str, String)> {
+        let (scheme, authority) = parse_upstream(&file.upstream.url)?;
+        check_address("listen.address", &file.listen.address)?;
+        check_address("admin.address", &file.admin.address)?;
+        let pattern =
+            Pattern::new(&file.retry.pattern).map_err(|error| ("retry.pattern", error.to_string()))?;
+        if file.retry.max_attempts == 0 {
+            return Err(("retry.max_attempts", "must be 1 (no retry) or more".into()));
+        }
+        if !(file.retry.budget.is_finite() && file.retry.budget >= 0.0) {
+            return Err(("retry.budget", "must be 0 or more: retries per request".into()));
+        }
+        for (key, duration) in [
+            ("upstream.connect_timeout", file.upstream.connect_timeout),
+            ("upstream.response_timeout", file.upstream.response_timeout),
+            ("limits.header_timeout", file.limits.header_timeout),
+            ("limits.idle_timeout", file.limits.idle_timeout),
+        ] {
+            if duration.0.is_zero() {
+                return Err((key, "must be longer than zero: without it nothing could be done".into()));
+            }
+        }
+        Ok(Self {
+            listen: Listen {
+                address: file.listen.address.clone(),
+                drain_timeout: file.listen.drain_timeout.0,
+            },
+            upstream: Upstream {
+                scheme,
+                authority,
+                ca_file: Some(&file.upstream.ca_file)
+                    .filter(|path| !path.is_empty())
+                    .map(PathBuf::from),
+                connect_timeout: file.upstream.connect_timeout.0,
+                response_timeout: file.upstream.response_timeout.0,
+                keep_alive: file.upstream.keep_alive.0,
+            },
+            sanitize: Sanitize {
+                policy: Policy {
+                    mode: file.sanitize.mode,
+                    lists: file.sanitize.lists,
+                    undeclared: file.sanitize.undeclared,
+                    ambiguous: file.sanitize.ambiguous,
+                    removal: file.sanitize.removal,
+                    keep_own_ids: !file.sanitize.restore_ids,
+                    aliases: file.sanitize.aliases.clone(),
+                },
+                uninspectable: file.sanitize.uninspectable,
+                max_body: file.sanitize.max_body.0,
+            },
+            retry: Retry {
+                pattern,
+                max_attempts: file.retry.max_attempts,
+                base_delay: file.retry.base_delay.0,
+                max_delay: file.retry.max_delay.0,
+                deadline: file.retry.deadline.0,
+                budget: file.retry.budget,
+                budget_floor: file.retry.budget_floor,
+            },
+            limits: Limits {
+                header_timeout: file.limits.header_timeout.0,
+                idle_timeout: file.limits.idle_timeout.0,
+            },
+            log: Log {
+                format: file.log.format,
+                level: file.log.level,
+                report_header: file.log.report_header,
+            },
+            admin: Admin { address: file.admin.address.clone(), required: false },
+            resolved: file,
+        })
+    }
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self::build(File::default()).expect("the defaults are valid: a test builds them")
+    }
+}
+
+/// The origin in `upstream.url`. A path would have to be joined with the client's, which is passed on
+/// byte for byte.
+fn parse_upstream(url: &str) -> Result<(Scheme, Authority), (&'static str, String)> {
+    let fault = |why: &str| {
+        ("upstream.url", format!("{why}: write it like https://api.constantcontact.com"))
+    };
+    let uri: Uri = url.parse().map_err(|_| fault("is not a URL"))?;
+    let (Some(scheme), Some(authority)) = (uri.scheme(), uri.authority()) else {
+        return Err(fault("has no scheme or no host"));
+    };
+    if *scheme != Scheme::HTTP && *scheme != Scheme::HTTPS {
+        return Err(fault("is neither http nor https"));
+    }
+    if authority.as_str().contains('@') {
+        return Err(fault("holds a user name, which belongs into the application's own requests"));
+    }
+    if authority.host().is_empty() {
+        return Err(fault("has no host"));
+    }
+    if uri.path_and_query().is_some_and(|path| path != "/") {
+        return Err(fault("has a path, but requests keep their own"));
+    }
+    Ok((scheme.clone(), authority.clone()))
+}
+
+fn check_address(key: &'static str, address: &str) -> Result<(), (&'static str, String)> {
+    let valid = address
+        .rsplit_once(':')
+        .is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok());
+    if valid {
+        return Ok(());
+    }
+    Err((key, "must be a host and a port, like 127.0.0.1:8080 (port 0: any that is free)".into()))
+}

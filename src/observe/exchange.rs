@@ -1,0 +1,315 @@
+//! One request and its answer, as the operator hears of them.
+
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU8, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::time::Instant;
+
+use bytes::Bytes;
+use http::header::USER_AGENT;
+use http::{HeaderValue, Method, Request, StatusCode, Uri};
+
+use super::metrics::{BodyLabel, KindLabel, Metrics, Name, RetryLabel, VerdictLabel};
+use super::redact::{Account, Agent, Id, Value};
+use crate::contact::refusal::Verdict;
+use crate::contact::{Finding, Uninspectable, Written};
+use crate::proxy::error::Error;
+use crate::proxy::route::{self, Resource};
+
+/// The record of one exchange. Each stage notes what it did; the line is written when all is over.
+pub struct Exchange {
+    metrics: Arc<Metrics>,
+    id: u64,
+    started: Instant,
+    method: Method,
+    uri: Uri,
+    user_agent: Option<HeaderValue>,
+    result: OnceLock<Tally>,
+    attempts: AtomicU32,
+    /// The verdict on the last attempt: 0 none, 1 transient, 2 legitimate.
+    verdict: AtomicU8,
+    exhausted: AtomicBool,
+    rescued: AtomicBool,
+    status: OnceLock<StatusCode>,
+    error: OnceLock<&'static str>,
+}
+
+/// What inspection found.
+pub(crate) enum Inspection {
+    /// No contact in the body.
+    NotOurs,
+    /// Not inspected, and why.
+    Uninspectable(Uninspectable),
+    /// A contact write.
+    Contact {
+        findings: Vec<Finding>,
+        edits: usize,
+        /// The body as it came, which the findings' spans are about.
+        original: Bytes,
+    },
+}
+
+/// What is kept of an inspection until the line is written.
+#[derive(Clone, Copy)]
+enum Tally {
+    NotOurs,
+    Uninspected(Uninspectable),
+    Inspected { findings: usize, acted_on: usize },
+}
+
+/// How a retry ended.
+#[derive(Clone, Copy)]
+pub(crate) enum Retried {
+    /// With an answer that is no error.
+    Rescued,
+    /// Refused once more.
+    Refused,
+    /// With another error, or none at all.
+    Failed,
+}
+
+impl Default for Exchange {
+    fn default() -> Self {
+        Self::begin(&Request::new(()), Arc::default())
+    }
+}
+
+impl Exchange {
+    pub(crate) fn begin<B>(request: &Request<B>, metrics: Arc<Metrics>) -> Self {
+        Self {
+            metrics,
+            id: fastrand::u64(..),
+            started: Instant::now(),
+            method: request.method().clone(),
+            uri: request.uri().clone(),
+            user_agent: request.headers().get(USER_AGENT).cloned(),
+            result: OnceLock::new(),
+            attempts: AtomicU32::new(0),
+            verdict: AtomicU8::new(0),
+            exhausted: AtomicBool::new(false),
+            rescued: AtomicBool::new(false),
+            status: OnceLock::new(),
+            error: OnceLock::new(),
+        }
+    }
+
+    /// An event for each finding, and the counters.
+    pub(crate) fn inspected(&self, inspection: Inspection) {
+        let tally = match inspection {
+            Inspection::NotOurs => Tally::NotOurs,
+            Inspection::Uninspectable(reason) => {
+                tracing::warn!(
+                    request_id = %self.id(),
+                    account = self.account().map(tracing::field::display),
+                    contact_id = self.contact_id().map(tracing::field::display),
+                    user_agent = self.user_agent().map(tracing::field::display),
+                    reason = reason.as_str(),
+                    "uninspected"
+                );
+                Tally::Uninspected(reason)
+            }
+            Inspection::Contact { findings, edits, original } => {
+                findings.iter().for_each(|finding| self.mismatch(finding, &original));
+                self.metrics.edits.inc_by(edits as u64);
+                let acted_on = findings.iter().filter(|finding| finding.acted_on()).count();
+                Tally::Inspected { findings: findings.len(), acted_on }
+            }
+        };
+        let (result, reason) = match tally {
+            Tally::NotOurs => ("no_contact", ""),
+            Tally::Uninspected(reason) => ("uninspected", reason.as_str()),
+            Tally::Inspected { .. } => (self.outcome_of(tally), ""),
+        };
+        let label = BodyLabel { result: Name(result), reason: Name(reason) };
+        self.metrics.bodies.get_or_create(&label).inc();
+        let _ = self.result.set(tally);
+    }
+
+    fn mismatch(&self, finding: &Finding, original: &[u8]) {
+        let kind = finding.kind.as_str();
+        self.metrics.mismatches.get_or_create(&KindLabel { kind: Name(kind) }).inc();
+        let list_id = finding.list_id.clone().map(|id| String::from_utf8_lossy(&original[id]));
+        let was = Value(&finding.was).to_string();
+        let now = match finding.now {
+            Written::Nothing => was.clone(),
+            written => written.to_string(),
+        };
+        tracing::warn!(
+            kind,
+            request_id = %self.id(),
+            account = self.account().map(tracing::field::display),
+            contact_id = self.contact_id().map(tracing::field::display),
+            list_id = list_id.as_deref().map(last_segment).map(Id).map(tracing::field::display),
+            was,
+            now,
+            user_agent = self.user_agent().map(tracing::field::display),
+            "mismatch"
+        );
+    }
+
+    pub(crate) fn attempted(&self) {
+        self.attempts.fetch_add(1, Ordering::Relaxed);
+        self.verdict.store(0, Ordering::Relaxed);
+    }
+
+    pub(crate) fn refused(&self, verdict: Verdict) {
+        let label = VerdictLabel { verdict: Name(verdict.as_str()) };
+        self.metrics.refusals.get_or_create(&label).inc();
+        let code = match verdict {
+            Verdict::Transient => 1,
+            Verdict::Legitimate => 2,
+        };
+        self.verdict.store(code, Ordering::Relaxed);
+        tracing::debug!(
+            request_id = %self.id(),
+            attempt = self.attempts.load(Ordering::Relaxed),
+            verdict = verdict.as_str(),
+            "refusal"
+        );
+    }
+
+    pub(crate) fn retried(&self, retried: Retried) {
+        let outcome = match retried {
+            Retried::Rescued => "rescued",
+            Retried::Refused => "refused",
+            Retried::Failed => "failed",
+        };
+        self.metrics.retries.get_or_create(&RetryLabel { outcome: Name(outcome) }).inc();
+        if let Retried::Rescued = retried {
+            self.rescued.store(true, Ordering::Relaxed);
+        }
+    }
+
+    /// A retry got no answer: the client gets the refusal before it.
+    pub(crate) fn retry_broke(&self, error: &Error) {
+        self.retried(Retried::Failed);
+        tracing::warn!(request_id = %self.id(), error = %error, "retry failed");
+    }
+
+    /// A retry's answer did not come within `retry.deadline`.
+    pub(crate) fn retry_overran(&self) {
+        self.retried(Retried::Failed);
+        tracing::warn!(request_id = %self.id(), error = "no answer within retry.deadline", "retry failed");
+    }
+
+    pub(crate) fn budget_spent(&self) {
+        self.metrics.budget_exhausted.inc();
+        tracing::warn!(request_id = %self.id(), "retry budget exhausted");
+    }
+
+    /// The last answer is a transient refusal, and no attempt is left or allowed.
+    pub(crate) fn exhausted(&self) {
+        self.exhausted.store(true, Ordering::Relaxed);
+    }
+
+    /// The proxy answers by itself.
+    pub(crate) fn failed(&self, name: &'static str, error: &Error) {
+        let _ = self.error.set(name);
+        tracing::warn!(request_id = %self.id(), problem = name, error = %error, "problem");
+    }
+
+    pub(crate) fn answered(&self, status: StatusCode) {
+        let _ = self.status.set(status);
+    }
+
+    fn outcome_of(&self, tally: Tally) -> &'static str {
+        match tally {
+            _ if self.exhausted.load(Ordering::Relaxed) => "exhausted",
+            _ if self.verdict.load(Ordering::Relaxed) == 2 => "refused",
+            _ if self.rescued.load(Ordering::Relaxed) => "rescued",
+            Tally::NotOurs => "no_contact",
+            Tally::Uninspected(_) => "uninspected",
+            Tally::Inspected { acted_on: 1.., .. } => "rewritten",
+            Tally::Inspected { findings: 1.., .. } => "observed",
+            Tally::Inspected { .. } => "clean",
+        }
+    }
+
+    /// The value of the `optin-proxy` response header (SPEC section 3). `None` if the exchange is none
+    /// of ours.
+    pub(crate) fn report(&self) -> Option<HeaderValue> {
+        let tally = *self.result.get()?;
+        let (findings, rewritten) = match tally {
+            Tally::NotOurs => return None,
+            Tally::Uninspected(_) => (0, 0),
+            Tally::Inspected { findings, acted_on } => (findings, acted_on),
+        };
+        let attempts = self.attempts.load(Ordering::Relaxed);
+        let outcome = self.outcome_of(tally);
+        let report = format!(
+            "findings={findings}, rewritten={rewritten}, attempts={attempts}, outcome={outcome}"
+        );
+        HeaderValue::from_str(&report).ok()
+    }
+
+    /// The one line of this exchange. `complete` is false if the client did not get the whole answer.
+    pub(crate) fn finish(&self, complete: bool, sent: u64) {
+        let elapsed = self.started.elapsed();
+        self.metrics.requests.inc();
+        self.metrics.duration.observe(elapsed.as_secs_f64());
+        let tally = self.result.get().copied();
+        let (findings, rewritten, reason) = match tally {
+            Some(Tally::Inspected { findings, acted_on }) => (Some(findings), Some(acted_on), None),
+            Some(Tally::Uninspected(reason)) => (Some(0), Some(0), Some(reason.as_str())),
+            _ => (None, None, None),
+        };
+        tracing::info!(
+            request_id = %self.id(),
+            method = %self.method,
+            route = route::template(self.uri.path()),
+            account = self.account().map(tracing::field::display),
+            contact_id = self.contact_id().map(tracing::field::display),
+            status = self.status.get().map(StatusCode::as_u16),
+            outcome = tally.map(|tally| self.outcome_of(tally)),
+            findings,
+            rewritten,
+            reason,
+            attempts = self.attempts.load(Ordering::Relaxed),
+            problem = self.error.get(),
+            sent,
+            complete,
+            duration_ms = elapsed.as_micros() as f64 / 1000.0,
+            user_agent = self.user_agent().map(tracing::field::display),
+            "request"
+        );
+    }
+
+    fn id(&self) -> impl std::fmt::Display {
+        format!("{:016x}", self.id)
+    }
+
+    fn resource(&self) -> Option<Resource<'_>> {
+        Resource::of(self.uri.path())
+    }
+
+    fn account(&self) -> Option<Account<'_>> {
+        self.resource().map(|resource| Account(resource.account))
+    }
+
+    fn contact_id(&self) -> Option<Id<'_>> {
+        let resource = self.resource()?;
+        let is_contact = resource.collection.eq_ignore_ascii_case("contacts");
+        resource.id.filter(|_| is_contact).map(Id)
+    }
+
+    fn user_agent(&self) -> Option<Agent<'_>> {
+        self.user_agent.as_ref()?.to_str().ok().map(Agent)
+    }
+}
+
+/// A list's number: the end of its id.
+fn last_segment(id: &str) -> &str {
+    id.trim_end_matches('/').rsplit('/').next().unwrap_or(id)
+}
+
+/// Writes the line of an exchange once nothing holds it any more, however it ended.
+pub(crate) struct Line {
+    pub exchange: Arc<Exchange>,
+    pub complete: bool,
+    pub sent: u64,
+}
+
+impl Drop for Line {
+    fn drop(&mut self) {
+        self.exchange.finish(self.complete, self.sent);
+    }
+}

@@ -1,0 +1,142 @@
+//! Every metric, defined once. Label values come from fixed sets: nothing that a client sends can make
+//! a new series.
+
+use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue, LabelValueEncoder};
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::Histogram;
+use prometheus_client::metrics::info::Info;
+use prometheus_client::registry::Registry;
+
+use crate::contact::Kind;
+use crate::contact::refusal::Verdict;
+
+/// The counters of one proxy.
+#[derive(Debug)]
+pub struct Metrics {
+    registry: Registry,
+    /// Requests answered or given up.
+    pub requests: Counter,
+    /// From the request's head to the end of the answer, in seconds.
+    pub duration: Histogram,
+    /// Findings, by kind.
+    pub mismatches: Family<KindLabel, Counter>,
+    /// Places edited in bodies.
+    pub edits: Counter,
+    /// Bodies of contact writes, by what became of them.
+    pub bodies: Family<BodyLabel, Counter>,
+    /// Refused attempts, by verdict.
+    pub refusals: Family<VerdictLabel, Counter>,
+    /// Attempts beyond the first, by how they ended.
+    pub retries: Family<RetryLabel, Counter>,
+    /// Refusals not retried for want of budget.
+    pub budget_exhausted: Counter,
+    /// Open downstream connections.
+    pub connections: Gauge,
+}
+
+/// The label of `optin_proxy_mismatches_total`.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct KindLabel {
+    /// What kind of inconsistency.
+    pub kind: Name,
+}
+
+/// The labels of `optin_proxy_bodies_total`.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct BodyLabel {
+    /// `clean`, `rewritten`, `observed`, `uninspected` or `no_contact`.
+    pub result: Name,
+    /// Why a body was not inspected; else empty.
+    pub reason: Name,
+}
+
+/// The label of `optin_proxy_refusals_total`.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct VerdictLabel {
+    /// `transient` or `legitimate`.
+    pub verdict: Name,
+}
+
+/// The label of `optin_proxy_retries_total`.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct RetryLabel {
+    /// `rescued`, `refused` or `failed`.
+    pub outcome: Name,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Build {
+    version: &'static str,
+}
+
+/// A label value that the program itself wrote.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Name(pub &'static str);
+
+impl EncodeLabelValue for Name {
+    fn encode(&self, encoder: &mut LabelValueEncoder<'_>) -> Result<(), std::fmt::Error> {
+        EncodeLabelValue::encode(&self.0, encoder)
+    }
+}
+
+/// From 100 us to 30 s, in seconds.
+const BUCKETS: [f64; 15] = [
+    0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0, 30.0,
+];
+
+impl Default for Metrics {
+    fn default() -> Self {
+        let mut metrics = Self {
+            registry: Registry::with_prefix("optin_proxy"),
+            requests: Counter::default(),
+            duration: Histogram::new(BUCKETS),
+            mismatches: Family::default(),
+            edits: Counter::default(),
+            bodies: Family::default(),
+            refusals: Family::default(),
+            retries: Family::default(),
+            budget_exhausted: Counter::default(),
+            connections: Gauge::default(),
+        };
+        let registry = &mut metrics.registry;
+        registry.register("requests", "Requests answered or given up", metrics.requests.clone());
+        registry.register(
+            "request_duration_seconds",
+            "From the request's head to the end of the answer",
+            metrics.duration.clone(),
+        );
+        registry.register("mismatches", "Findings in contact writes", metrics.mismatches.clone());
+        registry.register("edits", "Places edited in bodies", metrics.edits.clone());
+        registry.register("bodies", "Bodies of contact writes", metrics.bodies.clone());
+        registry.register("refusals", "Attempts refused for their transition", metrics.refusals.clone());
+        registry.register("retries", "Attempts beyond the first", metrics.retries.clone());
+        registry.register(
+            "retry_budget_exhausted",
+            "Refusals not retried for want of budget",
+            metrics.budget_exhausted.clone(),
+        );
+        registry.register("connections", "Open downstream connections", metrics.connections.clone());
+        let build = Build { version: env!("CARGO_PKG_VERSION") };
+        registry.register("build", "The running program", Info::new(build));
+        // Series that exist from the start can be alerted on before anything happened.
+        for kind in Kind::ALL {
+            drop(metrics.mismatches.get_or_create(&KindLabel { kind: Name(kind.as_str()) }));
+        }
+        for verdict in [Verdict::Transient, Verdict::Legitimate] {
+            drop(metrics.refusals.get_or_create(&VerdictLabel { verdict: Name(verdict.as_str()) }));
+        }
+        metrics
+    }
+}
+
+impl Metrics {
+    /// All of them in the OpenMetrics text format.
+    pub fn encode(&self) -> String {
+        let mut text = String::new();
+        prometheus_client::encoding::text::encode(&mut text, &self.registry)
+            .expect("writing into a string cannot fail");
+        text
+    }
+}

@@ -1,0 +1,97 @@
+//! Types that print only what may be known of what a client sent.
+
+use std::fmt;
+
+use crate::contact::Was;
+
+/// The user name in a path. One that is an e-mail address is not printed.
+#[derive(Clone, Copy)]
+pub struct Account<'a>(pub &'a str);
+
+/// The identifier of a contact or list. Printed only if it looks like one: a path may hold anything.
+#[derive(Clone, Copy)]
+pub struct Id<'a>(pub &'a str);
+
+/// A `User-Agent`. Words that are e-mail addresses, and whatever is over length, are not printed.
+#[derive(Clone, Copy)]
+pub struct Agent<'a>(pub &'a str);
+
+/// The value that stood in a node. An unknown one is printed only if it looks like a value of the API.
+#[derive(Clone, Copy)]
+pub struct Value<'a>(pub &'a Was);
+
+/// The longest that is printed of anything, in bytes.
+const LONGEST: usize = 128;
+
+fn is_address(text: &str) -> bool {
+    text.contains('@') || text.to_ascii_lowercase().contains("%40")
+}
+
+fn is_made_of(text: &str, extra: &str) -> bool {
+    let allowed = |char: char| char.is_ascii_alphanumeric() || extra.contains(char);
+    !text.is_empty() && text.len() <= LONGEST && text.chars().all(allowed)
+}
+
+impl fmt::Display for Account<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if is_address(self.0) {
+            return f.write_str("(e-mail address)");
+        }
+        f.write_str(if is_made_of(self.0, "-_.~+%") { self.0 } else { "(unprintable)" })
+    }
+}
+
+impl fmt::Display for Id<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(if is_made_of(self.0, "-_") { self.0 } else { "(unprintable)" })
+    }
+}
+
+impl fmt::Display for Agent<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let end = self.0.char_indices().map(|(at, _)| at).nth(LONGEST).unwrap_or(self.0.len());
+        for (position, word) in self.0[..end].split(' ').enumerate() {
+            if position > 0 {
+                f.write_str(" ")?;
+            }
+            f.write_str(if is_address(word) { "(e-mail address)" } else { word })?;
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Display for Value<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self.0 {
+            Was::Empty => "",
+            Was::Known(source) => source.as_str(),
+            Was::Several => "(several)",
+            Was::OwnOrigin => "(the proxy's own origin)",
+            Was::Other(text) if text.starts_with("ACTION_BY_") && is_made_of(text, "_") => text,
+            Was::Other(_) => "(unknown)",
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_are_printed_in_no_spelling() {
+        for text in ["jo@example.org", "jo%40example.org", "JO%40EXAMPLE.ORG"] {
+            assert_eq!(Account(text).to_string(), "(e-mail address)");
+            assert!(!Id(text).to_string().contains("xample"));
+            let agent = format!("Shop/1.0 (+{text}) PHP");
+            assert_eq!(Agent(&agent).to_string(), "Shop/1.0 (e-mail address) PHP");
+        }
+    }
+
+    #[test]
+    fn only_the_apis_own_words_are_printed_of_a_value() {
+        let of = |text: &str| Value(&Was::Other(text.into())).to_string();
+        assert_eq!(of("ACTION_BY_CLIENT"), "ACTION_BY_CLIENT");
+        assert_eq!(of("Jo Doe"), "(unknown)");
+        assert_eq!(of("ACTION_BY_jo@example.org"), "(unknown)");
+    }
+}

@@ -1,0 +1,247 @@
+//! The body of a message: buffered, streaming, or a buffered start with a stream behind it.
+//!
+//! Only what is buffered can be sent again, and a clone of it is a reference count.
+
+use std::collections::VecDeque;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use http_body::{Frame, SizeHint};
+use http_body_util::BodyExt;
+use hyper::body::Incoming;
+use tokio::time::{Instant, Sleep};
+
+/// Which side of the proxy a body comes from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Side {
+    /// The client.
+    Downstream,
+    /// The API.
+    Upstream,
+}
+
+/// Why a body could not be read to its end.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum BodyError {
+    /// The connection broke, or the framing did.
+    #[error("the {0:?} body broke off")]
+    Broken(Side, #[source] Arc<hyper::Error>),
+    /// Nothing came for `limits.idle_timeout`.
+    #[error("the {0:?} body stood still for {1:?}")]
+    Idle(Side, Duration),
+}
+
+/// A message's body.
+#[derive(Debug)]
+pub enum Body {
+    /// All of it is here.
+    Buffered(Bytes),
+    /// It comes as it comes, and is not kept.
+    Streaming(Streaming),
+    /// Its start was looked at; the rest comes as it comes.
+    Resumed(VecDeque<Frame<Bytes>>, Rest),
+}
+
+/// What comes behind the part of a body that was looked at.
+#[derive(Debug)]
+pub enum Rest {
+    /// Nothing.
+    End,
+    /// The rest of the stream.
+    Stream(Streaming),
+    /// The stream broke; `None` once that was said.
+    Broken(Option<BodyError>),
+}
+
+impl Body {
+    /// A body without content.
+    pub const fn empty() -> Self {
+        Self::Buffered(Bytes::new())
+    }
+}
+
+impl http_body::Body for Body {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        match &mut *self {
+            Self::Buffered(bytes) if bytes.is_empty() => Poll::Ready(None),
+            Self::Buffered(bytes) => Poll::Ready(Some(Ok(Frame::data(std::mem::take(bytes))))),
+            Self::Streaming(stream) => Pin::new(stream).poll_frame(cx),
+            Self::Resumed(start, rest) => match (start.pop_front(), rest) {
+                (Some(frame), _) => Poll::Ready(Some(Ok(frame))),
+                (None, Rest::Stream(rest)) => Pin::new(rest).poll_frame(cx),
+                (None, Rest::Broken(error)) => Poll::Ready(error.take().map(Err)),
+                (None, Rest::End) => Poll::Ready(None),
+            },
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match self {
+            Self::Buffered(bytes) => bytes.is_empty(),
+            Self::Streaming(stream) => stream.is_end_stream(),
+            Self::Resumed(start, rest) => {
+                start.is_empty()
+                    && match rest {
+                        Rest::End | Rest::Broken(None) => true,
+                        Rest::Stream(rest) => rest.is_end_stream(),
+                        Rest::Broken(Some(_)) => false,
+                    }
+            }
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self {
+            Self::Buffered(bytes) => SizeHint::with_exact(bytes.len() as u64),
+            Self::Streaming(stream) => stream.size_hint(),
+            Self::Resumed(start, rest) => {
+                let start: u64 =
+                    start.iter().filter_map(|frame| frame.data_ref()).map(|data| data.len() as u64).sum();
+                let rest = match rest {
+                    Rest::End => SizeHint::with_exact(0),
+                    Rest::Stream(rest) => rest.size_hint(),
+                    Rest::Broken(_) => SizeHint::new(),
+                };
+                let mut hint = SizeHint::new();
+                hint.set_lower(start + rest.lower());
+                if let Some(upper) = rest.upper() {
+                    hint.set_upper(start + upper);
+                }
+                hint
+            }
+        }
+    }
+}
+
+/// A stream with a deadline for every silence in it.
+#[derive(Debug)]
+pub struct Streaming {
+    incoming: Incoming,
+    side: Side,
+    idle: Duration,
+    /// Armed only while nothing comes.
+    silence: Option<Pin<Box<Sleep>>>,
+    progress: Option<Progress>,
+}
+
+impl Streaming {
+    /// A stream from `side` that may be silent for `idle` at most.
+    pub fn new(incoming: Incoming, side: Side, idle: Duration) -> Self {
+        Self { incoming, side, idle, silence: None, progress: None }
+    }
+
+    /// Lets somebody else see when this stream last moved.
+    pub fn watch(&mut self) -> Progress {
+        self.progress.get_or_insert_with(Progress::new).clone()
+    }
+}
+
+impl http_body::Body for Streaming {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        let this = &mut *self;
+        if let Poll::Ready(frame) = Pin::new(&mut this.incoming).poll_frame(cx) {
+            this.silence = None;
+            if let Some(progress) = &this.progress {
+                progress.made();
+            }
+            let side = this.side;
+            return Poll::Ready(
+                frame.map(|frame| frame.map_err(|error| BodyError::Broken(side, Arc::new(error)))),
+            );
+        }
+        let idle = this.idle;
+        let silence = this.silence.get_or_insert_with(|| Box::pin(tokio::time::sleep(idle)));
+        ready!(silence.as_mut().poll(cx));
+        Poll::Ready(Some(Err(BodyError::Idle(this.side, idle))))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.incoming.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.incoming.size_hint()
+    }
+}
+
+/// When a stream last moved.
+#[derive(Debug, Clone)]
+pub struct Progress {
+    start: Instant,
+    /// Milliseconds after `start`.
+    last: Arc<AtomicU64>,
+}
+
+impl Progress {
+    fn new() -> Self {
+        Self { start: Instant::now(), last: Arc::new(AtomicU64::new(0)) }
+    }
+
+    fn made(&self) {
+        let elapsed = self.start.elapsed().as_millis();
+        self.last.store(u64::try_from(elapsed).unwrap_or(u64::MAX), Ordering::Relaxed);
+    }
+
+    /// The moment of the last movement; before any, that of the first look.
+    pub fn last(&self) -> Instant {
+        self.start + Duration::from_millis(self.last.load(Ordering::Relaxed))
+    }
+}
+
+/// What reading ahead found.
+#[derive(Debug)]
+pub(super) enum Ahead {
+    /// The body ended within the cap.
+    Whole(Bytes),
+    /// There is more; `start` holds what was read.
+    More { start: VecDeque<Frame<Bytes>>, rest: Streaming },
+}
+
+/// Reads a body to its end, or until it is longer than `cap` bytes. Trailers of a whole body are
+/// dropped: it is framed anew, by its length.
+pub(super) async fn read_ahead(mut body: Streaming, cap: usize) -> Result<Ahead, BodyError> {
+    let mut start = VecDeque::new();
+    let mut length = 0;
+    while let Some(frame) = body.frame().await {
+        let frame = frame?;
+        length += frame.data_ref().map_or(0, Bytes::len);
+        start.push_back(frame);
+        if length > cap {
+            return Ok(Ahead::More { start, rest: body });
+        }
+    }
+    Ok(Ahead::Whole(join(&start, length)))
+}
+
+/// The data of all frames. A single one is not copied.
+pub(super) fn join(frames: &VecDeque<Frame<Bytes>>, length: usize) -> Bytes {
+    let mut data = frames.iter().filter_map(Frame::data_ref).filter(|data| !data.is_empty());
+    match (data.next(), data.next()) {
+        (None, _) => Bytes::new(),
+        (Some(only), None) => only.clone(),
+        (Some(first), Some(second)) => {
+            let mut joined = BytesMut::with_capacity(length);
+            joined.extend_from_slice(first);
+            joined.extend_from_slice(second);
+            data.for_each(|data| joined.extend_from_slice(data));
+            joined.freeze()
+        }
+    }
+}

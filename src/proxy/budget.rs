@@ -1,0 +1,124 @@
+//! How many retries the API may be asked to bear.
+
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+/// The window over which the budget holds, in seconds.
+const WINDOW: u64 = 10;
+
+/// Allows a retry while, over the last 10 s, retries are at most `ratio` of the requests plus `floor` a
+/// second.
+///
+/// tower's `TpsBudget` has the same shape, but counts in slots of a second (so that a burst at a
+/// slot's border exceeds the window's limit) and by a clock that tests cannot turn.
+#[derive(Debug)]
+pub(super) struct Budget {
+    ratio: f64,
+    floor: u32,
+    start: Instant,
+    /// Requests by second, modulo the ring's length: the second in the upper half, the count in the
+    /// lower. Lock-free, since every request counts itself.
+    requests: [AtomicU64; WINDOW as usize + 2],
+    /// When each retry of the window was granted; never longer than the budget.
+    retries: Mutex<VecDeque<Instant>>,
+}
+
+impl Budget {
+    pub fn new(ratio: f64, floor: u32) -> Self {
+        Self {
+            ratio,
+            floor,
+            start: Instant::now(),
+            requests: Default::default(),
+            retries: Mutex::default(),
+        }
+    }
+
+    fn second(&self) -> u64 {
+        self.start.elapsed().as_secs()
+    }
+
+    /// Counts a request.
+    pub fn deposit(&self) {
+        let second = self.second();
+        let slot = &self.requests[(second % self.requests.len() as u64) as usize];
+        // Relaxed: each slot is a counter of its own, and nothing else hangs on it.
+        let _ = slot.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |slot| {
+            Some(if slot >> 32 == second & 0xFFFF_FFFF { slot + 1 } else { second << 32 | 1 })
+        });
+    }
+
+    /// Takes one retry out, if there is one.
+    pub fn withdraw(&self) -> bool {
+        let now = Instant::now();
+        let second = self.second();
+        // A slot counts only while all of it lies in the window: at the edge, rather too few.
+        let requests: u64 = self
+            .requests
+            .iter()
+            .map(|slot| slot.load(Ordering::Relaxed))
+            .filter(|slot| (slot >> 32) + WINDOW > second)
+            .map(|slot| slot & 0xFFFF_FFFF)
+            .sum();
+        let allowed = (requests as f64 * self.ratio) as usize + self.floor as usize * WINDOW as usize;
+        // Nothing in this block can panic, so a poisoned lock is as good as any.
+        let mut retries = self.retries.lock().unwrap_or_else(PoisonError::into_inner);
+        while retries.front().is_some_and(|granted| now - *granted >= Duration::from_secs(WINDOW)) {
+            retries.pop_front();
+        }
+        let granted = retries.len() < allowed;
+        if granted {
+            retries.push_back(now);
+        }
+        granted
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn over_any_ten_seconds_retries_stay_within_a_fifth_of_the_requests_and_the_floor() {
+        let budget = Budget::new(0.2, 3);
+        let mut granted: Vec<Instant> = Vec::new();
+        let mut asked: Vec<Instant> = Vec::new();
+        for tick in 0..600 {
+            for _ in 0..20 {
+                budget.deposit();
+                asked.push(Instant::now());
+                if budget.withdraw() {
+                    granted.push(Instant::now());
+                }
+            }
+            let from = Instant::now();
+            let within = |times: &[Instant]| {
+                times.iter().filter(|time| from - **time < Duration::from_secs(WINDOW)).count()
+            };
+            assert!(within(&granted) as f64 <= within(&asked) as f64 * 0.2 + 30.0, "tick {tick}");
+            tokio::time::advance(Duration::from_millis(100)).await;
+        }
+        assert!(granted.len() > 1000, "the budget refills: {} granted", granted.len());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_budget_of_nothing_grants_nothing() {
+        let budget = Budget::new(0.0, 0);
+        budget.deposit();
+        assert!(!budget.withdraw());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_floor_alone_allows_thirty_retries_at_once_and_more_after_ten_seconds() {
+        let budget = Budget::new(0.0, 3);
+        assert_eq!((0..100).filter(|_| budget.withdraw()).count(), 30);
+        tokio::time::advance(Duration::from_millis(9_999)).await;
+        assert!(!budget.withdraw());
+        tokio::time::advance(Duration::from_millis(1)).await;
+        assert_eq!((0..100).filter(|_| budget.withdraw()).count(), 30);
+    }
+}

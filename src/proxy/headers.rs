@@ -1,0 +1,166 @@
+//! What an intermediary owes both sides (RFC 9110 section 7): hop-by-hop fields end here, `Host` names
+//! the upstream, `Via` the proxy, and redirects stay on the proxy.
+
+use std::sync::Arc;
+
+use http::header::{
+    CONNECTION, CONTENT_LENGTH, CONTENT_LOCATION, EXPECT, HOST, LOCATION, PROXY_AUTHENTICATE,
+    PROXY_AUTHORIZATION, TE, TRANSFER_ENCODING, UPGRADE, VIA,
+};
+use http::uri::{Authority, PathAndQuery, Scheme};
+use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, Uri, Version};
+use tower::Service;
+
+use super::body::Body;
+use super::error::Error;
+use super::stage::Stage;
+use crate::config::Config;
+
+const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
+const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
+
+/// The pseudonym of RFC 9110 section 7.6.3: a vendor need not learn internal names.
+const PSEUDONYM: &str = "optin-proxy";
+
+/// Makes a request the upstream's, and its answer the client's.
+pub(super) struct Headers {
+    pub config: Arc<Config>,
+}
+
+impl<S> Stage<Request<Body>, S> for Headers
+where
+    S: Service<Request<Body>, Response = Response<Body>, Error = Error> + Send + 'static,
+    S::Future: Send,
+{
+    type Response = Response<Body>;
+    type Error = Error;
+
+    async fn handle(&self, mut request: Request<Body>, mut inner: S) -> Result<Response<Body>, Error> {
+        let upstream = &self.config.upstream;
+        // The client's own address of the proxy: what a Location must come back as.
+        let downstream = request.headers().get(HOST).cloned();
+
+        let wants_trailers = accepts_trailers(request.headers());
+        strip_hop_by_hop(request.headers_mut());
+        if wants_trailers {
+            request.headers_mut().insert(TE, HeaderValue::from_static("trailers"));
+            request.headers_mut().insert(CONNECTION, HeaderValue::from_static("te"));
+        }
+        // Answered here already: the server sends the 100 when the body is first asked for.
+        if request.headers().get(EXPECT).is_some_and(|it| it.as_bytes().eq_ignore_ascii_case(b"100-continue")) {
+            request.headers_mut().remove(EXPECT);
+        }
+        let via = match request.version() {
+            Version::HTTP_2 => "2",
+            Version::HTTP_10 => "1.0",
+            _ => "1.1",
+        };
+        let via = HeaderValue::from_str(&format!("{via} {PSEUDONYM}"));
+        request.headers_mut().append(VIA, via.expect("the pseudonym is visible ASCII"));
+        let host = HeaderValue::from_str(upstream.authority.as_str());
+        request.headers_mut().insert(HOST, host.expect("an authority is visible ASCII"));
+        *request.uri_mut() = upstream_uri(request.uri(), &upstream.scheme, &upstream.authority)?;
+        *request.version_mut() = Version::HTTP_11;
+
+        let mut response = inner.call(request).await?;
+
+        *response.version_mut() = Version::HTTP_11;
+        strip_hop_by_hop(response.headers_mut());
+        if let Some(downstream) = downstream {
+            for name in [LOCATION, CONTENT_LOCATION] {
+                relocate(response.headers_mut(), &name, &upstream.authority, &downstream);
+            }
+        }
+        Ok(response)
+    }
+}
+
+/// The client's path and query, byte for byte, behind the upstream's origin.
+fn upstream_uri(uri: &Uri, scheme: &Scheme, authority: &Authority) -> Result<Uri, Error> {
+    let path = uri.path_and_query().cloned();
+    let mut parts = http::uri::Parts::default();
+    parts.scheme = Some(scheme.clone());
+    parts.authority = Some(authority.clone());
+    parts.path_and_query = Some(path.unwrap_or(PathAndQuery::from_static("/")));
+    Uri::from_parts(parts).map_err(|_| Error::BadTarget)
+}
+
+/// Whether the client takes trailers (RFC 9110 section 10.1.4).
+fn accepts_trailers(headers: &HeaderMap) -> bool {
+    tokens(headers, &TE).any(|coding| {
+        coding.split(';').next().is_some_and(|name| name.trim().eq_ignore_ascii_case("trailers"))
+    })
+}
+
+fn tokens<'h>(headers: &'h HeaderMap, name: &HeaderName) -> impl Iterator<Item = &'h str> + use<'h> {
+    headers
+        .get_all(name)
+        .into_iter()
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|value| value.split(','))
+        .map(str::trim)
+        .filter(|token| !token.is_empty())
+}
+
+/// Removes what is meant for this connection only (RFC 9110 section 7.6.1). `Trailer` stays: trailers
+/// are passed on.
+fn strip_hop_by_hop(headers: &mut HeaderMap) {
+    if headers.contains_key(CONNECTION) {
+        let nominated: Vec<HeaderName> = tokens(headers, &CONNECTION)
+            .filter_map(|token| token.parse().ok())
+            .filter(|name| !is_end_to_end(name))
+            .collect();
+        for name in nominated {
+            headers.remove(name);
+        }
+        headers.remove(CONNECTION);
+    }
+    for name in [
+        KEEP_ALIVE,
+        PROXY_CONNECTION,
+        PROXY_AUTHORIZATION,
+        PROXY_AUTHENTICATE,
+        TE,
+        TRANSFER_ENCODING,
+        UPGRADE,
+    ] {
+        headers.remove(name);
+    }
+}
+
+/// Fields that `Connection` may not take away: without them the message would mean something else.
+fn is_end_to_end(name: &HeaderName) -> bool {
+    [HOST, CONTENT_LENGTH, http::header::AUTHORIZATION, http::header::CONTENT_TYPE,
+     http::header::CONTENT_ENCODING].contains(name)
+}
+
+/// Makes a URL that names the upstream's origin name the proxy's.
+fn relocate(headers: &mut HeaderMap, name: &HeaderName, upstream: &Authority, downstream: &HeaderValue) {
+    let Some(location) = headers.get(name).and_then(|value| value.to_str().ok()) else { return };
+    let Some(rest) = below_origin(location, upstream) else { return };
+    let Ok(downstream) = downstream.to_str() else { return };
+    if let Ok(value) = HeaderValue::from_str(&format!("http://{downstream}{rest}")) {
+        headers.insert(name, value);
+    }
+}
+
+/// What follows the origin in `location`, if that is the upstream's. The API names itself by http even
+/// where it was asked by https, so either scheme will do.
+fn below_origin<'l>(location: &'l str, upstream: &Authority) -> Option<&'l str> {
+    let (scheme, rest) = location.split_once("://")?;
+    let default_port = match scheme.to_ascii_lowercase().as_str() {
+        "http" => 80,
+        "https" => 443,
+        _ => return None,
+    };
+    let end = rest.find(['/', '?', '#']).unwrap_or(rest.len());
+    let authority: Authority = rest[..end].parse().ok()?;
+    let is_default = |port: Option<u16>| port.is_none_or(|port| port == 80 || port == 443);
+    let same_port = match (authority.port_u16(), upstream.port_u16()) {
+        (Some(port), Some(upstream)) => port == upstream,
+        (None, Some(upstream)) => upstream == default_port,
+        (port, None) => is_default(port),
+    };
+    let same_host = authority.host().eq_ignore_ascii_case(upstream.host());
+    (same_host && same_port && !authority.as_str().contains('@')).then_some(&rest[end..])
+}

@@ -1,0 +1,187 @@
+//! Connections with a deadline for writing, and a memory of who spoke last.
+
+use std::future::Future;
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use hyper_util::client::legacy::connect::{Connected, Connection};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::time::Sleep;
+
+/// A connection whose peer must take what is written within a deadline: a reader that stops would
+/// otherwise hold the connection, and what is buffered for it, for ever.
+#[derive(Debug)]
+pub(super) struct WriteDeadline<T> {
+    inner: T,
+    limit: Duration,
+    /// Armed only while the peer takes nothing.
+    stalled: Option<Pin<Box<Sleep>>>,
+}
+
+impl<T> WriteDeadline<T> {
+    pub fn new(inner: T, limit: Duration) -> Self {
+        Self { inner, limit, stalled: None }
+    }
+
+    fn guard<R>(&mut self, cx: &mut Context<'_>, polled: Poll<io::Result<R>>) -> Poll<io::Result<R>> {
+        if polled.is_ready() {
+            self.stalled = None;
+            return polled;
+        }
+        let limit = self.limit;
+        let stalled = self.stalled.get_or_insert_with(|| Box::pin(tokio::time::sleep(limit)));
+        ready!(stalled.as_mut().poll(cx));
+        Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, "the peer stopped reading")))
+    }
+}
+
+impl<T: AsyncRead + Unpin> AsyncRead for WriteDeadline<T> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.inner).poll_read(cx, buffer)
+    }
+}
+
+impl<T: AsyncWrite + Unpin> AsyncWrite for WriteDeadline<T> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        let polled = Pin::new(&mut self.inner).poll_write(cx, bytes);
+        self.guard(cx, polled)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        slices: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let polled = Pin::new(&mut self.inner).poll_write_vectored(cx, slices);
+        self.guard(cx, polled)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.inner.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let polled = Pin::new(&mut self.inner).poll_flush(cx);
+        self.guard(cx, polled)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let polled = Pin::new(&mut self.inner).poll_shutdown(cx);
+        self.guard(cx, polled)
+    }
+}
+
+/// What is known of an upstream connection when a request on it fails.
+#[derive(Debug, Clone, Default)]
+pub(super) struct History(Arc<Counts>);
+
+#[derive(Debug)]
+struct Counts {
+    /// Requests that were begun on this connection.
+    requests: AtomicU32,
+    /// Something was read since the last of them was begun.
+    answered: AtomicBool,
+}
+
+impl Default for Counts {
+    fn default() -> Self {
+        // As if an answer had just ended: the next write begins a request.
+        Self { requests: AtomicU32::new(0), answered: AtomicBool::new(true) }
+    }
+}
+
+impl History {
+    /// The connection had been used before, and the last request on it got not a byte of an answer:
+    /// the upstream had closed it while it was idle, and never saw that request.
+    pub fn was_stale(&self) -> bool {
+        self.0.requests.load(Ordering::Acquire) > 1 && !self.0.answered.load(Ordering::Acquire)
+    }
+
+    fn wrote(&self) {
+        if self.0.answered.swap(false, Ordering::AcqRel) {
+            self.0.requests.fetch_add(1, Ordering::AcqRel);
+        }
+    }
+
+    fn read(&self) {
+        self.0.answered.store(true, Ordering::Release);
+    }
+}
+
+/// An upstream connection that keeps its [`History`].
+#[derive(Debug)]
+pub(super) struct Remembering<T> {
+    inner: T,
+    history: History,
+}
+
+impl<T> Remembering<T> {
+    pub fn new(inner: T) -> Self {
+        Self { inner, history: History::default() }
+    }
+}
+
+impl<T: Connection> Connection for Remembering<T> {
+    fn connected(&self) -> Connected {
+        self.inner.connected().extra(self.history.clone())
+    }
+}
+
+impl<T: AsyncRead + Unpin> AsyncRead for Remembering<T> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let filled = buffer.filled().len();
+        let polled = Pin::new(&mut self.inner).poll_read(cx, buffer);
+        if buffer.filled().len() > filled {
+            self.history.read();
+        }
+        polled
+    }
+}
+
+impl<T: AsyncWrite + Unpin> AsyncWrite for Remembering<T> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        self.history.wrote();
+        Pin::new(&mut self.inner).poll_write(cx, bytes)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        slices: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        self.history.wrote();
+        Pin::new(&mut self.inner).poll_write_vectored(cx, slices)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.inner.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.inner).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.inner).poll_shutdown(cx)
+    }
+}

@@ -1,0 +1,163 @@
+//! Accepting connections, and ending them in order.
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use hyper::body::Incoming;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::server::conn::auto;
+use hyper_util::service::TowerToHyperService;
+use tokio::net::{TcpListener, TcpStream};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tower::Service;
+
+use super::io::WriteDeadline;
+use super::stack::{Observed, stack};
+use super::upstream::{SetupError, Upstream};
+use crate::config::{Config, Limits};
+use crate::observe::metrics::Metrics;
+
+/// A proxy with its listener bound. Accepts nothing before [`Server::run`].
+pub struct Server {
+    listener: TcpListener,
+    address: SocketAddr,
+    config: Arc<Config>,
+    metrics: Arc<Metrics>,
+    upstream: Upstream,
+}
+
+/// Why the proxy cannot start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The address is taken, or not this machine's.
+    #[error("cannot listen on {address}: {error}; choose another address with listen.address or --listen")]
+    Bind {
+        /// As configured.
+        address: String,
+        /// What the system says.
+        error: io::Error,
+    },
+    /// The upstream's side.
+    #[error(transparent)]
+    Setup(#[from] SetupError),
+}
+
+impl Server {
+    /// Binds the listener of `config`.
+    ///
+    /// # Errors
+    /// If the address cannot be had, or the upstream side cannot be set up.
+    pub async fn bind(config: Arc<Config>, metrics: Arc<Metrics>) -> Result<Self, StartError> {
+        let upstream = Upstream::new(Arc::clone(&config))?;
+        let bind = |error| StartError::Bind { address: config.listen.address.clone(), error };
+        let listener = TcpListener::bind(&config.listen.address).await.map_err(bind)?;
+        let address = listener.local_addr().map_err(bind)?;
+        Ok(Self { listener, address, config, metrics, upstream })
+    }
+
+    /// The address that was bound, with the real port.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Serves until `stop`, then finishes what is in flight within `listen.drain_timeout`. Returns
+    /// whether all of it was finished.
+    pub async fn run(self, stop: CancellationToken) -> bool {
+        let service = stack(&self.config, &self.metrics, self.upstream);
+        let connections = TaskTracker::new();
+        let builder = connection_builder(&self.config.limits);
+        loop {
+            let accepted = tokio::select! {
+                biased;
+                () = stop.cancelled() => break,
+                accepted = self.listener.accept() => accepted,
+            };
+            let stream = match accepted {
+                Ok((stream, _)) => stream,
+                Err(error) => {
+                    pause_after(&error).await;
+                    continue;
+                }
+            };
+            let serving = serve(
+                stream,
+                builder.clone(),
+                service.clone(),
+                stop.clone(),
+                self.config.limits.idle_timeout,
+            );
+            let metrics = Arc::clone(&self.metrics);
+            connections.spawn(async move {
+                metrics.connections.inc();
+                serving.await;
+                metrics.connections.dec();
+            });
+        }
+        drop(self.listener);
+        connections.close();
+        tokio::time::timeout(self.config.listen.drain_timeout, connections.wait()).await.is_ok()
+    }
+}
+
+/// A fault of one connection is nothing to wait for; one of the system (no descriptors left) would
+/// otherwise spin.
+async fn pause_after(error: &io::Error) {
+    use io::ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset};
+    if matches!(error.kind(), ConnectionAborted | ConnectionRefused | ConnectionReset) {
+        return;
+    }
+    tracing::error!(error = %error, "cannot accept connections; trying again in a second");
+    tokio::time::sleep(Duration::from_secs(1)).await;
+}
+
+fn connection_builder(limits: &Limits) -> auto::Builder<TokioExecutor> {
+    let mut builder = auto::Builder::new(TokioExecutor::new());
+    builder
+        .http1()
+        .timer(TokioTimer::new())
+        .header_read_timeout(limits.header_timeout)
+        .preserve_header_case(true);
+    builder
+        .http2()
+        .timer(TokioTimer::new())
+        .keep_alive_interval(limits.header_timeout)
+        .keep_alive_timeout(limits.header_timeout);
+    builder
+}
+
+/// One connection, HTTP/1 or HTTP/2 by its first bytes, until its end.
+async fn serve<S>(
+    stream: TcpStream,
+    builder: auto::Builder<TokioExecutor>,
+    service: S,
+    stop: CancellationToken,
+    idle: Duration,
+) where
+    S: Service<
+            http::Request<Incoming>,
+            Response = http::Response<Observed>,
+            Error = std::convert::Infallible,
+            Future: Send + 'static,
+        > + Clone
+        + Send
+        + 'static,
+{
+    // Answers are written whole: waiting for more would only delay them.
+    let _ = stream.set_nodelay(true);
+    let io = TokioIo::new(WriteDeadline::new(stream, idle));
+    let connection = builder.serve_connection(io, TowerToHyperService::new(service));
+    tokio::pin!(connection);
+    let ended = tokio::select! {
+        ended = connection.as_mut() => ended,
+        () = stop.cancelled() => {
+            connection.as_mut().graceful_shutdown();
+            connection.await
+        }
+    };
+    if let Err(error) = ended {
+        tracing::debug!(error = %error, "connection ended");
+    }
+}

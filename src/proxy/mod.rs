@@ -1,0 +1,20 @@
+//! HTTP: the way of a request through the proxy. It asks [`crate::contact`] what to do, and acts.
+//!
+//! `stack.rs` is the spine; start reading there.
+
+mod body;
+mod budget;
+mod coding;
+pub(crate) mod error;
+mod headers;
+mod io;
+mod listener;
+mod retry;
+pub(crate) mod route;
+mod sanitize;
+mod stack;
+mod stage;
+mod upstream;
+
+pub use listener::{Server, StartError};
+pub use upstream::SetupError;

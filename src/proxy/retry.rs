@@ -1,0 +1,209 @@
+//! The retry: a transition refusal that contradicts what was sent is not the client's to see.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use bytes::Bytes;
+use http::header::{AUTHORIZATION, RETRY_AFTER};
+use http::{Request, Response, StatusCode};
+use http_body_util::BodyExt;
+use tokio::time::Instant;
+use tower::Service;
+
+use super::body::{self, Body, Rest};
+use super::budget::Budget;
+use super::coding::Coding;
+use super::error::Error;
+use super::sanitize::Subject;
+use super::stage::Stage;
+use crate::config::{self, Config};
+use crate::contact::refusal::{INSPECTED, Sent, Verdict};
+use crate::observe::exchange::{Exchange, Retried};
+
+/// Sends a transiently refused update again.
+pub(super) struct Retry {
+    config: Arc<Config>,
+    budget: Budget,
+}
+
+impl Retry {
+    pub fn new(config: Arc<Config>) -> Self {
+        let budget = Budget::new(config.retry.budget, config.retry.budget_floor);
+        Self { config, budget }
+    }
+}
+
+impl<S> Stage<Request<Body>, S> for Retry
+where
+    S: Service<Request<Body>, Response = Response<Body>, Error = Error> + Send + 'static,
+    S::Future: Send,
+{
+    type Response = Response<Body>;
+    type Error = Error;
+
+    async fn handle(&self, request: Request<Body>, mut inner: S) -> Result<Response<Body>, Error> {
+        self.budget.deposit();
+        let exchange = request.extensions().get::<Arc<Exchange>>().cloned().unwrap_or_default();
+        exchange.attempted();
+        let Some(Subject(sent)) = request.extensions().get().copied() else {
+            return inner.call(request).await;
+        };
+        let schedule = Schedule::start(&self.config.retry);
+        // Only what may be refused transiently is kept for another attempt.
+        let spare = (sent.update && sent.claims_contact && !carries_nonce(&request))
+            .then(|| replica(&request))
+            .flatten();
+
+        let mut answer = self.judge(inner.call(request).await?, sent, &exchange).await;
+        for attempt in 1.. {
+            let Some(Verdict::Transient) = answer.verdict else { break };
+            let next = spare.as_ref().and_then(replica);
+            let pause = schedule.pause(attempt, answer.retry_after());
+            let (Some(next), Some(pause)) = (next, pause) else {
+                exchange.exhausted();
+                break;
+            };
+            if !self.budget.withdraw() {
+                exchange.budget_spent();
+                exchange.exhausted();
+                break;
+            }
+            tokio::time::sleep(pause).await;
+            exchange.attempted();
+            match tokio::time::timeout_at(schedule.deadline, inner.call(next)).await {
+                Ok(Ok(response)) => {
+                    answer = self.judge(response, sent, &exchange).await;
+                    exchange.retried(match answer.verdict {
+                        Some(_) => Retried::Refused,
+                        None if answer.response.status().as_u16() < 400 => Retried::Rescued,
+                        None => Retried::Failed,
+                    });
+                }
+                // The client gets the last refusal: known and complete.
+                Ok(Err(error)) => {
+                    exchange.retry_broke(&error);
+                    exchange.exhausted();
+                    break;
+                }
+                Err(_) => {
+                    exchange.retry_overran();
+                    exchange.exhausted();
+                    break;
+                }
+            }
+        }
+        Ok(answer.response)
+    }
+}
+
+impl Retry {
+    /// Looks whether an answer is a refusal, without taking anything from it.
+    async fn judge(&self, response: Response<Body>, sent: Sent, exchange: &Exchange) -> Answer {
+        if response.status() != StatusCode::BAD_REQUEST {
+            return Answer { response, verdict: None };
+        }
+        let (response, start) = peek(response, self.config.upstream.response_timeout).await;
+        // A coding that we cannot undo may still be a wrong label on plain text.
+        let coding = Coding::of(response.headers()).unwrap_or(Coding::Identity);
+        let text = coding.decode_start(&start, INSPECTED);
+        let verdict = self.config.retry.pattern.judge(&text, sent);
+        if let Some(verdict) = verdict {
+            exchange.refused(verdict);
+        }
+        Answer { response, verdict }
+    }
+}
+
+struct Answer {
+    response: Response<Body>,
+    verdict: Option<Verdict>,
+}
+
+impl Answer {
+    /// How long the API asks to be left alone (RFC 9110 section 10.2.3).
+    fn retry_after(&self) -> Option<Duration> {
+        let value = self.response.headers().get(RETRY_AFTER)?.to_str().ok()?.trim();
+        if let Ok(seconds) = value.parse() {
+            return Some(Duration::from_secs(seconds));
+        }
+        let date = httpdate::parse_http_date(value).ok()?;
+        Some(date.duration_since(SystemTime::now()).unwrap_or_default())
+    }
+}
+
+/// When attempts may be made.
+struct Schedule<'c> {
+    config: &'c config::Retry,
+    deadline: Instant,
+}
+
+impl<'c> Schedule<'c> {
+    fn start(config: &'c config::Retry) -> Self {
+        Self { config, deadline: Instant::now() + config.deadline }
+    }
+
+    /// How long to wait after this attempt, the first being 1. `None` if it was the last.
+    fn pause(&self, attempt: u32, retry_after: Option<Duration>) -> Option<Duration> {
+        if attempt >= self.config.max_attempts {
+            return None;
+        }
+        let doubled = self.config.base_delay.saturating_mul(1 << (attempt - 1).min(20));
+        let delay = doubled.min(self.config.max_delay);
+        let jittered = delay.mul_f64(0.5 + fastrand::f64() / 2.0);
+        let pause = jittered.max(retry_after.unwrap_or_default());
+        let in_time = Instant::now().checked_add(pause).is_some_and(|at| at < self.deadline);
+        in_time.then_some(pause)
+    }
+}
+
+/// The same request again. `None` if its body is gone once sent.
+pub(super) fn replica(request: &Request<Body>) -> Option<Request<Body>> {
+    let Body::Buffered(bytes) = request.body() else { return None };
+    let mut replica = Request::new(Body::Buffered(bytes.clone()));
+    *replica.method_mut() = request.method().clone();
+    *replica.uri_mut() = request.uri().clone();
+    *replica.version_mut() = request.version();
+    *replica.headers_mut() = request.headers().clone();
+    *replica.extensions_mut() = request.extensions().clone();
+    Some(replica)
+}
+
+/// Whether the request is signed by OAuth 1.0a, whose nonce the server takes only once (RFC 5849
+/// section 3.3).
+fn carries_nonce(request: &Request<Body>) -> bool {
+    let in_header = request.headers().get_all(AUTHORIZATION).into_iter().any(|value| {
+        let value = value.as_bytes();
+        value.get(..6).is_some_and(|scheme| scheme.eq_ignore_ascii_case(b"oauth "))
+            && memchr::memmem::find(value, b"oauth_nonce").is_some()
+    });
+    in_header || request.uri().query().is_some_and(|query| query.contains("oauth_nonce="))
+}
+
+/// The start of a response's body, and the response as it was, body and all.
+async fn peek(response: Response<Body>, within: Duration) -> (Response<Body>, Bytes) {
+    let (parts, body) = response.into_parts();
+    let Body::Streaming(mut stream) = body else {
+        return (Response::from_parts(parts, body), Bytes::new());
+    };
+    let mut start = VecDeque::new();
+    let mut length = 0;
+    let deadline = Instant::now() + within;
+    let rest = loop {
+        if length >= INSPECTED {
+            break Rest::Stream(stream);
+        }
+        match tokio::time::timeout_at(deadline, stream.frame()).await {
+            Ok(Some(Ok(frame))) => {
+                length += frame.data_ref().map_or(0, Bytes::len);
+                start.push_back(frame);
+            }
+            Ok(None) => break Rest::End,
+            // The client is to see that it broke off, after all that came before.
+            Ok(Some(Err(error))) => break Rest::Broken(Some(error)),
+            Err(_) => break Rest::Stream(stream),
+        }
+    };
+    let text = body::join(&start, length);
+    (Response::from_parts(parts, Body::Resumed(start, rest)), text)
+}

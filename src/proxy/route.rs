@@ -1,0 +1,75 @@
+//! Which requests write a contact, and how a path may be named in a log.
+
+use http::{Method, Uri};
+
+/// What a request does, by its method and path.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Route {
+    /// `POST /ws/customers/{user}/contacts`
+    Create,
+    /// `PUT /ws/customers/{user}/contacts/{id}`
+    Update,
+    /// Anything else: not ours.
+    Other,
+}
+
+/// The parts of a path below `/ws/customers`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Resource<'a> {
+    /// The account's user name, as it stands in the path.
+    pub account: &'a str,
+    /// The collection, lower-case only if the client wrote it so.
+    pub collection: &'a str,
+    /// The member of the collection, if the path names one.
+    pub id: Option<&'a str>,
+}
+
+impl<'a> Resource<'a> {
+    /// Reads a path without regard to case; one slash at the end is allowed.
+    pub fn of(path: &'a str) -> Option<Self> {
+        let mut segments = path.strip_suffix('/').unwrap_or(path).split('/');
+        let fixed = ["", "ws", "customers"];
+        if !fixed.iter().all(|name| segments.next().is_some_and(|it| it.eq_ignore_ascii_case(name))) {
+            return None;
+        }
+        let account = segments.next().filter(|segment| !segment.is_empty())?;
+        let collection = segments.next()?;
+        let id = segments.next();
+        if segments.next().is_some() || id == Some("") {
+            return None;
+        }
+        Some(Self { account, collection, id })
+    }
+
+    fn is_contact(&self) -> bool {
+        self.collection.eq_ignore_ascii_case("contacts")
+    }
+}
+
+impl Route {
+    pub fn of(method: &Method, uri: &Uri) -> Self {
+        match Resource::of(uri.path()) {
+            Some(resource) if resource.is_contact() => match (method, resource.id) {
+                (&Method::POST, None) => Self::Create,
+                (&Method::PUT, Some(_)) => Self::Update,
+                _ => Self::Other,
+            },
+            _ => Self::Other,
+        }
+    }
+}
+
+/// The path with everything taken out that may be personal: `/ws/customers/{user}/contacts/{id}`.
+pub(crate) fn template(path: &str) -> &'static str {
+    let Some(resource) = Resource::of(path) else { return "other" };
+    let known = [
+        ("contacts", "/ws/customers/{user}/contacts", "/ws/customers/{user}/contacts/{id}"),
+        ("lists", "/ws/customers/{user}/lists", "/ws/customers/{user}/lists/{id}"),
+        ("activities", "/ws/customers/{user}/activities", "/ws/customers/{user}/activities/{id}"),
+        ("campaigns", "/ws/customers/{user}/campaigns", "/ws/customers/{user}/campaigns/{id}"),
+    ];
+    known
+        .into_iter()
+        .find(|(name, ..)| resource.collection.eq_ignore_ascii_case(name))
+        .map_or("other", |(_, whole, member)| if resource.id.is_some() { member } else { whole })
+}

@@ -1,0 +1,185 @@
+//! Inspection: contact writes are read whole and made consistent; all else streams past.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http::header::{CONTENT_LENGTH, CONTENT_TYPE, HOST, TRAILER};
+use http::{HeaderMap, HeaderName, HeaderValue, Request, Response};
+use http_body::Body as _;
+use hyper::body::Incoming;
+use tower::Service;
+
+use super::body::{self, Ahead, Body, Rest, Side, Streaming};
+use super::coding::{Coding, DecodeError};
+use super::error::Error;
+use super::route::Route;
+use super::stage::Stage;
+use crate::config::{Config, Uninspectable as OnUninspectable};
+use crate::contact::refusal::Sent;
+use crate::contact::{self, Mode, Sanitized, Uninspectable};
+use crate::observe::exchange::{Exchange, Inspection};
+
+/// Makes the opt-in sources of a contact write consistent.
+pub(super) struct Sanitize {
+    pub config: Arc<Config>,
+}
+
+/// Marks a request whose answer may be a transition refusal.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Subject(pub Sent);
+
+/// Digests of a body that is no longer the client's (RFC 9530, RFC 3230, RFC 1864).
+const DIGESTS: [HeaderName; 4] = [
+    HeaderName::from_static("content-md5"),
+    HeaderName::from_static("digest"),
+    HeaderName::from_static("content-digest"),
+    HeaderName::from_static("repr-digest"),
+];
+
+impl<S> Stage<Request<Incoming>, S> for Sanitize
+where
+    S: Service<Request<Body>, Response = Response<Body>, Error = Error> + Send + 'static,
+    S::Future: Send,
+{
+    type Response = Response<Body>;
+    type Error = Error;
+
+    async fn handle(&self, request: Request<Incoming>, mut inner: S) -> Result<Response<Body>, Error> {
+        let (parts, incoming) = request.into_parts();
+        let route = Route::of(&parts.method, &parts.uri);
+        let ended = incoming.is_end_stream();
+        let stream = Streaming::new(incoming, Side::Downstream, self.config.limits.idle_timeout);
+        let mut request = Request::from_parts(parts, ());
+        let is_subject = route != Route::Other && self.config.sanitize.policy.mode != Mode::Off;
+
+        let body = if !is_subject {
+            if ended { Body::empty() } else { Body::Streaming(stream) }
+        } else {
+            let update = route == Route::Update;
+            let (body, found) = self.inspect(&request, stream, update).await?;
+            self.note(&mut request, found, update)?;
+            if let Body::Buffered(bytes) = &body {
+                let headers = request.headers_mut();
+                headers.insert(CONTENT_LENGTH, HeaderValue::from(bytes.len()));
+                headers.remove(TRAILER);
+            }
+            body
+        };
+        inner.call(request.map(|()| body)).await
+    }
+}
+
+/// What inspection found out, beside the body to send.
+enum Found {
+    NotOurs,
+    Uninspectable(Uninspectable),
+    Contact { contact: contact::SanitizedContact, original: Bytes, changed: bool },
+}
+
+impl Sanitize {
+    async fn inspect(
+        &self,
+        request: &Request<()>,
+        stream: Streaming,
+        update: bool,
+    ) -> Result<(Body, Found), Error> {
+        let cap = self.config.sanitize.max_body;
+        if stream.size_hint().lower() > cap as u64 {
+            return Ok((Body::Streaming(stream), Found::Uninspectable(Uninspectable::TooLarge)));
+        }
+        let received = match body::read_ahead(stream, cap).await.map_err(Error::RequestBody)? {
+            Ahead::Whole(bytes) => bytes,
+            Ahead::More { start, rest } => {
+                let body = Body::Resumed(start, Rest::Stream(rest));
+                return Ok((body, Found::Uninspectable(Uninspectable::TooLarge)));
+            }
+        };
+        let decoded = Coding::of(request.headers())
+            .ok_or(Uninspectable::ContentEncoding)
+            .and_then(|coding| {
+                coding.decode(&received, cap).map_err(|error| match error {
+                    DecodeError::Corrupt => Uninspectable::ContentEncoding,
+                    DecodeError::TooLarge => Uninspectable::TooLarge,
+                })
+            });
+        let (plain, coding) = match decoded {
+            Ok(decoded) => decoded,
+            Err(reason) => return Ok((Body::Buffered(received), Found::Uninspectable(reason))),
+        };
+        let around = contact::Request {
+            update,
+            own_host: own_host(request),
+            charset: charset(request.headers()),
+        };
+        Ok(match contact::sanitize(&plain, &around, &self.config.sanitize.policy) {
+            Sanitized::NoContact => (Body::Buffered(received), Found::NotOurs),
+            Sanitized::Uninspectable(reason) => {
+                (Body::Buffered(received), Found::Uninspectable(reason))
+            }
+            Sanitized::Contact(contact) => {
+                let changed = contact.edits > 0;
+                let sent = if changed { coding.encode(contact.body.clone()) } else { received };
+                let found = Found::Contact { contact, original: plain, changed };
+                (Body::Buffered(sent), found)
+            }
+        })
+    }
+
+    /// Reports what was found, and marks the request for the stages beneath.
+    fn note(&self, request: &mut Request<()>, found: Found, update: bool) -> Result<(), Error> {
+        let exchange = request.extensions().get::<Arc<Exchange>>().cloned();
+        let report = |inspection| {
+            if let Some(exchange) = exchange {
+                exchange.inspected(inspection);
+            }
+        };
+        let claims_contact = match found {
+            Found::NotOurs => {
+                report(Inspection::NotOurs);
+                return Ok(());
+            }
+            Found::Uninspectable(reason) => {
+                report(Inspection::Uninspectable(reason));
+                // Who only observes refuses nothing.
+                if self.config.sanitize.uninspectable == OnUninspectable::Reject
+                    && self.config.sanitize.policy.mode == Mode::Enforce
+                {
+                    return Err(Error::Uninspectable(reason));
+                }
+                false
+            }
+            Found::Contact { contact, original, changed } => {
+                if changed {
+                    for digest in &DIGESTS {
+                        request.headers_mut().remove(digest);
+                    }
+                }
+                let claims_contact = contact.claims_contact;
+                report(Inspection::Contact {
+                    findings: contact.findings,
+                    edits: contact.edits,
+                    original,
+                });
+                claims_contact
+            }
+        };
+        request.extensions_mut().insert(Subject(Sent { update, claims_contact }));
+        Ok(())
+    }
+}
+
+/// The name under which the client knows the proxy: only a base URL puts it into ids.
+fn own_host(request: &Request<()>) -> Option<&str> {
+    request.headers().get(HOST)?.to_str().ok()
+}
+
+/// The `charset` of the Content-Type (RFC 9110 section 8.3.2).
+fn charset(headers: &HeaderMap) -> Option<&str> {
+    let value = headers.get(CONTENT_TYPE)?.to_str().ok()?;
+    let (_, charset) = value
+        .split(';')
+        .skip(1)
+        .filter_map(|parameter| parameter.split_once('='))
+        .find(|(name, _)| name.trim().eq_ignore_ascii_case("charset"))?;
+    Some(charset.trim().trim_matches('"'))
+}

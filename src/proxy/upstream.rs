@@ -1,0 +1,402 @@
+//! The API's side: a pooled client that verifies whom it speaks to, with a deadline for every wait.
+
+use std::error::Error as StdError;
+use std::future::Future;
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use http::{Method, Request, Response, StatusCode, Uri};
+use hyper::body::Incoming;
+use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder, MaybeHttpsStream};
+use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::client::legacy::connect::dns::{GaiResolver, Name};
+use hyper_util::client::legacy::{self, Client};
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use rustls::{ClientConfig, RootCertStore};
+use tokio::net::TcpStream;
+use tower::Service;
+
+use super::body::{Body, BodyError, Progress, Side, Streaming};
+use super::error::Error;
+use super::io::{History, Remembering};
+use super::retry::replica;
+use crate::config::{self, Config};
+
+/// The most connections kept open without a request on them.
+const MAX_IDLE: usize = 64;
+
+/// Sends requests to the API.
+#[derive(Clone)]
+pub(super) struct Upstream {
+    client: Client<Connector, Body>,
+    config: Arc<Config>,
+}
+
+/// Why the upstream side cannot be set up.
+#[derive(Debug, thiserror::Error)]
+pub enum SetupError {
+    /// `upstream.ca_file`
+    #[error("upstream.ca_file: {path}: {fault}; name a PEM file with the certificates to trust")]
+    CaFile {
+        /// The file as configured.
+        path: String,
+        /// What is wrong with it.
+        fault: String,
+    },
+    /// The TLS library refuses its own defaults.
+    #[error("cannot set up TLS: {0}")]
+    Tls(#[from] rustls::Error),
+}
+
+impl Upstream {
+    /// Prepares connections to `upstream.url`; none is opened yet.
+    ///
+    /// # Errors
+    /// If the certificate authorities cannot be loaded.
+    pub fn new(config: Arc<Config>) -> Result<Self, SetupError> {
+        let mut http = HttpConnector::new_with_resolver(Resolver(GaiResolver::new()));
+        http.enforce_http(false);
+        http.set_nodelay(true);
+        let https = HttpsConnectorBuilder::new()
+            .with_tls_config(tls(&config.upstream)?)
+            .https_or_http()
+            .enable_all_versions()
+            .wrap_connector(http);
+        let connector = Connector { https, timeout: config.upstream.connect_timeout };
+        let client = Client::builder(TokioExecutor::new())
+            .timer(TokioTimer::new())
+            .pool_timer(TokioTimer::new())
+            .pool_idle_timeout(config.upstream.keep_alive)
+            .pool_max_idle_per_host(MAX_IDLE)
+            .http1_preserve_header_case(true)
+            .build(connector);
+        Ok(Self { client, config })
+    }
+
+    async fn send(self, mut request: Request<Body>) -> Result<Response<Body>, Error> {
+        let spare = is_idempotent(request.method()).then(|| replica(&request)).flatten();
+        let progress = match request.body_mut() {
+            Body::Streaming(stream) => Some(stream.watch()),
+            _ => None,
+        };
+        let answer = match (self.attempt(request, progress).await, spare) {
+            // Never seen by the upstream, as every proxy deals with it: once more, on another
+            // connection.
+            (Err(Failed::Stale), Some(spare)) => self.attempt(spare, None).await,
+            (answer, _) => answer,
+        };
+        let incoming = answer.map_err(|failed| failed.into_error(&self.config.upstream))?;
+        let idle = self.config.limits.idle_timeout;
+        Ok(incoming.map(|body| Body::Streaming(Streaming::new(body, Side::Upstream, idle))))
+    }
+
+    /// One attempt, with `upstream.response_timeout` for the first byte of the answer. While a body
+    /// still streams up, the time counts from its last movement.
+    async fn attempt(
+        &self,
+        request: Request<Body>,
+        progress: Option<Progress>,
+    ) -> Result<Response<Incoming>, Failed> {
+        let limit = self.config.upstream.response_timeout;
+        let started = tokio::time::Instant::now();
+        let response = self.client.request(request);
+        tokio::pin!(response);
+        loop {
+            let last = progress.as_ref().map_or(started, Progress::last).max(started);
+            match tokio::time::timeout_at(last + limit, &mut response).await {
+                Ok(answer) => return answer.map_err(Failed::from),
+                Err(_) if progress.as_ref().is_some_and(|it| it.last() > last) => {}
+                Err(_) => return Err(Failed::Fault(Fault::ResponseTimeout, "no answer in time".into())),
+            }
+        }
+    }
+}
+
+impl Service<Request<Body>> for Upstream {
+    type Response = Response<Body>;
+    type Error = Error;
+    type Future = Pin<Box<dyn Future<Output = Result<Response<Body>, Error>> + Send>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Error>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: Request<Body>) -> Self::Future {
+        Box::pin(self.clone().send(request))
+    }
+}
+
+/// RFC 9110 section 9.2.2.
+fn is_idempotent(method: &Method) -> bool {
+    [Method::GET, Method::HEAD, Method::PUT, Method::DELETE, Method::OPTIONS].contains(method)
+}
+
+/// Why the upstream gave no answer: who is at fault, and in which phase.
+#[derive(Debug, thiserror::Error)]
+#[error("{host}: {}: {message}", .fault.phase())]
+pub(crate) struct UpstreamError {
+    /// The upstream's authority.
+    pub host: String,
+    pub fault: Fault,
+    /// The cause in the words of the library that met it. No content, no credentials.
+    pub message: String,
+}
+
+/// A class of faults, with its name, its status and its token in RFC 9209 section 2.3.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Fault {
+    ConnectTimeout,
+    Dns,
+    Refused,
+    Unreachable,
+    Certificate,
+    Tls,
+    ResponseTimeout,
+    Garbage,
+    Terminated,
+}
+
+impl Fault {
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::ConnectTimeout => "upstream-connect-timeout",
+            Self::Dns => "upstream-name-unresolved",
+            Self::Refused => "upstream-connection-refused",
+            Self::Unreachable => "upstream-unreachable",
+            Self::Certificate => "upstream-certificate-untrusted",
+            Self::Tls => "upstream-tls-failed",
+            Self::ResponseTimeout => "upstream-response-timeout",
+            Self::Garbage => "upstream-answer-malformed",
+            Self::Terminated => "upstream-connection-closed",
+        }
+    }
+
+    pub const fn phase(self) -> &'static str {
+        match self {
+            Self::Dns => "resolving the name",
+            Self::ConnectTimeout | Self::Refused | Self::Unreachable => "connecting",
+            Self::Certificate | Self::Tls => "TLS handshake",
+            Self::ResponseTimeout | Self::Garbage | Self::Terminated => "waiting for the answer",
+        }
+    }
+
+    pub const fn token(self) -> &'static str {
+        match self {
+            Self::ConnectTimeout => "connection_timeout",
+            Self::Dns => "dns_error",
+            Self::Refused => "connection_refused",
+            Self::Unreachable => "destination_ip_unroutable",
+            Self::Certificate => "tls_certificate_error",
+            Self::Tls => "tls_protocol_error",
+            Self::ResponseTimeout => "http_response_timeout",
+            Self::Garbage => "http_protocol_error",
+            Self::Terminated => "connection_terminated",
+        }
+    }
+
+    pub const fn status(self) -> StatusCode {
+        match self {
+            Self::ConnectTimeout | Self::ResponseTimeout => StatusCode::GATEWAY_TIMEOUT,
+            _ => StatusCode::BAD_GATEWAY,
+        }
+    }
+
+    /// What the operator can do.
+    pub const fn remedy(self) -> &'static str {
+        match self {
+            Self::Dns => "Check the host in upstream.url and the resolver of this machine.",
+            Self::Refused | Self::Unreachable | Self::ConnectTimeout => {
+                "Check that upstream.url is right and that this machine may reach it."
+            }
+            Self::Certificate => {
+                "Name the certificate authority in upstream.ca_file if it is a private one."
+            }
+            Self::Tls => "Check that upstream.url speaks TLS 1.2 or later on that port.",
+            Self::ResponseTimeout => {
+                "It may have been applied all the same: look before sending a create again."
+            }
+            Self::Garbage | Self::Terminated => {
+                "It may have been applied all the same: look before sending a create again."
+            }
+        }
+    }
+}
+
+/// How an attempt ended without an answer.
+enum Failed {
+    /// On a connection that the upstream had closed before.
+    Stale,
+    /// The client's body broke off, so the request had to.
+    RequestBody(BodyError),
+    Fault(Fault, String),
+}
+
+impl Failed {
+    fn into_error(self, upstream: &config::Upstream) -> Error {
+        let (fault, message) = match self {
+            Self::RequestBody(error) => return Error::RequestBody(error),
+            Self::Stale => (Fault::Terminated, "connection closed before any answer".to_owned()),
+            Self::Fault(fault, message) => (fault, message),
+        };
+        Error::Upstream(UpstreamError { host: upstream.authority.to_string(), fault, message })
+    }
+}
+
+impl From<legacy::Error> for Failed {
+    fn from(error: legacy::Error) -> Self {
+        let causes = || Causes(Some(&error));
+        if let Some(body) = causes().find_map(|cause| cause.downcast_ref::<BodyError>()) {
+            return Self::RequestBody(body.clone());
+        }
+        let mut extensions = http::Extensions::new();
+        if let Some(connected) = error.connect_info() {
+            connected.get_extras(&mut extensions);
+            let history = extensions.get::<History>();
+            if !connected.is_negotiated_h2() && history.is_some_and(History::was_stale) {
+                return Self::Stale;
+            }
+        }
+        let message = causes().last().map(ToString::to_string).unwrap_or_default();
+        Self::Fault(classify(&error, causes), message)
+    }
+}
+
+fn classify<'e>(error: &legacy::Error, causes: impl Fn() -> Causes<'e>) -> Fault {
+    if causes().any(|cause| cause.is::<ConnectTimeout>()) {
+        return Fault::ConnectTimeout;
+    }
+    if causes().any(|cause| cause.is::<Unresolved>()) {
+        return Fault::Dns;
+    }
+    if let Some(tls) = causes().find_map(|cause| cause.downcast_ref::<rustls::Error>()) {
+        return match tls {
+            rustls::Error::InvalidCertificate(_) | rustls::Error::NoCertificatesPresented => {
+                Fault::Certificate
+            }
+            _ => Fault::Tls,
+        };
+    }
+    if error.is_connect() {
+        return match causes().find_map(|cause| cause.downcast_ref::<io::Error>()).map(io::Error::kind) {
+            Some(io::ErrorKind::ConnectionRefused) => Fault::Refused,
+            Some(
+                io::ErrorKind::UnexpectedEof
+                | io::ErrorKind::ConnectionReset
+                | io::ErrorKind::InvalidData,
+            ) => Fault::Tls,
+            _ => Fault::Unreachable,
+        };
+    }
+    match causes().find_map(|cause| cause.downcast_ref::<hyper::Error>()) {
+        Some(error) if error.is_parse() => Fault::Garbage,
+        _ => Fault::Terminated,
+    }
+}
+
+/// An error and all that caused it. Looks into an [`io::Error`]'s own cause too.
+struct Causes<'e>(Option<&'e (dyn StdError + 'static)>);
+
+impl<'e> Iterator for Causes<'e> {
+    type Item = &'e (dyn StdError + 'static);
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let cause = self.0?;
+        self.0 = match cause.downcast_ref::<io::Error>().and_then(io::Error::get_ref) {
+            Some(inner) => Some(inner),
+            None => cause.source(),
+        };
+        Some(cause)
+    }
+}
+
+/// Opens connections, TLS included, within a deadline.
+#[derive(Clone)]
+struct Connector {
+    https: HttpsConnector<HttpConnector<Resolver>>,
+    timeout: Duration,
+}
+
+/// Adapters on both sides, since only tokio's traits tell how much was read.
+type Io = TokioIo<Remembering<TokioIo<MaybeHttpsStream<TokioIo<TcpStream>>>>>;
+
+#[derive(Debug, thiserror::Error)]
+#[error("no connection within {}", humantime::format_duration(*.0))]
+struct ConnectTimeout(Duration);
+
+impl Service<Uri> for Connector {
+    type Response = Io;
+    type Error = Box<dyn StdError + Send + Sync>;
+    type Future = Pin<Box<dyn Future<Output = Result<Io, Self::Error>> + Send>>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
+        self.https.poll_ready(cx)
+    }
+
+    fn call(&mut self, uri: Uri) -> Self::Future {
+        let connecting = self.https.call(uri);
+        let limit = self.timeout;
+        Box::pin(async move {
+            match tokio::time::timeout(limit, connecting).await {
+                Ok(stream) => Ok(TokioIo::new(Remembering::new(TokioIo::new(stream?)))),
+                Err(_) => Err(ConnectTimeout(limit).into()),
+            }
+        })
+    }
+}
+
+/// The system's resolver, with an error of its own that can be told from a refused connection.
+#[derive(Clone)]
+struct Resolver(GaiResolver);
+
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+struct Unresolved(io::Error);
+
+impl Service<Name> for Resolver {
+    type Response = <GaiResolver as Service<Name>>::Response;
+    type Error = Unresolved;
+    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Unresolved>> + Send>>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Unresolved>> {
+        self.0.poll_ready(cx).map_err(Unresolved)
+    }
+
+    fn call(&mut self, name: Name) -> Self::Future {
+        let resolving = self.0.call(name);
+        Box::pin(async move { resolving.await.map_err(Unresolved) })
+    }
+}
+
+/// Whom to trust: `upstream.ca_file` alone if given, else the system's roots, else Mozilla's.
+fn tls(upstream: &config::Upstream) -> Result<ClientConfig, SetupError> {
+    let mut roots = RootCertStore::empty();
+    if let Some(path) = &upstream.ca_file {
+        use rustls::pki_types::CertificateDer;
+        use rustls::pki_types::pem::PemObject;
+
+        let fault = |fault: String| SetupError::CaFile { path: path.display().to_string(), fault };
+        let certificates =
+            CertificateDer::pem_file_iter(path).map_err(|error| fault(error.to_string()))?;
+        for certificate in certificates {
+            let certificate = certificate.map_err(|error| fault(error.to_string()))?;
+            roots.add(certificate).map_err(|error| fault(error.to_string()))?;
+        }
+        if roots.is_empty() {
+            return Err(fault("holds no certificate".into()));
+        }
+    } else {
+        roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+        if roots.is_empty() {
+            tracing::warn!("no certificate authorities on this system: trusting the bundled Mozilla roots");
+            roots.extend(webpki_roots::TLS_SERVER_ROOTS.iter().cloned());
+        }
+    }
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    Ok(ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()?
+        .with_root_certificates(roots)
+        .with_no_client_auth())
+}
