@@ -5,3 +5,4 @@ pub mod config;
 pub mod contact;
 pub mod observe;
 pub mod proxy;
+pub mod simulator;

@@ -3,6 +3,7 @@
 mod check;
 mod sanitize;
 mod serve;
+mod simulate;
 
 use std::io::{self, Write};
 use std::path::PathBuf;
@@ -29,6 +30,8 @@ enum Command {
     Sanitize(sanitize::Sanitize),
     /// Validate the configuration and print it resolved
     Check(check::Check),
+    /// Run a simulated v1 API, for integration tests of one's own
+    Simulate(simulate::Simulate),
     /// Print a completion script for a shell
     Completions {
         /// The shell to complete for
@@ -91,6 +94,7 @@ pub fn run() -> ExitCode {
         Command::Serve(serve) => serve.run(),
         Command::Sanitize(sanitize) => sanitize.run(),
         Command::Check(check) => check.run(),
+        Command::Simulate(simulate) => simulate.run(),
         Command::Completions { shell } => completions(shell),
     };
     match done {

@@ -173,19 +173,18 @@ impl Line {
     fn of(finding: &Finding, body: &[u8]) -> Self {
         let before = &body[..finding.at];
         let line_start = memchr::memrchr(b'\n', before).map_or(0, |newline| newline + 1);
-        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        let lossy = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
         let was = match &finding.was {
             Was::Empty => String::new(),
             Was::Known(source) => source.to_string(),
             Was::Several => "different values".to_owned(),
-            Was::Other(other) => other.to_string(),
-            Was::OwnOrigin => "the proxy's own origin".to_owned(),
+            Was::Other(text) | Was::OwnOrigin(text) => text.to_string(),
         };
         Self {
             kind: finding.kind,
             line: memchr::memchr_iter(b'\n', before).count() + 1,
-            column: text(&body[line_start..finding.at]).chars().count() + 1,
-            list_id: finding.list_id.clone().map(|id| text(&body[id])),
+            column: lossy(&body[line_start..finding.at]).chars().count() + 1,
+            list_id: finding.list_id.clone().map(|id| lossy(&body[id])),
             now: match finding.now {
                 Written::Nothing => was.clone(),
                 written => written.to_string(),

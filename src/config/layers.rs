@@ -234,7 +234,9 @@ fn unknown(path: &[&str]) -> String {
     let path = path.join(".");
     let mut known: Vec<String> = Vec::new();
     for (section, keys) in &schema() {
-        known.push(section.clone());
+        if !path.contains('.') {
+            known.push(section.clone());
+        }
         known.extend(keys.as_table().into_iter().flatten().map(|(key, _)| format!("{section}.{key}")));
     }
     // A key without its section is as good a try as one with a letter wrong.

@@ -83,6 +83,8 @@ pub(super) struct OwnId {
     pub list: Option<usize>,
     /// The raw bytes of the origin: scheme and authority.
     pub origin: Range<usize>,
+    /// The same as text.
+    pub written: Box<str>,
     bridge: Bridge,
 }
 
@@ -428,7 +430,8 @@ impl<'t> Walk<'t> {
         let Some(length) = own_origin(&value.text, host) else { return };
         if let Some((origin, bridge)) = value.head(raw, content.start, length) {
             let origin = self.in_body(origin);
-            self.found.own_ids.push(OwnId { list: open.list, origin, bridge });
+            let written = String::from_utf8_lossy(&value.text[..length]).into();
+            self.found.own_ids.push(OwnId { list: open.list, origin, written, bridge });
         }
     }
 

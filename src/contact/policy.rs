@@ -187,7 +187,7 @@ pub enum Was {
     /// Some other value.
     Other(Box<str>),
     /// The proxy's own origin.
-    OwnOrigin,
+    OwnOrigin(Box<str>),
 }
 
 impl fmt::Debug for Was {
@@ -198,7 +198,7 @@ impl fmt::Debug for Was {
             Self::Known(source) => write!(f, "Known({source})"),
             Self::Several => f.write_str("Several"),
             Self::Other(_) => f.write_str("Other(..)"),
-            Self::OwnOrigin => f.write_str("OwnOrigin"),
+            Self::OwnOrigin(_) => f.write_str("OwnOrigin(..)"),
         }
     }
 }
@@ -248,7 +248,7 @@ pub(super) fn plan(document: &Document, update: bool, policy: &Policy) -> Plan {
             kind: Kind::OwnOrigin,
             list_id: id.list.and_then(|list| document.lists[list].id.clone()),
             at: id.origin.start,
-            was: Was::OwnOrigin,
+            was: Was::OwnOrigin(id.written.clone()),
             now: if restore { Written::ApiOrigin } else { Written::Nothing },
         });
         if restore {

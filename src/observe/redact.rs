@@ -66,7 +66,9 @@ impl fmt::Display for Value<'_> {
             Was::Empty => "",
             Was::Known(source) => source.as_str(),
             Was::Several => "(several)",
-            Was::OwnOrigin => "(the proxy's own origin)",
+            // A host, once more: it was held against the request's own.
+            Was::OwnOrigin(origin) if is_made_of(origin, ":/.-_[]") => origin,
+            Was::OwnOrigin(_) => "(own origin)",
             Was::Other(text) if text.starts_with("ACTION_BY_") && is_made_of(text, "_") => text,
             Was::Other(_) => "(unknown)",
         })

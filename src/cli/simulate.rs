@@ -1,0 +1,61 @@
+//! `optin-proxy simulate`
+
+use std::io::{self, Write};
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use clap::Args;
+use tokio_util::sync::CancellationToken;
+
+use super::Failure;
+use super::serve::Signals;
+use crate::simulator::{ACCOUNT, CREDENTIALS, Options, Simulator};
+
+#[derive(Debug, Args)]
+pub(super) struct Simulate {
+    /// Address to listen on; port 0 takes any that is free
+    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:8081")]
+    listen: String,
+    /// How often an update of a Do-Not-Mail contact by the contact is refused as if by the owner
+    #[arg(long, value_name = "PROBABILITY", default_value_t = 0.0, value_parser = probability)]
+    flake_rate: f64,
+    /// Same seed and same requests, same answers
+    #[arg(long, default_value_t = Options::default().seed)]
+    seed: u64,
+}
+
+fn probability(text: &str) -> Result<f64, String> {
+    text.parse()
+        .ok()
+        .filter(|rate| (0.0..=1.0).contains(rate))
+        .ok_or_else(|| "must be a number from 0 to 1".to_owned())
+}
+
+impl Simulate {
+    pub fn run(self) -> Result<(), Failure> {
+        super::runtime()?.block_on(async {
+            let mut signals = Signals::listen()?;
+            let options =
+                Options { flake_rate: self.flake_rate, seed: self.seed, ..Options::default() };
+            let simulator = Simulator::bind(&self.listen, options).await.map_err(|error| {
+                let listen = &self.listen;
+                Failure::Failed(format!("cannot listen on {listen}: {error}; choose another with --listen"))
+            })?;
+            let address = simulator.address();
+            let mut stdout = io::stdout().lock();
+            writeln!(stdout, "listening on {address}")?;
+            writeln!(stdout, "account {ACCOUNT}: http://{address}/ws/customers/{ACCOUNT}/contacts")?;
+            writeln!(stdout, "credentials {CREDENTIALS}")?;
+            writeln!(stdout, "Authorization: Basic {}", STANDARD.encode(CREDENTIALS))?;
+            stdout.flush()?;
+            drop(stdout);
+            let stop = CancellationToken::new();
+            let serving = tokio::spawn(simulator.run(stop.clone()));
+            signals.next().await;
+            stop.cancel();
+            // Ended by its token; a panic in it was reported already.
+            let _ = serving.await;
+            Ok(())
+        })
+    }
+}

@@ -1,0 +1,461 @@
+//! What the simulated account holds, and the rules by which it changes.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+
+use bytes::Bytes;
+
+use super::xml::{self, Element, escape};
+use super::{ACCOUNT, Options};
+use crate::contact::{ID_ORIGIN, NAMESPACE, Source};
+
+/// Entries on a page of a feed (documented).
+const PAGE: usize = 50;
+
+/// The account's number in the thread's error message (observed; what the numbers mean is inferred).
+const ACCOUNT_NUMBER: u64 = 123_456;
+
+/// The simulated account.
+pub struct State {
+    options: Options,
+    contacts: BTreeMap<u64, Contact>,
+    lists: BTreeMap<u64, String>,
+    /// Campaigns and bulk activities are kept as they came: nothing here acts on them.
+    stored: BTreeMap<(Collection, u64), Bytes>,
+    next_id: u64,
+    /// Counts changes: the simulator's clock, in seconds.
+    clock: u64,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Collection {
+    Activities,
+    Campaigns,
+}
+
+impl Collection {
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Activities => "activities",
+            Self::Campaigns => "campaigns",
+        }
+    }
+}
+
+struct Contact {
+    email: String,
+    status: Status,
+    /// Simple elements of the contact other than those with a meaning here, in their order.
+    fields: Vec<(String, String)>,
+    source: Source,
+    lists: Vec<Membership>,
+    updated: u64,
+    /// How many PUTs it got: the draw of each depends on this and the seed alone.
+    updates: u64,
+    last_update: Option<Bytes>,
+}
+
+#[derive(Clone)]
+struct Membership {
+    list: u64,
+    source: Source,
+    since: u64,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Status {
+    Active,
+    DoNotMail,
+    Removed,
+}
+
+impl Status {
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Active => "Active",
+            Self::DoNotMail => "Do Not Mail",
+            Self::Removed => "Removed",
+        }
+    }
+}
+
+/// Why a request is refused.
+#[derive(Debug)]
+pub(super) enum Refusal {
+    BadRequest(String),
+    NotFound,
+    Conflict(String),
+    /// API-V1: an unknown address in `?email=` is answered with 500 (observed).
+    UnknownAddress,
+}
+
+impl State {
+    pub(super) fn new(options: Options) -> Self {
+        let mut state = Self {
+            options,
+            contacts: BTreeMap::new(),
+            lists: [(1, "General Interest"), (2, "Newsletter"), (3, "Offers")]
+                .map(|(id, name)| (id, name.to_owned()))
+                .into(),
+            stored: BTreeMap::new(),
+            next_id: options.contacts + 1,
+            clock: 0,
+        };
+        for id in 1..=options.contacts {
+            let status = if id % 3 == 0 { Status::Active } else { Status::DoNotMail };
+            let membership = |list| Membership { list, source: Source::Customer, since: 0 };
+            let contact = Contact {
+                email: format!("contact{id}@example.com"),
+                status,
+                fields: vec![("FirstName".into(), format!("Contact {id}"))],
+                source: Source::Customer,
+                // A Do-Not-Mail contact still shows its lists in the documentation's example.
+                lists: vec![membership(1), membership(2)],
+                updated: 0,
+                updates: 0,
+                last_update: None,
+            };
+            state.contacts.insert(id, contact);
+        }
+        state
+    }
+
+    pub(super) fn last_update(&self, contact: u64) -> Option<Bytes> {
+        self.contacts.get(&contact)?.last_update.clone()
+    }
+
+    pub(super) fn status(&self, contact: u64) -> Option<&'static str> {
+        self.contacts.get(&contact).map(|contact| contact.status.as_str())
+    }
+
+    /// `POST /contacts`: 201 with the entry, 409 for an address ever known (documented).
+    pub(super) fn create(&mut self, body: &Bytes) -> Result<(u64, String), Refusal> {
+        let sent = Sent::read(body)?;
+        // Contact-level OptInSource is required on a create (documented).
+        let source = sent.declared.ok_or_else(|| {
+            Refusal::BadRequest("Error 400: OptInSource is required for a new contact".into())
+        })?;
+        if sent.email.is_empty() {
+            return Err(Refusal::BadRequest("Error 400: EmailAddress is required".into()));
+        }
+        if self.by_address(&sent.email).is_some() {
+            // The wording is assumed.
+            let message = "Error 409: Email address already exists. Use PUT to update it.";
+            return Err(Refusal::Conflict(message.into()));
+        }
+        let lists = self.memberships(&sent, None)?;
+        let id = self.next_id;
+        self.next_id += 1;
+        self.clock += 1;
+        let status = if lists.is_empty() { Status::Removed } else { Status::Active };
+        let contact = Contact {
+            email: sent.email,
+            status,
+            fields: sent.fields,
+            source,
+            lists,
+            updated: self.clock,
+            updates: 0,
+            last_update: None,
+        };
+        self.contacts.insert(id, contact);
+        self.detail(id).map(|entry| (id, entry))
+    }
+
+    /// `PUT /contacts/{id}`: 204; exactly the lists in the body survive (documented).
+    pub(super) fn update(&mut self, id: u64, body: &Bytes) -> Result<(), Refusal> {
+        let contact = self.contacts.get_mut(&id).ok_or(Refusal::NotFound)?;
+        contact.last_update = Some(body.clone());
+        contact.updates += 1;
+        let (updates, status) = (contact.updates, contact.status);
+        let sent = Sent::read(body)?;
+        let lists = self.memberships(&sent, self.contacts.get(&id))?;
+        let mut dice = self.dice(id, updates);
+        // ASSUMED, our hypothesis for "randomly": the server evaluates one of all the values in the
+        // body, wherever it stands. With none, the owner acts (inferred from the owner's being the
+        // default everywhere else).
+        let actor = match sent.sources.as_slice() {
+            [] => Source::Customer,
+            sources => sources[dice.usize(..sources.len())],
+        };
+        let removal = lists.is_empty();
+        match (status, actor) {
+            // Do Not Mail -> Active: refused to the owner (documented); the text is the one attested.
+            (Status::DoNotMail, Source::Customer) if !removal => return Err(transition_refused(id)),
+            // Refused although the contact acts, and allowed on another try (observed, once): the
+            // user's own report, whose lists are bare, so that nothing in the body explains it.
+            (Status::DoNotMail, Source::Contact) if !removal && dice.f64() < self.options.flake_rate => {
+                return Err(transition_refused(id));
+            }
+            // Active -> Removed: refused to the contact (documented by staff; the wording is assumed).
+            (Status::Active, Source::Contact) if removal => {
+                let message = "Error 400: Update failed: a contact cannot be removed from all lists \
+                               with ACTION_BY_CONTACT";
+                return Err(Refusal::BadRequest(message.into()));
+            }
+            _ => {}
+        }
+        self.clock += 1;
+        let clock = self.clock;
+        let contact = self.contacts.get_mut(&id).ok_or(Refusal::NotFound)?;
+        // `Status` in a request is ignored: it follows list membership (documented by staff).
+        contact.status = match (removal, status) {
+            (false, _) => Status::Active,
+            (true, Status::DoNotMail) => Status::DoNotMail,
+            (true, _) => Status::Removed,
+        };
+        contact.lists = lists;
+        contact.fields = sent.fields;
+        contact.source = sent.declared.unwrap_or(contact.source);
+        contact.updated = clock;
+        if !sent.email.is_empty() {
+            contact.email = sent.email;
+        }
+        Ok(())
+    }
+
+    /// `DELETE /contacts/{id}` = Do Not Mail: 204 (documented).
+    pub(super) fn do_not_mail(&mut self, id: u64) -> Result<(), Refusal> {
+        self.clock += 1;
+        let contact = self.contacts.get_mut(&id).ok_or(Refusal::NotFound)?;
+        contact.status = Status::DoNotMail;
+        contact.updated = self.clock;
+        Ok(())
+    }
+
+    /// A detail GET: list-level sources only (observed).
+    pub(super) fn detail(&self, id: u64) -> Result<String, Refusal> {
+        let contact = self.contacts.get(&id).ok_or(Refusal::NotFound)?;
+        let mut lists = String::new();
+        for Membership { list, source, since } in &contact.lists {
+            let _ = write!(
+                lists,
+                "\n        <ContactList id=\"{ID_ORIGIN}{path}\">\
+                 \n          <link xmlns=\"http://www.w3.org/2005/Atom\" href=\"{path}\" rel=\"self\"/>\
+                 \n          <OptInSource>{source}</OptInSource>\
+                 \n          <OptInTime>{time}</OptInTime>\
+                 \n        </ContactList>",
+                path = path("lists", *list),
+                time = time(*since),
+            );
+        }
+        let lists = format!("\n      <ContactLists>{lists}\n      </ContactLists>");
+        Ok(format!(
+            "<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n{}",
+            entry(id, contact, &lists, "<entry xmlns=\"http://www.w3.org/2005/Atom\">")
+        ))
+    }
+
+    /// A page of contacts: contact-level sources only (observed), 50 a page, and a relative link to
+    /// the next (documented).
+    pub(super) fn feed(&self, from: u64, address: Option<&str>) -> Result<String, Refusal> {
+        let found: Vec<_> = match address {
+            Some(address) => {
+                let id = self.by_address(address).ok_or(Refusal::UnknownAddress)?;
+                self.contacts.range(id..=id).collect()
+            }
+            None => self.contacts.range(from..).take(PAGE + 1).collect(),
+        };
+        let mut feed = String::from(
+            "<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n<feed xmlns=\"http://www.w3.org/2005/Atom\">\n",
+        );
+        let _ = writeln!(feed, "  <id>{ID_ORIGIN}{}</id>", path_of("contacts"));
+        if let Some((next, _)) = found.get(PAGE) {
+            let _ = writeln!(feed, "  <link href=\"{}?next={next}\" rel=\"next\"/>", path_of("contacts"));
+        }
+        for (id, contact) in found.iter().take(PAGE) {
+            let source = format!("\n      <OptInSource>{}</OptInSource>", contact.source);
+            feed.push_str(&entry(**id, contact, &source, "<entry>"));
+        }
+        feed.push_str("</feed>\n");
+        Ok(feed)
+    }
+
+    /// `GET /lists` and `GET /lists/{id}`.
+    pub(super) fn lists(&self, id: Option<u64>) -> Result<String, Refusal> {
+        let entry = |id: u64, name: &str, start: &str| {
+            format!(
+                "{start}\n  <id>{ID_ORIGIN}{path}</id>\n  <title type=\"text\">{name}</title>\
+                 \n  <content type=\"application/vnd.ctct+xml\">\
+                 \n    <ContactList xmlns=\"{NAMESPACE}\" id=\"{ID_ORIGIN}{path}\"><Name>{name}</Name></ContactList>\
+                 \n  </content>\n</entry>\n",
+                path = path("lists", id),
+                name = escape(name),
+            )
+        };
+        let alone = "<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n<entry xmlns=\"http://www.w3.org/2005/Atom\">";
+        if let Some(id) = id {
+            let name = self.lists.get(&id).ok_or(Refusal::NotFound)?;
+            return Ok(entry(id, name, alone));
+        }
+        let entries: String =
+            self.lists.iter().map(|(id, name)| entry(*id, name, "<entry>")).collect();
+        Ok(format!(
+            "<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n<feed xmlns=\"http://www.w3.org/2005/Atom\">\n{entries}</feed>\n"
+        ))
+    }
+
+    /// `POST /lists`
+    pub(super) fn create_list(&mut self, body: &Bytes) -> Result<(u64, String), Refusal> {
+        let document = xml::parse(body).ok_or_else(malformed)?;
+        let list = document.find(NAMESPACE, "ContactList").ok_or_else(|| {
+            Refusal::BadRequest("Error 400: there is no ContactList in the entry".into())
+        })?;
+        let name = list.child("Name").map(|name| name.text.trim().to_owned()).unwrap_or_default();
+        let id = self.lists.keys().next_back().map_or(1, |last| last + 1);
+        self.lists.insert(id, name);
+        Ok((id, self.lists(Some(id))?))
+    }
+
+    /// Takes a bulk activity or a campaign in, to be read back as it is.
+    pub(super) fn store(&mut self, collection: Collection, id: Option<u64>, body: Bytes) -> Result<u64, Refusal> {
+        let id = match id {
+            Some(id) if self.stored.contains_key(&(collection, id)) => id,
+            Some(_) => return Err(Refusal::NotFound),
+            None => {
+                self.next_id += 1;
+                self.next_id - 1
+            }
+        };
+        self.stored.insert((collection, id), body);
+        Ok(id)
+    }
+
+    pub(super) fn stored(&self, collection: Collection, id: u64) -> Result<Bytes, Refusal> {
+        self.stored.get(&(collection, id)).cloned().ok_or(Refusal::NotFound)
+    }
+
+    fn by_address(&self, address: &str) -> Option<u64> {
+        let same = |contact: &Contact| contact.email.eq_ignore_ascii_case(address.trim());
+        self.contacts.iter().find(|(_, contact)| same(contact)).map(|(id, _)| *id)
+    }
+
+    /// The lists of a body. A list that says nothing of its own takes the contact's source (assumed).
+    fn memberships(&self, sent: &Sent, before: Option<&Contact>) -> Result<Vec<Membership>, Refusal> {
+        sent.lists
+            .iter()
+            .map(|(id, source)| {
+                let list = id.trim_end_matches('/').rsplit('/').next().unwrap_or(id);
+                let list = list.parse().ok().filter(|list| self.lists.contains_key(list));
+                let list = list.ok_or_else(|| {
+                    Refusal::BadRequest("Error 400: there is no such list in this account".into())
+                })?;
+                let known = before
+                    .and_then(|contact| contact.lists.iter().find(|member| member.list == list));
+                let source = source.or(sent.declared).unwrap_or(Source::Customer);
+                let since = known.map_or(self.clock + 1, |member| member.since);
+                Ok(Membership { list, source, since })
+            })
+            .collect()
+    }
+
+    /// Randomness that depends on nothing but the seed, the contact and how often it was updated, so
+    /// that other clients' requests in between change nothing.
+    fn dice(&self, contact: u64, update: u64) -> fastrand::Rng {
+        let mut mixed = fastrand::Rng::with_seed(self.options.seed);
+        let seed = mixed.u64(..) ^ contact.wrapping_mul(0x9E37_79B9_7F4A_7C15) ^ update << 48;
+        let mut dice = fastrand::Rng::with_seed(seed);
+        // The first numbers of neighbouring seeds resemble each other.
+        dice.u64(..);
+        dice.u64(..);
+        dice
+    }
+}
+
+/// What a contact entry says.
+struct Sent {
+    email: String,
+    declared: Option<Source>,
+    /// Every known value in the body, contact level first.
+    sources: Vec<Source>,
+    /// Id and own source of each list.
+    lists: Vec<(String, Option<Source>)>,
+    fields: Vec<(String, String)>,
+}
+
+impl Sent {
+    fn read(body: &Bytes) -> Result<Self, Refusal> {
+        let document = xml::parse(body).ok_or_else(malformed)?;
+        let contact = document.find(NAMESPACE, "Contact").ok_or_else(|| {
+            Refusal::BadRequest("Error 400: there is no Contact in the entry".into())
+        })?;
+        let source = |element: &Element| match element.text.trim() {
+            "ACTION_BY_CONTACT" => Some(Source::Contact),
+            "ACTION_BY_CUSTOMER" => Some(Source::Customer),
+            _ => None,
+        };
+        let declared: Vec<Source> = contact.children("OptInSource").filter_map(source).collect();
+        let lists: Vec<(String, Option<Source>)> = contact
+            .children("ContactLists")
+            .flat_map(|lists| lists.children("ContactList"))
+            .map(|list| (list.id.clone(), list.children("OptInSource").find_map(source)))
+            .collect();
+        let listed = lists.iter().filter_map(|(_, source)| *source);
+        let special = ["EmailAddress", "OptInSource", "ContactLists", "Status", "OptInTime", "InsertTime", "LastUpdateTime"];
+        Ok(Self {
+            email: contact.child("EmailAddress").map(|it| it.text.trim().to_owned()).unwrap_or_default(),
+            declared: declared.first().copied(),
+            sources: declared.iter().copied().chain(listed).collect(),
+            fields: contact
+                .children
+                .iter()
+                .filter(|child| child.children.is_empty() && !special.contains(&child.name.as_str()))
+                .map(|child| (child.name.clone(), child.text.clone()))
+                .collect(),
+            lists,
+        })
+    }
+}
+
+fn malformed() -> Refusal {
+    Refusal::BadRequest("Error 400: the entry is not well-formed XML".into())
+}
+
+/// The one message that is attested, word for word.
+fn transition_refused(contact: u64) -> Refusal {
+    Refusal::BadRequest(format!(
+        "Error 400: Update failed: Existing person {ACCOUNT_NUMBER}:{contact} has an invalid state: \
+         Status transition from O to S is not allowed when action by owner and confirm opt in is off"
+    ))
+}
+
+pub(super) fn path_of(collection: &str) -> String {
+    format!("/ws/customers/{ACCOUNT}/{collection}")
+}
+
+pub(super) fn path(collection: &str, id: u64) -> String {
+    format!("/ws/customers/{ACCOUNT}/{collection}/{id}")
+}
+
+/// The simulator's clock, as the API writes times.
+fn time(second: u64) -> String {
+    let (hour, minute) = (second / 3600 % 24, second / 60 % 60);
+    format!("2010-03-01T{hour:02}:{minute:02}:{:02}.096Z", second % 60)
+}
+
+fn entry(id: u64, contact: &Contact, sources: &str, start: &str) -> String {
+    let path = path("contacts", id);
+    let email = escape(&contact.email);
+    let fields: String = contact
+        .fields
+        .iter()
+        .map(|(name, text)| format!("\n      <{name}>{}</{name}>", escape(text)))
+        .collect();
+    format!(
+        "{start}\
+         \n  <link href=\"{path}\" rel=\"edit\"/>\
+         \n  <id>{ID_ORIGIN}{path}</id>\
+         \n  <title type=\"text\">Contact: {email}</title>\
+         \n  <updated>{updated}</updated>\
+         \n  <author><name>Constant Contact</name></author>\
+         \n  <content type=\"application/vnd.ctct+xml\">\
+         \n    <Contact xmlns=\"{NAMESPACE}\" id=\"{ID_ORIGIN}{path}\">\
+         \n      <Status>{status}</Status>\
+         \n      <EmailAddress>{email}</EmailAddress>{fields}{sources}\
+         \n    </Contact>\
+         \n  </content>\
+         \n</entry>\n",
+        updated = time(contact.updated),
+        status = contact.status.as_str(),
+    )
+}

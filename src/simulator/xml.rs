@@ -1,0 +1,95 @@
+//! Just enough XML for a server: a tree out of a body, independent of the proxy's own reading of it.
+
+use quick_xml::NsReader;
+use quick_xml::events::{BytesStart, Event};
+use quick_xml::name::ResolveResult;
+
+/// The deepest nesting that the simulator reads.
+const MAX_DEPTH: usize = 100;
+
+/// An element in a namespace.
+#[derive(Debug, Default)]
+pub(super) struct Element {
+    pub namespace: String,
+    pub name: String,
+    pub id: String,
+    pub text: String,
+    pub children: Vec<Element>,
+}
+
+impl Element {
+    pub fn children<'e>(&'e self, name: &'e str) -> impl Iterator<Item = &'e Element> {
+        self.children.iter().filter(move |child| child.name == name)
+    }
+
+    pub fn child<'e>(&'e self, name: &'e str) -> Option<&'e Element> {
+        self.children(name).next()
+    }
+
+    /// The first element of that name, this one included, in the order of the document.
+    pub fn find(&self, namespace: &str, name: &str) -> Option<&Element> {
+        if self.name == name && self.namespace == namespace {
+            return Some(self);
+        }
+        self.children.iter().find_map(|child| child.find(namespace, name))
+    }
+}
+
+/// The root element of a document. `None` if it is not well-formed, as far as the reader can tell.
+pub(super) fn parse(body: &[u8]) -> Option<Element> {
+    let text = String::from_utf8_lossy(body);
+    let mut reader = NsReader::from_str(text.trim_start_matches('\u{FEFF}'));
+    let mut open = vec![Element::default()];
+    loop {
+        let (resolved, event) = reader.read_resolved_event().ok()?;
+        let namespace = match resolved {
+            ResolveResult::Bound(namespace) => namespace.as_ref().to_owned(),
+            _ => String::new(),
+        };
+        match event {
+            Event::Start(tag) => {
+                if open.len() > MAX_DEPTH {
+                    return None;
+                }
+                open.push(element(namespace, &tag)?);
+            }
+            Event::Empty(tag) => {
+                let element = element(namespace, &tag)?;
+                open.last_mut()?.children.push(element);
+            }
+            Event::End(_) => {
+                let element = open.pop()?;
+                open.last_mut()?.children.push(element);
+            }
+            Event::Text(text) => open.last_mut()?.text.push_str(&text),
+            Event::CData(text) => open.last_mut()?.text.push_str(&text),
+            Event::GeneralRef(name) => {
+                let reference = format!("&{};", &*name);
+                let resolved = quick_xml::escape::unescape(&reference).ok()?;
+                open.last_mut()?.text.push_str(&resolved);
+            }
+            Event::DocType(_) => return None,
+            Event::Eof => break,
+            _ => {}
+        }
+    }
+    let mut document = open.pop()?;
+    (open.is_empty() && document.children.len() == 1).then(|| document.children.remove(0))
+}
+
+fn element(namespace: String, tag: &BytesStart<'_>) -> Option<Element> {
+    let mut element = Element { namespace, name: tag.local_name().as_ref().to_owned(), ..Element::default() };
+    for attribute in tag.attributes() {
+        let attribute = attribute.ok()?;
+        let value = quick_xml::escape::unescape(&attribute.value).ok()?;
+        if attribute.key.as_ref() == "id" {
+            element.id = value.into_owned();
+        }
+    }
+    Some(element)
+}
+
+/// Text as it may stand in an element or attribute.
+pub(super) fn escape(text: &str) -> std::borrow::Cow<'_, str> {
+    quick_xml::escape::escape(text)
+}
