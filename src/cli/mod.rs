@@ -1,6 +1,7 @@
 //! The commands: one file each.
 
 mod check;
+mod demo;
 mod sanitize;
 mod serve;
 mod simulate;
@@ -30,6 +31,8 @@ enum Command {
     Sanitize(sanitize::Sanitize),
     /// Validate the configuration and print it resolved
     Check(check::Check),
+    /// See it work: the same updates straight to a simulated API and through the proxy
+    Demo(demo::Demo),
     /// Run a simulated v1 API, for integration tests of one's own
     Simulate(simulate::Simulate),
     /// Print a completion script for a shell
@@ -53,7 +56,19 @@ pub(crate) struct ConfigArgs {
 impl ConfigArgs {
     /// The configuration, with what the command's own flags set: pairs of flag and assignment.
     fn load(&self, flags: &[(&'static str, String)]) -> Result<Config, ConfigError> {
+        self.load_over(&[], flags)
+    }
+
+    /// The same, over defaults of the command's own.
+    fn load_over(
+        &self,
+        defaults: &[(&'static str, String)],
+        flags: &[(&'static str, String)],
+    ) -> Result<Config, ConfigError> {
         let mut layers = Layers::default();
+        for (flag, assignment) in defaults {
+            layers.set(flag, assignment);
+        }
         if let Some(path) = &self.config {
             layers.file(path);
         }
@@ -94,6 +109,7 @@ pub fn run() -> ExitCode {
         Command::Serve(serve) => serve.run(),
         Command::Sanitize(sanitize) => sanitize.run(),
         Command::Check(check) => check.run(),
+        Command::Demo(demo) => demo.run(),
         Command::Simulate(simulate) => simulate.run(),
         Command::Completions { shell } => completions(shell),
     };

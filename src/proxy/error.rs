@@ -1,12 +1,10 @@
 //! What can go wrong with a request, and the only place where an error becomes a response.
 
-use std::fmt;
-
 use bytes::Bytes;
-use http::header::{ALLOW, CONNECTION, CONTENT_TYPE};
+use http::header::{ALLOW, CONTENT_TYPE};
 use http::{HeaderName, HeaderValue, Response, StatusCode};
 
-use super::body::{Body, BodyError, Side};
+use super::body::{Body, BodyError};
 use super::upstream::UpstreamError;
 use crate::contact::Uninspectable;
 
@@ -143,7 +141,7 @@ fn remedy(reason: Uninspectable) -> &'static str {
 }
 
 impl Problem {
-    pub fn into_response(self, fault_of: Option<Side>) -> Response<Body> {
+    pub fn into_response(self) -> Response<Body> {
         let json = serde_json::json!({
             "type": format!("urn:optin-proxy:problem:{}", self.name),
             "title": self.title,
@@ -160,16 +158,6 @@ impl Problem {
             let allowed = "GET, HEAD, POST, PUT, DELETE, OPTIONS";
             headers.insert(ALLOW, HeaderValue::from_static(allowed));
         }
-        // What is left of a broken or unread body must not be taken for the next request.
-        if fault_of == Some(Side::Downstream) {
-            headers.insert(CONNECTION, HeaderValue::from_static("close"));
-        }
         response
-    }
-}
-
-impl fmt::Debug for Problem {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.name)
     }
 }

@@ -12,7 +12,7 @@ use http_body::{Body as _, Frame, SizeHint};
 use hyper::body::Incoming;
 use tower::{Service, ServiceBuilder};
 
-use super::body::{Body, BodyError, Side};
+use super::body::{Body, BodyError};
 use super::error::Error;
 use super::headers::Headers;
 use super::retry::Retry;
@@ -149,14 +149,12 @@ where
         mut inner: S,
     ) -> Result<Response<Body>, Infallible> {
         let exchange = request.extensions().get::<Arc<Exchange>>().cloned().unwrap_or_default();
-        let has_body = !request.body().is_end_stream();
         Ok(match inner.call(request).await {
             Ok(response) => response,
             Err(error) => {
                 let problem = error.problem();
                 exchange.failed(problem.name, &error);
-                let unread = has_body || matches!(error, Error::RequestBody(_));
-                problem.into_response(unread.then_some(Side::Downstream))
+                problem.into_response()
             }
         })
     }
