@@ -1,0 +1,4 @@
+//! Everything is tested through public doors: the domain by its functions, the proxy over real sockets,
+//! the commands by the real binary.
+
+mod contact;
