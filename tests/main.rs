@@ -2,3 +2,5 @@
 //! the commands by the real binary.
 
 mod contact;
+mod proxy;
+mod support;

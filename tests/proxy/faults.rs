@@ -1,0 +1,240 @@
+//! What goes wrong upstream or downstream, and what the client is told.
+
+use std::sync::Arc;
+
+use tokio::sync::Notify;
+
+use crate::support::origin::{Origin, Reply};
+use crate::support::proxy::Proxy;
+use crate::support::tls::Authority;
+use crate::support::{BARE, CONTACTS, RECIPE, RECIPE_OUT, answer, no_content, put, request};
+
+const GET: &[u8] = b"GET /x HTTP/1.1\r\nHost: p\r\n\r\n";
+
+#[tokio::test]
+async fn an_upstream_that_is_down_gives_502_and_says_so() {
+    let origin = Origin::start([]).await;
+    let url = origin.url();
+    drop(origin);
+    let proxy = Proxy::start(&url, &[]).await;
+    let answer = proxy.ask(&put(RECIPE)).await;
+    assert_eq!((answer.status, answer.problem()), (502, "upstream-connection-refused".to_owned()));
+    assert_eq!(answer.field("proxy-status"), Some("optin-proxy; error=connection_refused"));
+    let json: serde_json::Value = serde_json::from_slice(&answer.body).expect("JSON");
+    assert!(json["detail"].as_str().is_some_and(|it| it.contains(url.trim_start_matches("http://"))));
+    assert_eq!(answer.report(), "findings=2, rewritten=2, attempts=1, outcome=rewritten");
+}
+
+#[tokio::test]
+async fn a_name_that_does_not_resolve_gives_502() {
+    let proxy = Proxy::start("http://name.invalid", &[]).await;
+    let answer = proxy.ask(GET).await;
+    assert_eq!((answer.status, answer.problem()), (502, "upstream-name-unresolved".to_owned()));
+    assert_eq!(answer.field("proxy-status"), Some("optin-proxy; error=dns_error"));
+}
+
+#[tokio::test]
+async fn an_upstream_that_hangs_gives_504() {
+    let origin = Origin::start([Reply::Hang]).await;
+    let proxy = Proxy::before(&origin, &["upstream.response_timeout=50ms"]).await;
+    for asked in [GET.to_vec(), put(BARE)] {
+        let answer = proxy.ask(&asked).await;
+        assert_eq!((answer.status, answer.problem()), (504, "upstream-response-timeout".to_owned()));
+        assert_eq!(answer.field("proxy-status"), Some("optin-proxy; error=http_response_timeout"));
+    }
+}
+
+#[tokio::test]
+async fn garbage_from_the_upstream_gives_502() {
+    for garbage in ["nonsense\r\n\r\n", "HTTP/1.1 OK\r\n\r\n", "HTTP/1.1 200 OK\r\nContent-Length: x\r\n\r\n"] {
+        let origin = Origin::start([Reply::WriteAndClose(garbage.into())]).await;
+        let proxy = Proxy::before(&origin, &[]).await;
+        let answer = proxy.ask(&put(BARE)).await;
+        assert_eq!((answer.status, answer.problem()), (502, "upstream-answer-malformed".to_owned()), "{garbage}");
+        assert_eq!(origin.requests().len(), 1);
+    }
+}
+
+#[tokio::test]
+async fn an_upstream_that_closes_without_an_answer_gives_502_and_gets_no_second_request() {
+    for reply in [vec![], b"HTTP/1.1 20".to_vec()] {
+        for asked in [GET.to_vec(), put(BARE), request("POST", CONTACTS, "", BARE)] {
+            let origin = Origin::start([Reply::WriteAndClose(reply.clone())]).await;
+            let proxy = Proxy::before(&origin, &[]).await;
+            let answer = proxy.ask(&asked).await;
+            assert_eq!((answer.status, answer.problem()), (502, "upstream-connection-closed".to_owned()));
+            assert_eq!(origin.requests().len(), 1, "a fresh connection was not stale");
+        }
+    }
+}
+
+/// The upstream closes an idle connection just as the next request is written on it.
+#[tokio::test]
+async fn a_request_on_a_stale_connection_is_sent_again_if_its_method_is_idempotent() {
+    let ok = || Reply::Write(answer("200 OK", "", b"ok"));
+    for (asked, status, requests) in [
+        (put(RECIPE), 200, 3),
+        (GET.to_vec(), 200, 3),
+        (request("DELETE", "/x", "", b""), 200, 3),
+        (request("POST", CONTACTS, "", BARE), 502, 2),
+    ] {
+        let origin = Origin::start([ok(), Reply::WriteAndClose(vec![]), ok()]).await;
+        let proxy = Proxy::before(&origin, &[]).await;
+        let mut client = proxy.client().await;
+        assert_eq!(client.ask(GET).await.status, 200);
+        let answer = client.ask(&asked).await;
+        assert_eq!(answer.status, status);
+        let arrived = origin.requests();
+        assert_eq!(arrived.len(), requests);
+        assert_eq!(arrived[0].connection, arrived[1].connection, "it was used again");
+        if requests == 3 {
+            assert_eq!((&arrived[1].head, &arrived[1].body), (&arrived[2].head, &arrived[2].body));
+            assert_ne!(arrived[1].connection, arrived[2].connection);
+        }
+        if asked == put(RECIPE) {
+            assert_eq!(answer.report(), "findings=2, rewritten=2, attempts=1, outcome=rewritten", "no transition retry");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_request_is_sent_again_once_only() {
+    let ok = Reply::Write(answer("200 OK", "", b"ok"));
+    let origin = Origin::start([ok, Reply::WriteAndClose(vec![])]).await;
+    let proxy = Proxy::before(&origin, &[]).await;
+    let mut client = proxy.client().await;
+    assert_eq!(client.ask(GET).await.status, 200);
+    assert_eq!(client.ask(GET).await.status, 502);
+    assert_eq!(origin.requests().len(), 3);
+}
+
+#[tokio::test]
+async fn an_answer_that_breaks_off_is_seen_to_break_off() {
+    for reply in [
+        "HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nhalf",
+        "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n4\r\nhalf\r\n",
+        "HTTP/1.1 400 Bad Request\r\nTransfer-Encoding: chunked\r\n\r\n4\r\nhalf\r\n",
+    ] {
+        let origin = Origin::start([Reply::WriteAndClose(reply.into())]).await;
+        let proxy = Proxy::before(&origin, &[]).await;
+        assert!(proxy.ask(&put(BARE)).await.broken, "{reply}");
+    }
+}
+
+#[tokio::test]
+async fn an_answer_that_stands_still_is_cut() {
+    let origin = Origin::start([Reply::Pause(
+        b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nhalf".to_vec(),
+        Arc::new(Notify::new()),
+        vec![],
+    )])
+    .await;
+    let proxy = Proxy::before(&origin, &["limits.idle_timeout=50ms"]).await;
+    assert!(proxy.ask(GET).await.broken);
+}
+
+#[tokio::test]
+async fn a_request_body_that_stands_still_gives_408() {
+    let origin = Origin::start([Reply::Hang]).await;
+    let proxy = Proxy::before(&origin, &["limits.idle_timeout=50ms"]).await;
+    for target in ["/ws/customers/x/contacts/1", "/streamed"] {
+        let mut client = proxy.client().await;
+        let head = format!("PUT {target} HTTP/1.1\r\nHost: p\r\nContent-Length: 10\r\n\r\nhalf");
+        client.send(head.as_bytes()).await;
+        let answer = client.answer(false).await;
+        assert_eq!((answer.status, answer.problem()), (408, "request-body-timeout".to_owned()), "{target}");
+        assert!(client.is_closed().await, "what is left of it is no new request");
+    }
+}
+
+#[tokio::test]
+async fn a_head_that_does_not_come_ends_the_connection() {
+    let origin = Origin::start([]).await;
+    let proxy = Proxy::before(&origin, &["limits.header_timeout=50ms"]).await;
+    for start in ["", "GET / HT"] {
+        let mut client = proxy.client().await;
+        client.send(start.as_bytes()).await;
+        while client.head().await.is_some() {}
+        assert!(client.is_closed().await);
+    }
+}
+
+#[tokio::test]
+async fn an_upload_that_the_upstream_does_not_read_ends_in_504() {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+    let url = format!("http://{}", listener.local_addr().expect("bound"));
+    let proxy = Proxy::start(&url, &["upstream.response_timeout=200ms"]).await;
+    let mut client = proxy.client().await;
+    client.send(b"POST /upload HTTP/1.1\r\nHost: p\r\nContent-Length: 100000000\r\n\r\n").await;
+    let (mut reading, mut writing) = client.stream.into_split();
+    let uploading = tokio::spawn(async move {
+        use tokio::io::AsyncWriteExt;
+        while writing.write_all(&[0; 65_536]).await.is_ok() {}
+    });
+    let _never_read = listener.accept().await.expect("the proxy connects");
+    let head = crate::support::origin::read_head(&mut reading, &mut Vec::new()).await.expect("an answer");
+    assert!(head.starts_with("HTTP/1.1 504 "), "{head}");
+    uploading.abort();
+}
+
+#[tokio::test]
+async fn a_client_that_stops_reading_is_let_go() {
+    let endless = [b"HTTP/1.1 200 OK\r\nContent-Length: 90000000\r\n\r\n".to_vec(), vec![b'x'; 90_000_000]].concat();
+    let origin = Origin::start([Reply::Write(endless)]).await;
+    let proxy = Proxy::before(&origin, &["limits.idle_timeout=100ms"]).await;
+    let mut client = proxy.client().await;
+    client.send(GET).await;
+    while proxy.metric("optin_proxy_requests_total") == 0.0 {
+        tokio::task::yield_now().await;
+    }
+    while proxy.metric("optin_proxy_connections") > 0.0 {
+        tokio::task::yield_now().await;
+    }
+}
+
+#[tokio::test]
+async fn a_private_authority_is_trusted_if_it_is_named_and_no_other() {
+    let (ours, other) = (Authority::new(), Authority::new());
+    let origin = Origin::start_with([Reply::Write(no_content())], Some(ours.acceptor("localhost", &[]))).await;
+    let url = format!("https://localhost:{}", origin.address.port());
+    let ca_file = format!("upstream.ca_file={}", ours.file().display());
+
+    let proxy = Proxy::start(&url, &[&ca_file]).await;
+    assert_eq!(proxy.ask(&put(RECIPE)).await.outcome(), "rewritten");
+    assert_eq!(origin.request().body, RECIPE_OUT);
+    assert_eq!(origin.request().fields("host"), [format!("localhost:{}", origin.address.port())]);
+
+    let wrong = format!("upstream.ca_file={}", other.file().display());
+    let by_address = format!("https://127.0.0.1:{}", origin.address.port());
+    for (url, setting) in [(&url, wrong.as_str()), (&url, "upstream.ca_file="), (&by_address, &ca_file)] {
+        let proxy = Proxy::start(url, &[setting]).await;
+        let answer = proxy.ask(&put(RECIPE)).await;
+        let problem = (answer.status, answer.problem());
+        assert_eq!(problem, (502, "upstream-certificate-untrusted".to_owned()), "{url} {setting}");
+        assert_eq!(answer.field("proxy-status"), Some("optin-proxy; error=tls_certificate_error"));
+    }
+    assert_eq!(origin.requests().len(), 1, "not one byte to a peer that is not trusted");
+}
+
+#[tokio::test]
+async fn http_2_is_spoken_to_an_upstream_that_offers_it() {
+    let authority = Authority::new();
+    let (address, serving) = authority.http_2_origin().await;
+    let ca_file = format!("upstream.ca_file={}", authority.file().display());
+    let proxy = Proxy::start(&format!("https://localhost:{}", address.port()), &[&ca_file]).await;
+    let answer = proxy.ask(&put(RECIPE)).await;
+    assert_eq!((answer.status, answer.outcome()), (200, "rewritten"));
+    let head = String::from_utf8_lossy(&answer.body).into_owned();
+    assert_eq!(head, format!("HTTP/2.0 {} {}", crate::support::CONTACT, RECIPE_OUT.len()));
+    serving.abort();
+}
+
+#[tokio::test]
+async fn a_plain_text_peer_is_no_tls_peer() {
+    let origin = Origin::start([Reply::WriteAndClose(b"HTTP/1.1 400 Bad Request\r\n\r\n".to_vec())]).await;
+    let proxy = Proxy::start(&format!("https://{}", origin.address), &["upstream.connect_timeout=200ms"]).await;
+    let answer = proxy.ask(GET).await;
+    // The origin waits for an end of line that TLS does not send: no handshake within the deadline.
+    assert_eq!((answer.status, answer.problem()), (504, "upstream-connect-timeout".to_owned()));
+    assert_eq!(answer.field("proxy-status"), Some("optin-proxy; error=connection_timeout"));
+}

@@ -1,0 +1,166 @@
+//! Messages of every shape come through, in both directions.
+
+use bytes::Bytes;
+use http_body_util::{BodyExt, Full};
+use hyper_util::client::legacy::Client as Http;
+use hyper_util::rt::TokioExecutor;
+
+use crate::support::origin::{Origin, Reply};
+use crate::support::proxy::Proxy;
+use crate::support::{BARE, CONTACT, RECIPE, RECIPE_OUT, answer, no_content, put};
+
+const GET: &[u8] = b"GET /x HTTP/1.1\r\nHost: p\r\n\r\n";
+
+#[tokio::test]
+async fn head_204_and_304_have_no_body_and_keep_their_length() {
+    let cases: [(&[u8], Vec<u8>); 4] = [
+        (b"HEAD /x HTTP/1.1\r\nHost: p\r\n\r\n", b"HTTP/1.1 200 OK\r\nContent-Length: 1234\r\n\r\n".to_vec()),
+        (GET, b"HTTP/1.1 204 No Content\r\n\r\n".to_vec()),
+        (GET, b"HTTP/1.1 304 Not Modified\r\nETag: \"a\"\r\n\r\n".to_vec()),
+        (GET, b"HTTP/1.1 304 Not Modified\r\nContent-Length: 99\r\n\r\n".to_vec()),
+    ];
+    for (asked, reply) in cases {
+        let expected = String::from_utf8(reply.clone()).expect("ASCII");
+        let origin = Origin::start([Reply::Write(reply), Reply::Write(answer("200 OK", "", b"next"))]).await;
+        let proxy = Proxy::before(&origin, &[]).await;
+        let mut client = proxy.client().await;
+        let got = client.ask(asked).await;
+        for line in expected.lines().skip(1).filter(|line| !line.is_empty()) {
+            let (name, value) = line.split_once(": ").expect("a field");
+            assert_eq!(got.field(name), Some(value), "{expected}");
+        }
+        assert_eq!(client.ask(GET).await.body, b"next", "the connection is still in step");
+    }
+}
+
+#[tokio::test]
+async fn interim_answers_are_not_taken_for_the_final_one() {
+    let reply = b"HTTP/1.1 103 Early Hints\r\nLink: </x>\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok".to_vec();
+    let origin = Origin::start([Reply::Write(reply)]).await;
+    let proxy = Proxy::before(&origin, &[]).await;
+    let answer = proxy.ask(GET).await;
+    assert_eq!((answer.status, &answer.body[..]), (200, &b"ok"[..]));
+}
+
+#[tokio::test]
+async fn an_answer_that_ends_with_its_connection_comes_through() {
+    let reply = b"HTTP/1.1 200 OK\r\n\r\nuntil the end".to_vec();
+    let origin = Origin::start([Reply::WriteAndClose(reply)]).await;
+    let proxy = Proxy::before(&origin, &[]).await;
+    assert_eq!(proxy.ask(GET).await.body, b"until the end");
+}
+
+#[tokio::test]
+async fn trailers_of_an_answer_reach_a_client_that_asked_for_them() {
+    let reply = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nTrailer: X-Sum\r\n\r\n2\r\nok\r\n0\r\nX-Sum: 1\r\n\r\n";
+    let origin = Origin::start([Reply::Write(reply.to_vec())]).await;
+    let proxy = Proxy::before(&origin, &[]).await;
+    let answer =
+        proxy.ask(b"GET / HTTP/1.1\r\nHost: p\r\nTE: trailers\r\nConnection: TE\r\n\r\n").await;
+    assert_eq!(answer.trailers.to_ascii_lowercase(), "x-sum: 1\r\n");
+    let arrived = &origin.requests()[0];
+    assert_eq!((arrived.fields("te"), arrived.fields("connection")), (vec!["trailers"], vec!["te"]));
+    let plain = proxy.ask(GET).await;
+    assert_eq!((plain.trailers.as_str(), &plain.body[..]), ("", &b"ok"[..]));
+}
+
+#[tokio::test]
+async fn chunked_requests_are_inspected_and_framed_by_length() {
+    let origin = Origin::start([Reply::Write(no_content())]).await;
+    let proxy = Proxy::before(&origin, &[]).await;
+    let (first, second) = RECIPE.split_at(700);
+    let asked = [
+        format!("PUT {CONTACT} HTTP/1.1\r\nHost: p\r\nTransfer-Encoding: chunked\r\nTrailer: X\r\n\r\n{:x};ext=1\r\n", first.len()).as_bytes(),
+        first,
+        format!("\r\n{:x}\r\n", second.len()).as_bytes(),
+        second,
+        b"\r\n0\r\nX: y\r\n\r\n",
+    ]
+    .concat();
+    assert_eq!(proxy.ask(&asked).await.outcome(), "rewritten");
+    let arrived = origin.request();
+    assert_eq!(arrived.body, RECIPE_OUT);
+    assert_eq!(arrived.fields("content-length"), [RECIPE_OUT.len().to_string()]);
+    assert!(arrived.fields("transfer-encoding").is_empty() && arrived.fields("trailer").is_empty());
+}
+
+#[tokio::test]
+async fn http_1_0_clients_are_served() {
+    let chunked = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n".to_vec();
+    let origin = Origin::start([Reply::Write(chunked)]).await;
+    let proxy = Proxy::before(&origin, &[]).await;
+    let answer = proxy.ask(b"GET /x HTTP/1.0\r\n\r\n").await;
+    assert_eq!(answer.body, b"ok");
+    assert_eq!(answer.field("transfer-encoding"), None);
+    let arrived = origin.request();
+    assert!(arrived.head.starts_with("GET /x HTTP/1.1\r\n"));
+    assert_eq!(arrived.fields("host"), [origin.address.to_string()]);
+    assert_eq!(arrived.fields("via"), ["1.0 optin-proxy"]);
+}
+
+#[tokio::test]
+async fn requests_on_one_connection_are_answered_in_order() {
+    let replies = ["a", "b", "c"].map(|text| Reply::Write(answer("200 OK", "", text.as_bytes())));
+    let origin = Origin::start(replies).await;
+    let proxy = Proxy::before(&origin, &[]).await;
+    let mut client = proxy.client().await;
+    client.send(&[put(BARE), GET.to_vec(), put(RECIPE)].concat()).await;
+    for expected in ["a", "b", "c"] {
+        assert_eq!(client.answer(false).await.body, expected.as_bytes());
+    }
+    assert_eq!(origin.requests()[2].body, RECIPE_OUT);
+}
+
+#[tokio::test]
+async fn http_2_clients_are_served_by_prior_knowledge() {
+    let origin = Origin::start([Reply::Write(answer("200 OK", "Keep-Alive: x\r\n", b"ok"))]).await;
+    let proxy = Proxy::before(&origin, &[]).await;
+    let client: Http<_, Full<Bytes>> =
+        Http::builder(TokioExecutor::new()).http2_only(true).build_http();
+    let request = http::Request::builder()
+        .method("PUT")
+        .uri(format!("http://{}{CONTACT}?x=1", proxy.address))
+        .body(Full::new(Bytes::from_static(RECIPE)))
+        .expect("a request");
+    let answer = client.request(request).await.expect("an answer");
+    assert_eq!(answer.version(), http::Version::HTTP_2);
+    assert_eq!(answer.headers()["optin-proxy"], "findings=2, rewritten=2, attempts=1, outcome=rewritten");
+    assert!(!answer.headers().contains_key("keep-alive"));
+    assert_eq!(answer.into_body().collect().await.expect("a body").to_bytes(), "ok");
+    let arrived = origin.request();
+    assert!(arrived.head.starts_with(&format!("PUT {CONTACT}?x=1 HTTP/1.1\r\n")), "{}", arrived.head);
+    assert_eq!(arrived.fields("host"), [origin.address.to_string()]);
+    assert_eq!(arrived.fields("via"), ["2 optin-proxy"]);
+    assert_eq!(arrived.body, RECIPE_OUT);
+}
+
+#[tokio::test]
+async fn ids_under_the_authority_of_an_http_2_client_are_restored() {
+    let origin = Origin::start([Reply::Write(no_content())]).await;
+    let proxy = Proxy::before(&origin, &[]).await;
+    let client: Http<_, Full<Bytes>> =
+        Http::builder(TokioExecutor::new()).http2_only(true).build_http();
+    let body = include_str!("../corpus/in/own-origin.xml").replace("127.0.0.1:8080", &proxy.address.to_string());
+    let request = http::Request::builder()
+        .method("PUT")
+        .uri(format!("http://{}{CONTACT}", proxy.address))
+        .body(Full::from(body))
+        .expect("a request");
+    client.request(request).await.expect("an answer");
+    let out = include_str!("../corpus/out/own-origin.xml").replace("127.0.0.1:8080", &proxy.address.to_string());
+    assert_eq!(origin.request().body, out.as_bytes());
+}
+
+#[tokio::test]
+async fn a_truncated_body_never_reaches_the_upstream_as_a_whole_one() {
+    let origin = Origin::start([Reply::Write(no_content())]).await;
+    let proxy = Proxy::before(&origin, &[]).await;
+    let mut client = proxy.client().await;
+    let whole = put(RECIPE);
+    client.send(&whole[..whole.len() - 1]).await;
+    drop(client);
+    while proxy.metric("optin_proxy_requests_total") == 0.0 {
+        tokio::task::yield_now().await;
+    }
+    assert!(origin.requests().is_empty());
+}

@@ -1,0 +1,144 @@
+//! What an intermediary owes both sides: RFC 9110 section 7.6, and every byte that it need not touch.
+
+use crate::support::origin::{Origin, Reply};
+use crate::support::proxy::Proxy;
+use crate::support::{CONTACT, CONTACTS, RECIPE, answer, no_content, request};
+
+async fn origin() -> Origin {
+    Origin::start([Reply::Write(answer("200 OK", "", b"ok"))]).await
+}
+
+#[tokio::test]
+async fn a_request_arrives_as_it_was_sent_but_for_host_and_via() {
+    let origin = origin().await;
+    let proxy = Proxy::before(&origin, &[]).await;
+    let fields = "User-Agent: Some/1.0\r\naUTHORIZATION: Basic Zm9v\r\nCookie: a=1\r\nX-Empty:\r\n\
+                  X-Twice: 1\r\nX-Twice: 2\r\nX-Bytes: caf\u{e9}\r\nAccept-Encoding: gzip\r\n";
+    let target = "/a//b/../c/%7euser%2F;x=%zz?q=a+b&c=%0d%0a&&=";
+    let asked: Vec<u8> = format!("GET {target} HTTP/1.1\r\nHost: proxy.local:8080\r\n{fields}\r\n")
+        .chars()
+        .map(|char| char as u8)
+        .collect();
+    assert_eq!(proxy.ask(&asked).await.status, 200);
+    let host = origin.address;
+    let expected = format!("GET {target} HTTP/1.1\r\nHost: {host}\r\n{fields}via: 1.1 optin-proxy\r\n\r\n");
+    assert_eq!(origin.request().head, expected);
+}
+
+#[tokio::test]
+async fn hop_by_hop_fields_end_here_on_the_way_up() {
+    let origin = origin().await;
+    let proxy = Proxy::before(&origin, &[]).await;
+    let fields = "Connection: close, X-Nominated, Authorization, Content-Length\r\nX-Nominated: 1\r\n\
+                  Keep-Alive: timeout=5\r\nProxy-Connection: keep-alive\r\nProxy-Authorization: Basic eA==\r\n\
+                  TE: deflate, gzip;q=0.3\r\nUpgrade: websocket\r\nAuthorization: Basic eQ==\r\n";
+    proxy.ask(&request("PUT", CONTACT, fields, RECIPE)).await;
+    let arrived = origin.request();
+    for gone in [
+        "connection", "x-nominated", "keep-alive", "proxy-connection", "proxy-authorization", "te",
+        "upgrade", "transfer-encoding",
+    ] {
+        assert!(arrived.fields(gone).is_empty(), "{gone}: {}", arrived.head);
+    }
+    assert_eq!(arrived.fields("authorization"), ["Basic eQ=="], "no client can strip this by nomination");
+    assert_eq!(arrived.fields("content-length").len(), 1);
+}
+
+#[tokio::test]
+async fn hop_by_hop_fields_end_here_on_the_way_down_and_all_else_stays() {
+    let fields = "Connection: X-Nominated\r\nX-Nominated: 1\r\nKeep-Alive: timeout=5\r\n\
+                  Proxy-Authenticate: Basic\r\nServer: Apache\r\nX-ODD-Case: Yes\r\nVia: 1.0 cache\r\n\
+                  Set-Cookie: a=1\r\nSet-Cookie: b=2\r\n";
+    let origin = Origin::start([Reply::Write(answer("200 Fine", fields, b"ok"))]).await;
+    let proxy = Proxy::before(&origin, &[]).await;
+    let answer = proxy.ask(b"GET / HTTP/1.1\r\nHost: p\r\n\r\n").await;
+    for gone in ["connection", "x-nominated", "keep-alive", "proxy-authenticate"] {
+        assert_eq!(answer.field(gone), None, "{gone}");
+    }
+    for kept in ["Server: Apache", "X-ODD-Case: Yes", "Via: 1.0 cache", "Set-Cookie: a=1\r\nSet-Cookie: b=2"] {
+        assert!(answer.head.contains(kept), "{kept}: {}", answer.head);
+    }
+    assert!(answer.head.starts_with("HTTP/1.1 200 "));
+}
+
+#[tokio::test]
+async fn the_vendor_learns_no_client_address() {
+    let origin = origin().await;
+    let proxy = Proxy::before(&origin, &[]).await;
+    proxy.ask(b"GET / HTTP/1.1\r\nHost: p\r\nVia: 1.0 inner\r\n\r\n").await;
+    let arrived = origin.request();
+    assert_eq!(arrived.fields("via"), ["1.0 inner", "1.1 optin-proxy"]);
+    for name in ["x-forwarded-for", "x-forwarded-host", "x-forwarded-proto", "forwarded", "x-real-ip"] {
+        assert!(arrived.fields(name).is_empty());
+    }
+    assert!(!arrived.head.contains("127.0.0.1:8080") && !arrived.head.contains("Host: p\r\n"));
+}
+
+#[tokio::test]
+async fn a_location_under_the_upstreams_origin_comes_back_as_the_proxys() {
+    let origin = Origin::start([]).await;
+    let (host, port) = (origin.address.ip(), origin.address.port());
+    drop(origin);
+    let own = format!("http://{host}:{port}");
+    for (location, expected) in [
+        (format!("{own}/ws/customers/x/contacts/1?a=b#c"), "http://p:81/ws/customers/x/contacts/1?a=b#c"),
+        (format!("HTTPS://{host}:{port}/x"), "http://p:81/x"),
+        (own.clone(), "http://p:81"),
+        (format!("http://{host}:1/x"), ""),
+        (format!("http://{host}/x"), ""),
+        (format!("http://{host}:{port}.evil.example/x"), ""),
+        (format!("http://user@{host}:{port}/x"), ""),
+        ("http://elsewhere.example/x".to_owned(), ""),
+        ("/relative".to_owned(), ""),
+        ("ftp://x".to_owned(), ""),
+    ] {
+        let fields = format!("Location: {location}\r\nContent-Location: {location}\r\n");
+        let reply = Reply::Write(answer("201 Created", &fields, b""));
+        let origin = Origin::start_at(host, port, [reply]).await;
+        let proxy = Proxy::before(&origin, &[]).await;
+        let answer = proxy.ask(&format!("POST {CONTACTS} HTTP/1.1\r\nHost: p:81\r\nContent-Length: 0\r\n\r\n").into_bytes()).await;
+        let expected = if expected.is_empty() { location.as_str() } else { expected };
+        assert_eq!(answer.field("location"), Some(expected));
+        assert_eq!(answer.field("content-location"), Some(expected));
+    }
+}
+
+#[tokio::test]
+async fn an_absolute_form_target_counts_more_than_host_and_only_the_upstream_is_served() {
+    let origin = origin().await;
+    let proxy = Proxy::before(&origin, &[]).await;
+    let asked = format!("GET http://{}/x?y HTTP/1.1\r\nHost: elsewhere\r\n\r\n", origin.address);
+    assert_eq!(proxy.ask(asked.as_bytes()).await.status, 200);
+    assert!(origin.request().head.starts_with("GET /x?y HTTP/1.1\r\n"));
+    let foreign = proxy.ask(b"GET http://elsewhere.example/ HTTP/1.1\r\nHost: p\r\n\r\n").await;
+    assert_eq!((foreign.status, foreign.problem()), (403, "target-denied".to_owned()));
+    let connect = proxy.ask(b"CONNECT api.constantcontact.com:443 HTTP/1.1\r\nHost: x\r\n\r\n").await;
+    assert_eq!((connect.status, connect.problem()), (405, "connect-not-served".to_owned()));
+    assert_eq!(origin.requests().len(), 1);
+}
+
+#[tokio::test]
+async fn expect_is_answered_here_before_the_body_and_goes_no_further() {
+    let origin = Origin::start([Reply::Write(no_content())]).await;
+    let proxy = Proxy::before(&origin, &[]).await;
+    let mut client = proxy.client().await;
+    let head = String::from_utf8(request("PUT", CONTACT, "Expect: 100-Continue\r\n", b"")).expect("ASCII");
+    client.send(head.replace("Content-Length: 0", &format!("Content-Length: {}", RECIPE.len())).as_bytes()).await;
+    let interim = client.head().await.expect("an interim answer");
+    assert!(interim.starts_with("HTTP/1.1 100 "), "{interim}");
+    client.send(RECIPE).await;
+    assert_eq!(client.answer(false).await.outcome(), "rewritten");
+    assert!(origin.request().fields("expect").is_empty());
+}
+
+#[tokio::test]
+async fn a_body_that_is_refused_for_its_length_is_not_asked_for() {
+    let origin = Origin::start([]).await;
+    let proxy = Proxy::before(&origin, &["sanitize.uninspectable=reject"]).await;
+    let mut client = proxy.client().await;
+    let head = format!(
+        "PUT {CONTACT} HTTP/1.1\r\nHost: p\r\nContent-Length: 99999999\r\nExpect: 100-continue\r\n\r\n"
+    );
+    client.send(head.as_bytes()).await;
+    assert_eq!(client.answer(false).await.status, 413, "at once, without a 100");
+}

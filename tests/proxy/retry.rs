@@ -1,0 +1,297 @@
+//! The retry: what is sent again, how often, and what the client gets.
+
+use std::io::Write as _;
+use std::time::{Duration, SystemTime};
+
+use flate2::Compression;
+use flate2::write::GzEncoder;
+
+use crate::support::origin::{Origin, Reply};
+use crate::support::proxy::Proxy;
+use crate::support::{
+    BARE, CONTACT, CONTACTS, RECIPE, RECIPE_OUT, REFUSAL, UNDECLARED, answer, no_content, put, refusal,
+    request,
+};
+
+fn refused_then(after: Vec<u8>) -> [Reply; 2] {
+    [Reply::Write(refusal()), Reply::Write(after)]
+}
+
+#[tokio::test]
+async fn a_refusal_that_contradicts_what_was_sent_is_never_seen_by_the_client() {
+    let origin = Origin::start(refused_then(no_content())).await;
+    let proxy = Proxy::before(&origin, &[]).await;
+    let answer = proxy.ask(&request("PUT", CONTACT, "X-Custom: 1\r\n", RECIPE)).await;
+    assert_eq!(answer.status, 204);
+    assert_eq!(answer.report(), "findings=2, rewritten=2, attempts=2, outcome=rescued");
+    let requests = origin.requests();
+    assert_eq!(requests.len(), 2);
+    assert_eq!(requests[0].head, requests[1].head);
+    assert_eq!(requests[0].body, RECIPE_OUT);
+    assert_eq!(requests[1].body, RECIPE_OUT);
+    assert_eq!(proxy.metric("optin_proxy_refusals_total{verdict=\"transient\"}"), 1.0);
+    assert_eq!(proxy.metric("optin_proxy_retries_total{outcome=\"rescued\"}"), 1.0);
+}
+
+#[tokio::test]
+async fn the_reports_own_case_with_bare_lists_is_cured_by_the_retry_alone() {
+    let origin = Origin::start([
+        Reply::Write(refusal()),
+        Reply::Write(refusal()),
+        Reply::Write(no_content()),
+    ])
+    .await;
+    let proxy = Proxy::before(&origin, &[]).await;
+    let answer = proxy.ask(&put(BARE)).await;
+    assert_eq!(answer.report(), "findings=0, rewritten=0, attempts=3, outcome=rescued");
+    assert!(origin.requests().iter().all(|request| request.body == BARE));
+}
+
+#[tokio::test]
+async fn the_last_refusal_is_relayed_byte_for_byte_when_no_attempt_is_left() {
+    let body = [REFUSAL.as_bytes(), b"\r\n\xff\0 "].concat();
+    let last = answer("400 Not Today", "X-Odd:  two  \r\nSet-Cookie: a\r\nSet-Cookie: b\r\n", &body);
+    let origin =
+        Origin::start([Reply::Write(refusal()), Reply::Write(refusal()), Reply::Write(last)]).await;
+    let proxy = Proxy::before(&origin, &[]).await;
+    let answer = proxy.ask(&put(BARE)).await;
+    assert_eq!(answer.status, 400);
+    assert_eq!(answer.body, body);
+    assert_eq!(answer.field("x-odd"), Some("two"));
+    assert!(answer.head.contains("Set-Cookie: a\r\nSet-Cookie: b\r\n"), "{}", answer.head);
+    assert_eq!(answer.report(), "findings=0, rewritten=0, attempts=3, outcome=exhausted");
+    assert_eq!(origin.requests().len(), 3);
+    assert_eq!(proxy.metric("optin_proxy_refusals_total{verdict=\"transient\"}"), 3.0);
+    assert_eq!(proxy.metric("optin_proxy_retries_total{outcome=\"refused\"}"), 2.0);
+}
+
+/// Property number one: what the application did not declare is never tried again.
+#[tokio::test]
+async fn an_update_that_did_not_declare_the_contact_reaches_the_api_exactly_once() {
+    let by_owner = include_bytes!("../corpus/in/reverse.xml");
+    let unknown = String::from_utf8(BARE.to_vec()).expect("UTF-8").replace("BY_CONTACT", "BY_CLIENT");
+    for body in [&by_owner[..], UNDECLARED, unknown.as_bytes(), b"<entry>"] {
+        let origin = Origin::start([Reply::Write(refusal())]).await;
+        let proxy = Proxy::before(&origin, &[]).await;
+        let answer = proxy.ask(&put(body)).await;
+        assert_eq!((answer.status, answer.outcome()), (400, "refused"));
+        assert_eq!(answer.body, REFUSAL.as_bytes());
+        assert_eq!(origin.requests().len(), 1);
+        assert_eq!(proxy.metric("optin_proxy_refusals_total{verdict=\"legitimate\"}"), 1.0);
+    }
+}
+
+#[tokio::test]
+async fn a_contradictory_declaration_that_names_the_contact_is_retried() {
+    let origin = Origin::start(refused_then(no_content())).await;
+    let proxy = Proxy::before(&origin, &[]).await;
+    let body = include_bytes!("../corpus/in/contradictory.xml");
+    assert_eq!(proxy.ask(&put(body)).await.outcome(), "rescued");
+}
+
+#[tokio::test]
+async fn observing_retries_and_off_does_not() {
+    for (mode, requests, outcome) in [("observe", 2, "rescued"), ("off", 1, "(none)")] {
+        let origin = Origin::start(refused_then(no_content())).await;
+        let proxy = Proxy::before(&origin, &[&format!("sanitize.mode={mode}")]).await;
+        let answer = proxy.ask(&put(RECIPE)).await;
+        assert_eq!(answer.outcome(), outcome);
+        assert_eq!(origin.requests().len(), requests);
+        assert!(origin.requests().iter().all(|request| request.body == RECIPE));
+    }
+}
+
+#[tokio::test]
+async fn a_refusal_of_the_contacts_own_act_is_legitimate() {
+    let by_contact = REFUSAL.replace("owner", "contact");
+    let origin = Origin::start([Reply::Write(answer("400 Bad Request", "", by_contact.as_bytes()))]).await;
+    let proxy = Proxy::before(&origin, &[]).await;
+    assert_eq!(proxy.ask(&put(BARE)).await.outcome(), "refused");
+    assert_eq!(origin.requests().len(), 1);
+}
+
+#[tokio::test]
+async fn a_create_is_never_sent_twice() {
+    let origin = Origin::start([Reply::Write(refusal())]).await;
+    let proxy = Proxy::before(&origin, &[]).await;
+    let answer = proxy.ask(&request("POST", CONTACTS, "", BARE)).await;
+    assert_eq!((answer.status, answer.outcome()), (400, "refused"));
+    assert_eq!(origin.requests().len(), 1);
+}
+
+#[tokio::test]
+async fn a_request_with_a_nonce_is_never_sent_twice() {
+    for (headers, target) in [
+        ("Authorization: OAuth realm=\"x\", oauth_nonce=\"abc\"\r\n", CONTACT.to_owned()),
+        ("", format!("{CONTACT}?oauth_nonce=abc")),
+    ] {
+        let origin = Origin::start([Reply::Write(refusal())]).await;
+        let proxy = Proxy::before(&origin, &[]).await;
+        let answer = proxy.ask(&request("PUT", &target, headers, BARE)).await;
+        assert_eq!((answer.status, answer.outcome()), (400, "exhausted"));
+        assert_eq!(origin.requests().len(), 1);
+    }
+}
+
+#[tokio::test]
+async fn a_streamed_body_is_never_sent_twice() {
+    let origin = Origin::start([Reply::Write(refusal())]).await;
+    let proxy = Proxy::before(&origin, &["sanitize.max_body=100"]).await;
+    let answer = proxy.ask(&put(BARE)).await;
+    assert_eq!((answer.status, answer.outcome()), (400, "refused"));
+    assert_eq!(origin.request().body, BARE);
+}
+
+#[tokio::test]
+async fn one_attempt_means_no_retry() {
+    let origin = Origin::start(refused_then(no_content())).await;
+    let proxy = Proxy::before(&origin, &["retry.max_attempts=1"]).await;
+    assert_eq!(proxy.ask(&put(BARE)).await.outcome(), "exhausted");
+    assert_eq!(origin.requests().len(), 1);
+}
+
+#[tokio::test]
+async fn other_answers_are_returned_untouched_and_not_retried() {
+    for (status, text) in [
+        ("400 Bad Request", "Error 400: EmailAddress is required"),
+        ("403 Forbidden", REFUSAL),
+        ("409 Conflict", REFUSAL),
+        ("500 Internal Server Error", REFUSAL),
+        ("503 Service Unavailable", REFUSAL),
+    ] {
+        let origin = Origin::start([Reply::Write(answer(status, "", text.as_bytes()))]).await;
+        let proxy = Proxy::before(&origin, &[]).await;
+        let answer = proxy.ask(&put(BARE)).await;
+        assert_eq!((answer.status.to_string(), answer.outcome()), (status[..3].to_owned(), "clean"));
+        assert_eq!(answer.body, text.as_bytes());
+        assert_eq!(origin.requests().len(), 1);
+    }
+}
+
+#[tokio::test]
+async fn the_first_other_answer_is_the_clients_even_if_it_is_an_error() {
+    let origin = Origin::start(refused_then(answer("503 Service Unavailable", "", b"later"))).await;
+    let proxy = Proxy::before(&origin, &[]).await;
+    let answer = proxy.ask(&put(BARE)).await;
+    assert_eq!((answer.status, &answer.body[..]), (503, &b"later"[..]));
+    assert_eq!(answer.report(), "findings=0, rewritten=0, attempts=2, outcome=clean");
+}
+
+#[tokio::test]
+async fn a_refusal_is_recognised_in_a_compressed_answer_and_relayed_compressed() {
+    let mut encoder = GzEncoder::new(Vec::new(), Compression::best());
+    encoder.write_all(format!("<html><p>{REFUSAL}</p></html>").as_bytes()).expect("in memory");
+    let packed = encoder.finish().expect("in memory");
+    let headers = "Content-Encoding: gzip\r\nContent-Type: text/html\r\n";
+    let origin = Origin::start([Reply::Write(answer("400 Bad Request", headers, &packed))]).await;
+    let proxy = Proxy::before(&origin, &["retry.max_attempts=2"]).await;
+    let answer = proxy.ask(&put(BARE)).await;
+    assert_eq!(answer.outcome(), "exhausted");
+    assert_eq!(answer.field("content-encoding"), Some("gzip"));
+    assert_eq!(answer.body, packed);
+    assert_eq!(origin.requests().len(), 2);
+}
+
+#[tokio::test]
+async fn a_long_answer_is_looked_at_for_64_kib_and_relayed_whole() {
+    for (before, retried) in [(60_000, true), (65_536, false)] {
+        let text = format!("{} {REFUSAL}{}", ".".repeat(before), ".".repeat(300_000)).into_bytes();
+        let origin = Origin::start([Reply::Write(answer("400 Bad Request", "", &text))]).await;
+        let proxy = Proxy::before(&origin, &[]).await;
+        let answer = proxy.ask(&put(BARE)).await;
+        assert_eq!(origin.requests().len(), if retried { 3 } else { 1 });
+        assert_eq!(answer.body, text);
+    }
+}
+
+#[tokio::test]
+async fn a_pattern_of_the_operators_own_is_heeded() {
+    let other = answer("400 Bad Request", "", b"not for the\n OWNER");
+    let origin = Origin::start([Reply::Write(other), Reply::Write(no_content())]).await;
+    let proxy = Proxy::before(&origin, &["retry.pattern=not for the (?<actor>\\w+)"]).await;
+    assert_eq!(proxy.ask(&put(BARE)).await.outcome(), "rescued");
+}
+
+#[tokio::test]
+async fn a_retry_that_fails_in_transport_yields_the_last_refusal() {
+    for reply in [Reply::WriteAndClose(vec![]), Reply::WriteAndClose(b"garbage\r\n\r\n".to_vec())] {
+        let origin = Origin::start([Reply::Write(refusal()), reply]).await;
+        let proxy = Proxy::before(&origin, &[]).await;
+        let answer = proxy.ask(&put(BARE)).await;
+        assert_eq!((answer.status, answer.outcome()), (400, "exhausted"));
+        assert_eq!(answer.body, REFUSAL.as_bytes());
+        assert_eq!(answer.field("x-kept"), Some("Yes"));
+    }
+}
+
+#[tokio::test]
+async fn a_retry_without_an_answer_ends_at_the_deadline_with_the_last_refusal() {
+    let origin = Origin::start([Reply::Write(refusal()), Reply::Hang]).await;
+    let proxy = Proxy::before(&origin, &["retry.deadline=100ms"]).await;
+    let answer = proxy.ask(&put(BARE)).await;
+    assert_eq!((answer.status, answer.outcome()), (400, "exhausted"));
+    assert_eq!(answer.body, REFUSAL.as_bytes());
+    assert_eq!(origin.requests().len(), 2);
+}
+
+#[tokio::test]
+async fn a_backoff_beyond_the_deadline_is_not_begun() {
+    let origin = Origin::start(refused_then(no_content())).await;
+    let settings = ["retry.base_delay=1h", "retry.max_delay=1h"];
+    let proxy = Proxy::before(&origin, &settings).await;
+    assert_eq!(proxy.ask(&put(BARE)).await.outcome(), "exhausted");
+    assert_eq!(origin.requests().len(), 1);
+}
+
+#[tokio::test]
+async fn retry_after_is_honoured_and_ends_the_matter_beyond_the_deadline() {
+    let far = httpdate::fmt_http_date(SystemTime::now() + Duration::from_secs(3600));
+    let past = httpdate::fmt_http_date(SystemTime::now() - Duration::from_secs(3600));
+    for (value, requests) in [("0", 2), ("11", 1), (&far, 1), (&past, 2), ("nonsense", 2)] {
+        let headers = format!("Retry-After: {value}\r\n");
+        let refused = answer("400 Bad Request", &headers, REFUSAL.as_bytes());
+        let origin = Origin::start([Reply::Write(refused), Reply::Write(no_content())]).await;
+        let proxy = Proxy::before(&origin, &[]).await;
+        let outcome = if requests == 2 { "rescued" } else { "exhausted" };
+        assert_eq!(proxy.ask(&put(BARE)).await.outcome(), outcome, "{value}");
+        assert_eq!(origin.requests().len(), requests, "{value}");
+    }
+}
+
+#[tokio::test]
+async fn the_budget_holds_under_a_storm_and_every_client_gets_its_refusal() {
+    let origin = Origin::start([Reply::Write(refusal())]).await;
+    let proxy = Proxy::before(&origin, &["retry.budget_floor=1"]).await;
+    let mut clients = tokio::task::JoinSet::new();
+    for _ in 0..100 {
+        let address = proxy.address;
+        clients.spawn(async move {
+            crate::support::client::Client::connect(address).await.ask(&put(BARE)).await
+        });
+    }
+    for answer in clients.join_all().await {
+        assert_eq!((answer.status, answer.outcome()), (400, "exhausted"));
+        assert_eq!(answer.body, REFUSAL.as_bytes());
+    }
+    let retries = origin.requests().len() - 100;
+    assert!(retries <= 20 + 10, "{retries} retries");
+    assert!(retries >= 10, "{retries} retries: the floor is always allowed");
+}
+
+#[tokio::test]
+async fn a_client_that_hangs_up_ends_the_backoff() {
+    let origin = Origin::start(refused_then(no_content())).await;
+    let settings = ["retry.base_delay=1h", "retry.max_delay=1h", "retry.deadline=2h"];
+    let proxy = Proxy::before(&origin, &settings).await;
+    let mut client = proxy.client().await;
+    client.send(&put(BARE)).await;
+    while proxy.metric("optin_proxy_refusals_total{verdict=\"transient\"}") == 0.0 {
+        tokio::task::yield_now().await;
+    }
+    drop(client);
+    // The request is over, long before the hour is.
+    while proxy.metric("optin_proxy_requests_total") == 0.0 {
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(origin.requests().len(), 1);
+}

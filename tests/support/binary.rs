@@ -1,0 +1,112 @@
+//! The real program, as a user starts it.
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::SocketAddr;
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::thread::JoinHandle;
+
+pub fn command(arguments: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_optin-proxy"));
+    command.args(arguments);
+    // What the developer's own environment sets is none of the test's business.
+    for (name, _) in std::env::vars_os() {
+        if name.to_string_lossy().starts_with("OPTIN_PROXY_") {
+            command.env_remove(name);
+        }
+    }
+    command
+}
+
+#[derive(Debug)]
+pub struct Output {
+    pub code: Option<i32>,
+    pub stdout: Vec<u8>,
+    pub stderr: String,
+}
+
+/// Runs to the end, with this on standard input.
+pub fn run(arguments: &[&str], stdin: &[u8]) -> Output {
+    run_command(command(arguments), stdin)
+}
+
+pub fn run_command(mut command: Command, stdin: &[u8]) -> Output {
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().expect("the program starts");
+    let mut input = child.stdin.take().expect("piped");
+    let stdin = stdin.to_vec();
+    let feeding = std::thread::spawn(move || input.write_all(&stdin));
+    let output = child.wait_with_output().expect("it ends");
+    // The program need not read all of it.
+    let _ = feeding.join();
+    Output {
+        code: output.status.code(),
+        stdout: output.stdout,
+        stderr: String::from_utf8(output.stderr).expect("UTF-8"),
+    }
+}
+
+/// A running server; killed when dropped.
+pub struct Running {
+    child: Child,
+    pub address: SocketAddr,
+    /// The lines of standard output up to the address.
+    pub greeting: Vec<String>,
+    stderr: Option<JoinHandle<String>>,
+    stdout: BufReader<std::process::ChildStdout>,
+}
+
+impl Running {
+    /// Starts a command and waits until it says where it listens.
+    pub fn start(command: &mut Command) -> Self {
+        let mut child = command
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("the program starts");
+        let mut stderr = child.stderr.take().expect("piped");
+        let stderr = std::thread::spawn(move || {
+            let mut text = String::new();
+            let _ = stderr.read_to_string(&mut text);
+            text
+        });
+        let mut stdout = BufReader::new(child.stdout.take().expect("piped"));
+        let mut line = String::new();
+        stdout.read_line(&mut line).expect("a line");
+        let address = line
+            .trim_end()
+            .strip_prefix("listening on ")
+            .unwrap_or_else(|| panic!("not an address: {line:?}"))
+            .parse()
+            .expect("an address");
+        Self { child, address, greeting: vec![line], stderr: Some(stderr), stdout }
+    }
+
+    pub fn read_line(&mut self) -> String {
+        let mut line = String::new();
+        self.stdout.read_line(&mut line).expect("a line");
+        line
+    }
+
+    pub fn signal(&self, name: &str) {
+        let status = Command::new("kill")
+            .args([&format!("-{name}"), &self.child.id().to_string()])
+            .status()
+            .expect("kill is there");
+        assert!(status.success());
+    }
+
+    /// Waits for the end; status and standard error.
+    pub fn finish(mut self) -> (ExitStatus, String) {
+        let status = self.child.wait().expect("it ends");
+        let stderr = self.stderr.take().expect("taken once").join().expect("it was read");
+        (status, stderr)
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
