@@ -1,4 +1,4 @@
-//! Connections with a deadline for writing, and a memory of who spoke last.
+//! Connections that keep deadlines, and connections that remember who spoke last.
 
 use std::future::Future;
 use std::io;
@@ -12,19 +12,36 @@ use hyper_util::client::legacy::connect::{Connected, Connection};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::Sleep;
 
-/// A connection whose peer must take what is written within a deadline: a reader that stops would
-/// otherwise hold the connection, and what is buffered for it, for ever.
+/// A downstream connection with the deadlines that hyper does not keep.
+///
+/// * The peer must take what is written: a reader that stops would otherwise hold the connection, and
+///   what is buffered for it, for ever.
+/// * The peer must say which protocol it speaks: hyper-util waits for that without a limit.
 #[derive(Debug)]
-pub(super) struct WriteDeadline<T> {
+pub(super) struct Deadlines<T> {
     inner: T,
-    limit: Duration,
+    write_limit: Duration,
     /// Armed only while the peer takes nothing.
     stalled: Option<Pin<Box<Sleep>>>,
+    /// Until the first bytes tell HTTP/1 from HTTP/2; then the protocol's own deadlines hold.
+    undecided: Option<Undecided>,
 }
 
-impl<T> WriteDeadline<T> {
-    pub fn new(inner: T, limit: Duration) -> Self {
-        Self { inner, limit, stalled: None }
+#[derive(Debug)]
+struct Undecided {
+    deadline: Pin<Box<Sleep>>,
+    /// How much of HTTP/2's preface has come.
+    matched: usize,
+}
+
+/// RFC 9113 section 3.4.
+const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+
+impl<T> Deadlines<T> {
+    pub fn new(inner: T, first_bytes: Duration, write_limit: Duration) -> Self {
+        let deadline = Box::pin(tokio::time::sleep(first_bytes));
+        let undecided = Some(Undecided { deadline, matched: 0 });
+        Self { inner, write_limit, stalled: None, undecided }
     }
 
     fn guard<R>(&mut self, cx: &mut Context<'_>, polled: Poll<io::Result<R>>) -> Poll<io::Result<R>> {
@@ -32,24 +49,38 @@ impl<T> WriteDeadline<T> {
             self.stalled = None;
             return polled;
         }
-        let limit = self.limit;
+        let limit = self.write_limit;
         let stalled = self.stalled.get_or_insert_with(|| Box::pin(tokio::time::sleep(limit)));
         ready!(stalled.as_mut().poll(cx));
         Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, "the peer stopped reading")))
     }
 }
 
-impl<T: AsyncRead + Unpin> AsyncRead for WriteDeadline<T> {
+impl<T: AsyncRead + Unpin> AsyncRead for Deadlines<T> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.inner).poll_read(cx, buffer)
+        let this = &mut *self;
+        let filled = buffer.filled().len();
+        let polled = Pin::new(&mut this.inner).poll_read(cx, buffer);
+        let Some(undecided) = &mut this.undecided else { return polled };
+        if polled.is_pending() {
+            ready!(undecided.deadline.as_mut().poll(cx));
+            return Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, "no request came")));
+        }
+        let read = &buffer.filled()[filled..];
+        let is_preface = PREFACE[undecided.matched..].starts_with(read) && !read.is_empty();
+        undecided.matched += read.len();
+        if !is_preface || undecided.matched == PREFACE.len() {
+            this.undecided = None;
+        }
+        polled
     }
 }
 
-impl<T: AsyncWrite + Unpin> AsyncWrite for WriteDeadline<T> {
+impl<T: AsyncWrite + Unpin> AsyncWrite for Deadlines<T> {
     fn poll_write(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,

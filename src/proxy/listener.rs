@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tower::Service;
 
-use super::io::WriteDeadline;
+use super::io::Deadlines;
 use super::stack::{Observed, stack};
 use super::upstream::{SetupError, Upstream};
 use crate::config::{Config, Limits};
@@ -87,7 +87,7 @@ impl Server {
                 builder.clone(),
                 service.clone(),
                 stop.clone(),
-                self.config.limits.idle_timeout,
+                self.config.limits.clone(),
             );
             let metrics = Arc::clone(&self.metrics);
             connections.spawn(async move {
@@ -134,7 +134,7 @@ async fn serve<S>(
     builder: auto::Builder<TokioExecutor>,
     service: S,
     stop: CancellationToken,
-    idle: Duration,
+    limits: Limits,
 ) where
     S: Service<
             http::Request<Incoming>,
@@ -147,7 +147,7 @@ async fn serve<S>(
 {
     // Answers are written whole: waiting for more would only delay them.
     let _ = stream.set_nodelay(true);
-    let io = TokioIo::new(WriteDeadline::new(stream, idle));
+    let io = TokioIo::new(Deadlines::new(stream, limits.header_timeout, limits.idle_timeout));
     let connection = builder.serve_connection(io, TowerToHyperService::new(service));
     tokio::pin!(connection);
     let ended = tokio::select! {

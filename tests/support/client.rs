@@ -13,7 +13,7 @@ pub struct Answer {
     pub head: String,
     pub body: Vec<u8>,
     pub trailers: String,
-    /// The connection ended before the body did.
+    /// The connection ended before the answer did. Status 0: before its head did.
     pub broken: bool,
 }
 
@@ -75,7 +75,10 @@ impl Client {
     }
 
     pub async fn answer(&mut self, to_head: bool) -> Answer {
-        let head = self.head().await.expect("an answer");
+        let Some(head) = self.head().await else {
+            let (head, body, trailers) = Default::default();
+            return Answer { status: 0, head, body, trailers, broken: true };
+        };
         let status = head.split(' ').nth(1).expect("a status").parse().expect("a number");
         let mut answer =
             Answer { status, head, body: Vec::new(), trailers: String::new(), broken: false };

@@ -74,10 +74,11 @@ impl Origin {
         Self::start_with(script, None).await
     }
 
-    /// An origin at an address that was free a moment ago.
-    pub async fn start_at(ip: std::net::IpAddr, port: u16, script: impl IntoIterator<Item = Reply>) -> Self {
-        let listener = TcpListener::bind((ip, port)).await.expect("it was free");
-        Self::serve_on(listener, script, None)
+    /// An origin whose script speaks of its own address.
+    pub async fn start_knowing<S: IntoIterator<Item = Reply>>(script: impl FnOnce(SocketAddr) -> S) -> Self {
+        let origin = Self::start([]).await;
+        origin.shared.script.lock().unwrap().extend(script(origin.address));
+        origin
     }
 
     /// The same behind TLS.
@@ -86,14 +87,6 @@ impl Origin {
         tls: Option<tokio_rustls::TlsAcceptor>,
     ) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
-        Self::serve_on(listener, script, tls)
-    }
-
-    fn serve_on(
-        listener: TcpListener,
-        script: impl IntoIterator<Item = Reply>,
-        tls: Option<tokio_rustls::TlsAcceptor>,
-    ) -> Self {
         let address = listener.local_addr().expect("it is bound");
         let shared = Arc::new(Shared::default());
         shared.script.lock().unwrap().extend(script);

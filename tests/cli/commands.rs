@@ -1,0 +1,104 @@
+//! The other commands, through the real binary.
+
+use crate::support::binary::{Running, command, run};
+use crate::support::client::Client;
+
+#[test]
+fn the_demo_shows_both_faults_and_ends_well() {
+    let first = run(&["demo"], b"");
+    assert_eq!(first.code, Some(0), "{}", first.stderr);
+    let text = String::from_utf8(first.stdout).expect("UTF-8");
+    let row = |title: &str| -> Vec<usize> {
+        let line = text.lines().find(|line| line.starts_with(title)).expect(title);
+        line[40..].split_whitespace().map(|cell| cell.parse().expect("a number")).collect()
+    };
+    let (echoed, bare, owner) = (
+        row("re-subscribed, old list sources echoed"),
+        row("re-subscribed, lists bare"),
+        row("owner's update of an active contact"),
+    );
+    // sent, refused straight, refused by proxy, rewritten, rescued
+    assert!(echoed[1] * 2 > echoed[0], "most of the inconsistent ones are refused: {text}");
+    assert_eq!((echoed[2], echoed[3]), (0, echoed[0]), "{text}");
+    assert!(bare[1] > 0 && bare[4] > 0, "only a retry cures these: {text}");
+    assert_eq!((bare[2], bare[3]), (0, 0), "{text}");
+    assert_eq!(owner[1..], [0, 0, 0, 0], "{text}");
+    assert!(text.contains("-          <OptInSource>ACTION_BY_CUSTOMER"), "a diff: {text}");
+
+    let table = |text: &str| text.lines().filter(|line| !line.contains(" in ")).map(str::to_owned).collect::<Vec<_>>();
+    let second = run(&["demo"], b"");
+    let second = String::from_utf8(second.stdout).expect("UTF-8");
+    assert_eq!(table(&second), table(&text), "deterministic");
+}
+
+#[test]
+fn the_demo_fails_if_a_proxied_update_does() {
+    let output = run(&["demo", "--set", "sanitize.mode=off", "--updates", "30"], b"");
+    assert_eq!(output.code, Some(1));
+    assert!(output.stderr.contains("did not end well"), "{}", output.stderr);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_demo_stays_up_if_told_to() {
+    use std::io::{BufRead, BufReader};
+    let mut child = command(&["demo", "--stay", "--updates", "3"])
+        .stdout(std::process::Stdio::piped())
+        .spawn()
+        .expect("it starts");
+    let mut lines = BufReader::new(child.stdout.take().expect("piped")).lines();
+    let address = loop {
+        let line = lines.next().expect("more").expect("UTF-8");
+        if let Some((_, rest)) = line.split_once("http://127.0.0.1:") {
+            let port = rest.split('/').next().expect("a port");
+            break format!("127.0.0.1:{port}").parse().expect("an address");
+        }
+    };
+    let answer = Client::connect(address).await.ask(b"GET /ws/customers/joesflowers/lists HTTP/1.1\r\nHost: x\r\n\r\n").await;
+    assert_eq!(answer.status, 401);
+    child.kill().expect("it runs");
+    child.wait().expect("it ends");
+}
+
+#[test]
+fn usage_is_explained_and_wrong_usage_is_exit_status_2() {
+    let help = run(&["--help"], b"");
+    assert_eq!(help.code, Some(0));
+    let text = String::from_utf8(help.stdout).expect("UTF-8");
+    for name in ["serve", "demo", "sanitize", "check", "simulate", "completions"] {
+        assert!(text.contains(&format!("  {name}")), "{text}");
+    }
+    let version = run(&["--version"], b"");
+    let expected = concat!("optin-proxy ", env!("CARGO_PKG_VERSION"), "\n");
+    assert_eq!(version.stdout, expected.as_bytes());
+    for arguments in [&[][..], &["nonsense"], &["serve", "--nonsense"], &["simulate", "--flake-rate", "2"]] {
+        assert_eq!(run(arguments, b"").code, Some(2), "{arguments:?}");
+    }
+}
+
+#[test]
+fn completions_are_printed_for_the_usual_shells() {
+    for shell in ["bash", "zsh", "fish", "powershell", "elvish"] {
+        let output = run(&["completions", shell], b"");
+        assert_eq!(output.code, Some(0));
+        assert!(String::from_utf8_lossy(&output.stdout).contains("optin-proxy"), "{shell}");
+    }
+}
+
+#[test]
+fn a_reader_that_stops_reading_is_no_failure() {
+    use std::process::Stdio;
+    for arguments in [&["completions", "bash"][..], &["check"], &["demo", "--updates", "1"]] {
+        let mut child = command(arguments).stdout(Stdio::piped()).spawn().expect("it starts");
+        drop(child.stdout.take());
+        assert_eq!(child.wait().expect("it ends").code(), Some(0), "{arguments:?}");
+    }
+}
+
+#[test]
+fn the_simulator_says_where_it_is_and_whose_account_it_has() {
+    let mut running = Running::start(&mut command(&["simulate", "--listen", "127.0.0.1:0"]));
+    let said: String = (0..3).map(|_| running.read_line()).collect();
+    assert!(said.contains("joesflowers") && said.contains("APIKEY%joesflowers:secret"), "{said}");
+    running.signal("TERM");
+    assert_eq!(running.finish().0.code(), Some(0));
+}

@@ -1,0 +1,144 @@
+//! The configuration: its layers, and what is said about mistakes.
+
+use std::io::Write as _;
+
+use optin_proxy::config::{Config, File, Layers};
+
+use crate::support::binary::{command, run, run_command};
+
+const SHIPPED: &str = include_str!("../../proxy.toml");
+
+fn file(text: &str) -> tempfile::NamedTempFile {
+    let mut file = tempfile::NamedTempFile::new().expect("a file");
+    file.write_all(text.as_bytes()).expect("it can be written");
+    file
+}
+
+/// What `check` says about a file.
+fn complaint(text: &str) -> String {
+    let file = file(text);
+    let path = file.path().to_str().expect("UTF-8");
+    let output = run(&["check", "-c", path], b"");
+    assert_eq!(output.code, Some(2), "{text}");
+    assert!(output.stdout.is_empty());
+    output.stderr.replace(path, "proxy.toml")
+}
+
+#[test]
+fn the_shipped_file_shows_every_key_with_its_default() {
+    let shipped: File = toml::from_str(SHIPPED).expect("it is valid");
+    assert_eq!(shipped, File::default());
+    let keys = |text: &str| -> Vec<String> {
+        let table: toml::Table = text.parse().expect("TOML");
+        let sections = table.iter().flat_map(|(section, keys)| {
+            let keys = keys.as_table().expect("a section").keys();
+            keys.map(move |key| format!("{section}.{key}"))
+        });
+        sections.collect()
+    };
+    let all = toml::to_string(&File::default()).expect("TOML");
+    assert_eq!(keys(SHIPPED), keys(&all));
+}
+
+#[test]
+fn the_defaults_are_valid_and_check_prints_what_check_reads() {
+    assert_eq!(Config::default().resolved, File::default());
+    let output = run(&["check"], b"");
+    assert_eq!(output.code, Some(0));
+    let again = file(&String::from_utf8(output.stdout.clone()).expect("UTF-8"));
+    let again = run(&["check", "-c", again.path().to_str().expect("UTF-8")], b"");
+    assert_eq!(again.stdout, output.stdout);
+}
+
+#[test]
+fn mistakes_name_file_line_key_and_the_nearest_right_key() {
+    for (text, complaint_of) in [
+        ("[retry]\n\nmax_attempt = 3\n", "proxy.toml:3: unknown key `retry.max_attempt`; did you mean `retry.max_attempts`?"),
+        ("[retri]\nx = 1\n", "proxy.toml:1: unknown key `retri`; did you mean `retry`?"),
+        ("url = 'x'\n", "proxy.toml:1: unknown key `url`; did you mean `upstream.url`?"),
+        ("[retry]\nmax_attempts = 'x'\n", "proxy.toml:2: retry.max_attempts: invalid type: string \"x\", expected u32"),
+        ("[retry]\nmax_attempts = 0\n", "proxy.toml:2: retry.max_attempts: must be 1 (no retry) or more"),
+        ("[retry]\nbase_delay = '5'\n", "proxy.toml:2: retry.base_delay: time unit needed, for example 5sec or 5ms: write a duration like \"250ms\", \"10s\" or \"2m\""),
+        ("[retry]\npattern = '('\n", "proxy.toml:2: retry.pattern: is not a regular expression"),
+        ("[retry]\npattern = 'x'\n", "proxy.toml:2: retry.pattern: has no group `actor`"),
+        ("[sanitize]\nmax_body = '1 apple'\n", "proxy.toml:2: sanitize.max_body: is not a size: write one like \"64KiB\" or \"1MiB\""),
+        ("[sanitize]\nlists = 'aline'\n", "proxy.toml:2: sanitize.lists: unknown variant `aline`, expected one of `align`, `strip`, `leave`"),
+        ("[sanitize.aliases]\nX = 'Y'\n", "proxy.toml:2: sanitize.aliases.X: unknown variant `Y`, expected `ACTION_BY_CONTACT` or `ACTION_BY_CUSTOMER`"),
+        ("[upstream]\nurl = 'https://a.example/path'\n", "proxy.toml:2: upstream.url: has a path, but requests keep their own"),
+        ("[upstream]\nurl = 'ftp://a.example'\n", "proxy.toml:2: upstream.url: is neither http nor https"),
+        ("[upstream]\nurl = 'a.example'\n", "proxy.toml:2: upstream.url: has no scheme or no host"),
+        ("[listen]\naddress = '8080'\n", "proxy.toml:2: listen.address: must be a host and a port"),
+        ("[limits]\nidle_timeout = '0s'\n", "proxy.toml:2: limits.idle_timeout: must be longer than zero"),
+        ("listen = 1\n", "proxy.toml:1: `listen` is a section"),
+        ("[listen]\nx = \n", "proxy.toml:2: "),
+    ] {
+        let said = complaint(text);
+        assert!(said.starts_with(&format!("optin-proxy: {complaint_of}")), "{text}{said}");
+    }
+}
+
+#[test]
+fn all_unknown_keys_are_named_at_once() {
+    let said = complaint("[retry]\nmax_attempt = 3\n[log]\nlevle = 'info'\n");
+    assert!(said.contains("proxy.toml:2:") && said.contains("proxy.toml:4:"), "{said}");
+}
+
+#[test]
+fn arguments_go_over_environment_over_file_over_default() {
+    let file = file("[retry]\nmax_attempts = 4\nbudget = 0.4\ndeadline = '4s'\n[sanitize.aliases]\nOLD = 'ACTION_BY_CUSTOMER'\n");
+    let mut check = command(&[
+        "check", "-c", file.path().to_str().expect("UTF-8"), "--set", "retry.max_attempts=6",
+        "--set", "sanitize.aliases.By_Client=ACTION_BY_CONTACT", "--set", "upstream.url=http://localhost:1",
+    ]);
+    check.env("OPTIN_PROXY_RETRY__MAX_ATTEMPTS", "5").env("OPTIN_PROXY_RETRY__BUDGET", "0.5");
+    check.env("OPTIN_PROXY_SANITIZE__ALIASES__ACTION_BY_CLIENT", "ACTION_BY_CUSTOMER");
+    check.env("OPTIN_PROXY_SOMETHING_ELSE", "is not ours to judge");
+    let output = run_command(check, b"");
+    let text = String::from_utf8(output.stdout).expect("UTF-8");
+    let file: File = toml::from_str(&text).expect("TOML");
+    assert_eq!(file.retry.max_attempts, 6);
+    assert_eq!(file.retry.budget, 0.5);
+    assert_eq!(file.retry.deadline.to_string(), "4s");
+    assert_eq!(file.retry.budget_floor, 3);
+    assert_eq!(file.upstream.url, "http://localhost:1");
+    let aliases: Vec<&String> = file.sanitize.aliases.keys().collect();
+    assert_eq!(aliases, ["ACTION_BY_CLIENT", "By_Client", "OLD"]);
+}
+
+#[test]
+fn mistakes_in_the_environment_and_in_arguments_name_their_place() {
+    for (name, value, expected) in [
+        ("OPTIN_PROXY_RETRY__MAX_ATTEMPT", "1", "environment variable OPTIN_PROXY_RETRY__MAX_ATTEMPT: unknown key `retry.max_attempt`; did you mean `retry.max_attempts`?"),
+        ("OPTIN_PROXY_RETRY__BUDGET", "x", "environment variable OPTIN_PROXY_RETRY__BUDGET: retry.budget: "),
+        ("OPTIN_PROXY_RETRY_BUDGET", "1", "environment variable OPTIN_PROXY_RETRY_BUDGET: two underscores separate section and key: OPTIN_PROXY_RETRY__BUDGET"),
+    ] {
+        let mut check = command(&["check"]);
+        check.env(name, value);
+        let output = run_command(check, b"");
+        assert_eq!(output.code, Some(2));
+        assert!(output.stderr.starts_with(&format!("optin-proxy: {expected}")), "{}", output.stderr);
+    }
+    for (arguments, expected) in [
+        (&["check", "--set", "retry.budget"][..], "--set: write section.key=value, not `retry.budget`"),
+        (&["check", "--set", "retry.bugdet=1"], "--set: unknown key `retry.bugdet`; did you mean `retry.budget`?"),
+        (&["serve", "--upstream", "nowhere"], "--upstream: upstream.url: has no scheme or no host"),
+        (&["serve", "--listen", "x"], "--listen: listen.address: must be a host and a port"),
+        (&["check", "-c", "/nowhere/proxy.toml"], "/nowhere/proxy.toml: cannot read the configuration"),
+    ] {
+        let output = run(arguments, b"");
+        assert_eq!(output.code, Some(2), "{arguments:?}");
+        assert!(output.stderr.starts_with(&format!("optin-proxy: {expected}")), "{}", output.stderr);
+    }
+}
+
+#[test]
+fn values_that_look_like_something_else_are_taken_as_the_text_that_is_expected() {
+    let mut layers = Layers::default();
+    layers.set("test", "upstream.ca_file=1");
+    layers.set("test", "sanitize.max_body=2KiB");
+    layers.set("test", "log.report_header=false");
+    let config = layers.build().expect("valid");
+    assert_eq!(config.upstream.ca_file.as_deref(), Some(std::path::Path::new("1")));
+    assert_eq!(config.sanitize.max_body, 2048);
+    assert!(!config.log.report_header);
+}
