@@ -1,6 +1,8 @@
 //! Everything is tested through public doors: the domain by its functions, the proxy over real sockets,
 //! the commands by the real binary.
 
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test stops at the first surprise")]
+
 mod cli;
 mod contact;
 mod proxy;

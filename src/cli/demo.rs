@@ -60,7 +60,8 @@ impl Demo {
 
         // Two simulated APIs with the same seed: what one client does to one of them must not change
         // what the other client meets.
-        let options = Options { flake_rate: FLAKE_RATE, contacts: self.updates, ..Options::default() };
+        let options =
+            Options { flake_rate: FLAKE_RATE, contacts: self.updates, ..Options::default() };
         let mut apis = Vec::new();
         for _ in 0..2 {
             let simulator =
@@ -69,8 +70,8 @@ impl Demo {
             let stop = stop.clone();
             running.spawn(async move { simulator.run(stop).await });
         }
-        let [(direct, _), (behind, world)] = <[_; 2]>::try_from(apis)
-            .unwrap_or_else(|_| unreachable!("the loop above runs twice"));
+        let [(direct, _), (behind, world)] =
+            <[_; 2]>::try_from(apis).unwrap_or_else(|_| unreachable!("the loop above runs twice"));
 
         let quiet = ("demo", "log.level=off".to_owned());
         let flags = [
@@ -94,7 +95,12 @@ impl Demo {
         let mut out = anstream::stdout().lock();
         write!(out, "{}", example(&world, &proxied))?;
         write!(out, "{}", table(&straight, &proxied))?;
-        writeln!(out, "{} updates each way in {:.1} s.", self.updates, started.elapsed().as_secs_f64())?;
+        writeln!(
+            out,
+            "{} updates each way in {:.1} s.",
+            self.updates,
+            started.elapsed().as_secs_f64()
+        )?;
         let well = proxied.iter().all(|update| update.status.is_success());
         if self.stay {
             write!(out, "{}", to_try(&direct.to_string(), &proxy.to_string()))?;
@@ -104,7 +110,11 @@ impl Demo {
         }
         stop.cancel();
         running.join_all().await;
-        if well { Ok(()) } else { Err(Failure::Failed("some proxied updates did not end well".into())) }
+        if well {
+            Ok(())
+        } else {
+            Err(Failure::Failed("some proxied updates did not end well".into()))
+        }
     }
 }
 
@@ -226,8 +236,10 @@ async fn update(
                 .header(CONTENT_TYPE, "application/atom+xml")
                 .body(Full::new(body))
                 .map_err(|error| Failure::Failed(error.to_string()))?;
-            let response =
-                client.request(request).await.map_err(|error| Failure::Failed(error.to_string()))?;
+            let response = client
+                .request(request)
+                .await
+                .map_err(|error| Failure::Failed(error.to_string()))?;
             let (parts, body) = response.into_parts();
             let body = body.collect().await.map_err(|error| Failure::Failed(error.to_string()))?;
             Ok::<_, Failure>((parts, body.to_bytes()))
@@ -251,7 +263,8 @@ fn example(world: &World, proxied: &[Update]) -> String {
         return String::new();
     };
     let received = world.last_update(update.contact).unwrap_or_default();
-    let diff = sanitize::diff(&update.body, &received, "sent by the application", "received by the API");
+    let diff =
+        sanitize::diff(&update.body, &received, "sent by the application", "received by the API");
     format!("One update on its way through the proxy:\n\n{diff}\n")
 }
 
@@ -277,8 +290,14 @@ fn table(straight: &[Update], proxied: &[Update]) -> String {
         }
     }
     let mut text = String::new();
-    let heading =
-        ["updates", "sent", "refused straight", "refused by proxy", "rewritten", "rescued by retry"];
+    let heading = [
+        "updates",
+        "sent",
+        "refused straight",
+        "refused by proxy",
+        "rewritten",
+        "rescued by retry",
+    ];
     let [updates, sent, direct, through, rewritten, rescued] = heading;
     let _ = writeln!(
         text,
@@ -314,7 +333,9 @@ fn to_try(direct: &str, proxy: &str) -> String {
         )
     };
     let clear = |base: &str| {
-        format!("curl -sS -u '{CREDENTIALS}' -X DELETE http://{base}/ws/customers/{ACCOUNT}/contacts/1\n")
+        format!(
+            "curl -sS -u '{CREDENTIALS}' -X DELETE http://{base}/ws/customers/{ACCOUNT}/contacts/1\n"
+        )
     };
     format!(
         "\nAll of it stays up until Ctrl-C. Unsubscribe a contact, then re-subscribe it: through the proxy\n\n\

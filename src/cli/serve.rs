@@ -8,7 +8,8 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
 use super::{ConfigArgs, Failure};
-use crate::config::Config;
+use crate::config::{self, Config};
+use crate::observe::admin::Admin;
 use crate::observe::log;
 use crate::observe::metrics::Metrics;
 use crate::proxy::Server;
@@ -23,6 +24,9 @@ pub(super) struct Serve {
     /// Where requests go [upstream.url]
     #[arg(long, value_name = "URL")]
     upstream: Option<String>,
+    /// Address for operators: probes and metrics [admin.address]
+    #[arg(long, value_name = "ADDRESS")]
+    admin: Option<String>,
 }
 
 impl Serve {
@@ -30,6 +34,7 @@ impl Serve {
         let flags = [
             ("--listen", "listen.address", self.listen),
             ("--upstream", "upstream.url", self.upstream),
+            ("--admin", "admin.address", self.admin),
         ];
         let flags: Vec<_> = flags
             .into_iter()
@@ -44,17 +49,22 @@ impl Serve {
 async fn serve(config: Arc<Config>) -> Result<(), Failure> {
     let mut signals = Signals::listen()?;
     let metrics = Arc::new(Metrics::default());
+    let stop = CancellationToken::new();
     let server = Server::bind(Arc::clone(&config), Arc::clone(&metrics))
         .await
         .map_err(|error| Failure::Failed(error.to_string()))?;
+    let admin = bind_admin(&config.admin, metrics, stop.clone()).await?;
     writeln!(io::stdout(), "listening on {}", server.address())?;
+    if let Some(admin) = admin {
+        writeln!(io::stdout(), "listening on {} (admin)", admin.address())?;
+        tokio::spawn(admin.run());
+    }
     tracing::info!(
         address = %server.address(),
         upstream = %format_args!("{}://{}", config.upstream.scheme, config.upstream.authority),
         version = env!("CARGO_PKG_VERSION"),
         "started"
     );
-    let stop = CancellationToken::new();
     let serving = tokio::spawn(server.run(stop.clone()));
     tokio::pin!(serving);
     let finished = tokio::select! {
@@ -74,6 +84,26 @@ async fn serve(config: Arc<Config>) -> Result<(), Failure> {
         Err(error) => return Err(Failure::Failed(format!("the listener failed: {error}"))),
     }
     Ok(())
+}
+
+/// The listener for operators. Where nobody chose its address, the proxy's work does not hang on it:
+/// another sidecar on the same host may have the default port already.
+async fn bind_admin(
+    config: &config::Admin,
+    metrics: Arc<Metrics>,
+    draining: CancellationToken,
+) -> Result<Option<Admin>, Failure> {
+    let address = &config.address;
+    match Admin::bind(address, metrics, draining).await {
+        Ok(admin) => Ok(Some(admin)),
+        Err(error) if config.required => Err(Failure::Failed(format!(
+            "cannot listen on {address}: {error}; choose another address with admin.address or --admin"
+        ))),
+        Err(error) => {
+            tracing::warn!(%address, %error, "no admin listener: set admin.address to one that is free");
+            Ok(None)
+        }
+    }
 }
 
 /// The signals that end the process, as the exit status that a shell gives each.

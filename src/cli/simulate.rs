@@ -39,12 +39,17 @@ impl Simulate {
                 Options { flake_rate: self.flake_rate, seed: self.seed, ..Options::default() };
             let simulator = Simulator::bind(&self.listen, options).await.map_err(|error| {
                 let listen = &self.listen;
-                Failure::Failed(format!("cannot listen on {listen}: {error}; choose another with --listen"))
+                Failure::Failed(format!(
+                    "cannot listen on {listen}: {error}; choose another with --listen"
+                ))
             })?;
             let address = simulator.address();
             let mut stdout = io::stdout().lock();
             writeln!(stdout, "listening on {address}")?;
-            writeln!(stdout, "account {ACCOUNT}: http://{address}/ws/customers/{ACCOUNT}/contacts")?;
+            writeln!(
+                stdout,
+                "account {ACCOUNT}: http://{address}/ws/customers/{ACCOUNT}/contacts"
+            )?;
             writeln!(stdout, "credentials {CREDENTIALS}")?;
             writeln!(stdout, "Authorization: Basic {}", STANDARD.encode(CREDENTIALS))?;
             stdout.flush()?;

@@ -225,10 +225,13 @@ impl FromStr for Span {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let duration = humantime::parse_duration(text)
-            .map_err(|error| format!("{error}: write a duration like \"250ms\", \"10s\" or \"2m\""))?;
+        let duration = humantime::parse_duration(text).map_err(|error| {
+            format!("{error}: write a duration like \"250ms\", \"10s\" or \"2m\"")
+        })?;
         if duration > LONGEST {
-            return Err("is longer than a day: write a duration like \"250ms\", \"10s\" or \"2m\"".into());
+            return Err(
+                "is longer than a day: write a duration like \"250ms\", \"10s\" or \"2m\"".into()
+            );
         }
         Ok(Self(duration))
     }

@@ -92,7 +92,8 @@ impl Layers {
                 continue;
             };
             for (key, value) in keys {
-                let origin = Origin::File { name: name.to_owned(), line: line_at(key.span().start) };
+                let origin =
+                    Origin::File { name: name.to_owned(), line: line_at(key.span().start) };
                 let key = key.get_ref().as_ref();
                 let path = [section_name, key];
                 match (value.get_ref(), &values[key]) {
@@ -119,9 +120,8 @@ impl Layers {
             let Some((section, rest)) = key.split_once("__") else {
                 // Not every variable with our name is a key, but this one was meant as one.
                 let lower = key.to_ascii_lowercase();
-                if let Some((section, key)) = lower
-                    .split_once('_')
-                    .filter(|(section, _)| schema().contains_key(*section))
+                if let Some((section, key)) =
+                    lower.split_once('_').filter(|(section, _)| schema().contains_key(*section))
                 {
                     self.problems.push(format!(
                         "{origin}: two underscores separate section and key: \
@@ -201,11 +201,12 @@ impl Layers {
             let origin = self.origins.get(key);
             origin.map_or_else(|| "default".to_owned(), ToString::to_string)
         };
-        let file: File = serde_path_to_error::deserialize(self.values.clone()).map_err(|error| {
-            let key = error.path().to_string();
-            let message = error.inner().message().to_owned();
-            ConfigError(vec![format!("{}: {key}: {message}", place(&key))])
-        })?;
+        let file: File =
+            serde_path_to_error::deserialize(self.values.clone()).map_err(|error| {
+                let key = error.path().to_string();
+                let message = error.inner().message().to_owned();
+                ConfigError(vec![format!("{}: {key}: {message}", place(&key))])
+            })?;
         let mut config = Config::build(file).map_err(|(key, message)| {
             ConfigError(vec![format!("{}: {key}: {message}", place(key))])
         })?;
@@ -237,7 +238,9 @@ fn unknown(path: &[&str]) -> String {
         if !path.contains('.') {
             known.push(section.clone());
         }
-        known.extend(keys.as_table().into_iter().flatten().map(|(key, _)| format!("{section}.{key}")));
+        known.extend(
+            keys.as_table().into_iter().flatten().map(|(key, _)| format!("{section}.{key}")),
+        );
     }
     // A key without its section is as good a try as one with a letter wrong.
     let likeness = |key: &str| {

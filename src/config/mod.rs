@@ -132,8 +132,8 @@ impl Config {
         let (scheme, authority) = parse_upstream(&file.upstream.url)?;
         check_address("listen.address", &file.listen.address)?;
         check_address("admin.address", &file.admin.address)?;
-        let pattern =
-            Pattern::new(&file.retry.pattern).map_err(|error| ("retry.pattern", error.to_string()))?;
+        let pattern = Pattern::new(&file.retry.pattern)
+            .map_err(|error| ("retry.pattern", error.to_string()))?;
         if file.retry.max_attempts == 0 {
             return Err(("retry.max_attempts", "must be 1 (no retry) or more".into()));
         }
@@ -147,7 +147,10 @@ impl Config {
             ("limits.idle_timeout", file.limits.idle_timeout),
         ] {
             if duration.0.is_zero() {
-                return Err((key, "must be longer than zero: without it nothing could be done".into()));
+                return Err((
+                    key,
+                    "must be longer than zero: without it nothing could be done".into(),
+                ));
             }
         }
         Ok(Self {

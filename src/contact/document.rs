@@ -313,7 +313,8 @@ impl<'t> Walk<'t> {
         let (parent, contact, list, sealed) = match self.open.last_mut() {
             Some(parent) => {
                 parent.has_children = true;
-                let sealed = parent.sealed || matches!(parent.kind, Element::Source | Element::Time);
+                let sealed =
+                    parent.sealed || matches!(parent.kind, Element::Source | Element::Time);
                 (parent.kind, parent.contact, parent.list, sealed)
             }
             None => {
@@ -391,8 +392,7 @@ impl<'t> Walk<'t> {
             }
             Element::Source => {
                 let raw = self.text[content.clone()].as_bytes();
-                let value =
-                    value::read(raw, content.start).ok_or(Uninspectable::Malformed)?;
+                let value = value::read(raw, content.start).ok_or(Uninspectable::Malformed)?;
                 let spelling = match Source::from_bytes(&value.text) {
                     Some(source) => Spelling::Known(source),
                     None if value.text.is_empty() => Spelling::Empty,
@@ -425,7 +425,9 @@ impl<'t> Walk<'t> {
 
     /// Notes an id if its value is `http(s)://` and the own host, then `/` or its end.
     fn own_id(&mut self, open: &Open, content: Range<usize>) {
-        let (Some(host), raw) = (self.own_host, self.text[content.clone()].as_bytes()) else { return };
+        let (Some(host), raw) = (self.own_host, self.text[content.clone()].as_bytes()) else {
+            return;
+        };
         let Some(value) = value::read(raw, content.start) else { return };
         let Some(length) = own_origin(&value.text, host) else { return };
         if let Some((origin, bridge)) = value.head(raw, content.start, length) {
@@ -442,9 +444,9 @@ impl<'t> Walk<'t> {
 
 /// The length of the origin at the start of `value`, if it is the own one.
 fn own_origin(value: &[u8], host: &str) -> Option<usize> {
-    let scheme = ["http://", "https://"]
-        .into_iter()
-        .find(|scheme| value.get(..scheme.len()).is_some_and(|start| start.eq_ignore_ascii_case(scheme.as_bytes())))?;
+    let scheme = ["http://", "https://"].into_iter().find(|scheme| {
+        value.get(..scheme.len()).is_some_and(|start| start.eq_ignore_ascii_case(scheme.as_bytes()))
+    })?;
     let length = scheme.len() + host.len();
     let authority = value.get(scheme.len()..length)?;
     let ends = matches!(value.get(length), None | Some(b'/'));

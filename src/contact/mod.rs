@@ -33,7 +33,9 @@ use std::fmt;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
-pub use policy::{Ambiguous, Finding, Kind, Lists, Mode, Policy, Removal, Undeclared, Was, Written};
+pub use policy::{
+    Ambiguous, Finding, Kind, Lists, Mode, Policy, Removal, Undeclared, Was, Written,
+};
 
 /// The namespace of the v1 contact schema (API-V1: "Where a contact is written").
 pub const NAMESPACE: &str = "http://ws.constantcontact.com/ns/1.0/";

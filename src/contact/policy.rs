@@ -350,7 +350,9 @@ fn judge_contacts(
             let removal = update && !contact.holds_list;
             // No removal leaves as the contact's act, whoever declared it.
             let removable = |source| match source {
-                Source::Contact if removal && policy.removal == Removal::Customer => Source::Customer,
+                Source::Contact if removal && policy.removal == Removal::Customer => {
+                    Source::Customer
+                }
                 source => source,
             };
             let mut report = |kind, was, filled: Option<Source>| {

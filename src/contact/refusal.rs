@@ -74,9 +74,8 @@ impl Pattern {
     pub fn judge(&self, text: &[u8], sent: Sent) -> Option<Verdict> {
         let text = fold(&text[..text.len().min(INSPECTED)]);
         let refusal = self.0.captures(&text)?;
-        let by_owner = refusal
-            .name("actor")
-            .is_some_and(|actor| actor.as_str().eq_ignore_ascii_case("owner"));
+        let by_owner =
+            refusal.name("actor").is_some_and(|actor| actor.as_str().eq_ignore_ascii_case("owner"));
         Some(if sent.update && sent.claims_contact && by_owner {
             Verdict::Transient
         } else {

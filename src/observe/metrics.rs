@@ -83,7 +83,8 @@ impl EncodeLabelValue for Name {
 
 /// From 100 us to 30 s, in seconds.
 const BUCKETS: [f64; 15] = [
-    0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0, 30.0,
+    0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0,
+    30.0,
 ];
 
 impl Default for Metrics {
@@ -110,14 +111,22 @@ impl Default for Metrics {
         registry.register("mismatches", "Findings in contact writes", metrics.mismatches.clone());
         registry.register("edits", "Places edited in bodies", metrics.edits.clone());
         registry.register("bodies", "Bodies of contact writes", metrics.bodies.clone());
-        registry.register("refusals", "Attempts refused for their transition", metrics.refusals.clone());
+        registry.register(
+            "refusals",
+            "Attempts refused for their transition",
+            metrics.refusals.clone(),
+        );
         registry.register("retries", "Attempts beyond the first", metrics.retries.clone());
         registry.register(
             "retry_budget_exhausted",
             "Refusals not retried for want of budget",
             metrics.budget_exhausted.clone(),
         );
-        registry.register("connections", "Open downstream connections", metrics.connections.clone());
+        registry.register(
+            "connections",
+            "Open downstream connections",
+            metrics.connections.clone(),
+        );
         let build = Build { version: env!("CARGO_PKG_VERSION") };
         registry.register("build", "The running program", Info::new(build));
         // Series that exist from the start can be alerted on before anything happened.

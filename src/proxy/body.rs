@@ -106,8 +106,11 @@ impl http_body::Body for Body {
             Self::Buffered(bytes) => SizeHint::with_exact(bytes.len() as u64),
             Self::Streaming(stream) => stream.size_hint(),
             Self::Resumed(start, rest) => {
-                let start: u64 =
-                    start.iter().filter_map(|frame| frame.data_ref()).map(|data| data.len() as u64).sum();
+                let start: u64 = start
+                    .iter()
+                    .filter_map(|frame| frame.data_ref())
+                    .map(|data| data.len() as u64)
+                    .sum();
                 let rest = match rest {
                     Rest::End => SizeHint::with_exact(0),
                     Rest::Stream(rest) => rest.size_hint(),

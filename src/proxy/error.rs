@@ -98,9 +98,10 @@ impl Error {
                 status: StatusCode::METHOD_NOT_ALLOWED,
                 name: "connect-not-served",
                 title: "CONNECT is not served here",
-                detail: "Give the application this proxy's address as the API's base URL instead of as \
+                detail:
+                    "Give the application this proxy's address as the API's base URL instead of as \
                          its HTTPS proxy."
-                    .into(),
+                        .into(),
                 token: "http_request_denied",
             },
             Self::ForeignTarget => Problem {

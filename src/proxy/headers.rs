@@ -35,7 +35,11 @@ where
     type Response = Response<Body>;
     type Error = Error;
 
-    async fn handle(&self, mut request: Request<Body>, mut inner: S) -> Result<Response<Body>, Error> {
+    async fn handle(
+        &self,
+        mut request: Request<Body>,
+        mut inner: S,
+    ) -> Result<Response<Body>, Error> {
         let upstream = &self.config.upstream;
         // The client's own address of the proxy: what a Location must come back as.
         let downstream = request.headers().get(HOST).cloned();
@@ -47,7 +51,11 @@ where
             request.headers_mut().insert(CONNECTION, HeaderValue::from_static("te"));
         }
         // Answered here already: the server sends the 100 when the body is first asked for.
-        if request.headers().get(EXPECT).is_some_and(|it| it.as_bytes().eq_ignore_ascii_case(b"100-continue")) {
+        if request
+            .headers()
+            .get(EXPECT)
+            .is_some_and(|it| it.as_bytes().eq_ignore_ascii_case(b"100-continue"))
+        {
             request.headers_mut().remove(EXPECT);
         }
         let via = match request.version() {
@@ -92,7 +100,10 @@ fn accepts_trailers(headers: &HeaderMap) -> bool {
     })
 }
 
-fn tokens<'h>(headers: &'h HeaderMap, name: &HeaderName) -> impl Iterator<Item = &'h str> + use<'h> {
+fn tokens<'h>(
+    headers: &'h HeaderMap,
+    name: &HeaderName,
+) -> impl Iterator<Item = &'h str> + use<'h> {
     headers
         .get_all(name)
         .into_iter()
@@ -130,12 +141,23 @@ fn strip_hop_by_hop(headers: &mut HeaderMap) {
 
 /// Fields that `Connection` may not take away: without them the message would mean something else.
 fn is_end_to_end(name: &HeaderName) -> bool {
-    [HOST, CONTENT_LENGTH, http::header::AUTHORIZATION, http::header::CONTENT_TYPE,
-     http::header::CONTENT_ENCODING].contains(name)
+    [
+        HOST,
+        CONTENT_LENGTH,
+        http::header::AUTHORIZATION,
+        http::header::CONTENT_TYPE,
+        http::header::CONTENT_ENCODING,
+    ]
+    .contains(name)
 }
 
 /// Makes a URL that names the upstream's origin name the proxy's.
-fn relocate(headers: &mut HeaderMap, name: &HeaderName, upstream: &Authority, downstream: &HeaderValue) {
+fn relocate(
+    headers: &mut HeaderMap,
+    name: &HeaderName,
+    upstream: &Authority,
+    downstream: &HeaderValue,
+) {
     let Some(location) = headers.get(name).and_then(|value| value.to_str().ok()) else { return };
     let Some(rest) = below_origin(location, upstream) else { return };
     let Ok(downstream) = downstream.to_str() else { return };

@@ -33,7 +33,9 @@ pub struct Server {
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
     /// The address is taken, or not this machine's.
-    #[error("cannot listen on {address}: {error}; choose another address with listen.address or --listen")]
+    #[error(
+        "cannot listen on {address}: {error}; choose another address with listen.address or --listen"
+    )]
     Bind {
         /// As configured.
         address: String,

@@ -29,7 +29,8 @@ impl<'a> Resource<'a> {
     pub fn of(path: &'a str) -> Option<Self> {
         let mut segments = path.strip_suffix('/').unwrap_or(path).split('/');
         let fixed = ["", "ws", "customers"];
-        if !fixed.iter().all(|name| segments.next().is_some_and(|it| it.eq_ignore_ascii_case(name))) {
+        if !fixed.iter().all(|name| segments.next().is_some_and(|it| it.eq_ignore_ascii_case(name)))
+        {
             return None;
         }
         let account = segments.next().filter(|segment| !segment.is_empty())?;

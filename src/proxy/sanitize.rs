@@ -44,7 +44,11 @@ where
     type Response = Response<Body>;
     type Error = Error;
 
-    async fn handle(&self, request: Request<Incoming>, mut inner: S) -> Result<Response<Body>, Error> {
+    async fn handle(
+        &self,
+        request: Request<Incoming>,
+        mut inner: S,
+    ) -> Result<Response<Body>, Error> {
         let (parts, incoming) = request.into_parts();
         let route = Route::of(&parts.method, &parts.uri);
         let ended = incoming.is_end_stream();
@@ -94,14 +98,14 @@ impl Sanitize {
                 return Ok((body, Found::Uninspectable(Uninspectable::TooLarge)));
             }
         };
-        let decoded = Coding::of(request.headers())
-            .ok_or(Uninspectable::ContentEncoding)
-            .and_then(|coding| {
+        let decoded = Coding::of(request.headers()).ok_or(Uninspectable::ContentEncoding).and_then(
+            |coding| {
                 coding.decode(&received, cap).map_err(|error| match error {
                     DecodeError::Corrupt => Uninspectable::ContentEncoding,
                     DecodeError::TooLarge => Uninspectable::TooLarge,
                 })
-            });
+            },
+        );
         let (plain, coding) = match decoded {
             Ok(decoded) => decoded,
             Err(reason) => return Ok((Body::Buffered(received), Found::Uninspectable(reason))),

@@ -109,7 +109,9 @@ impl Upstream {
             match tokio::time::timeout_at(last + limit, &mut response).await {
                 Ok(answer) => return answer.map_err(Failed::from),
                 Err(_) if progress.as_ref().is_some_and(|it| it.last() > last) => {}
-                Err(_) => return Err(Failed::Fault(Fault::ResponseTimeout, "no answer in time".into())),
+                Err(_) => {
+                    return Err(Failed::Fault(Fault::ResponseTimeout, "no answer in time".into()));
+                }
             }
         }
     }
@@ -280,7 +282,10 @@ fn classify<'e>(error: &legacy::Error, causes: impl Fn() -> Causes<'e>) -> Fault
         };
     }
     if error.is_connect() {
-        return match causes().find_map(|cause| cause.downcast_ref::<io::Error>()).map(io::Error::kind) {
+        return match causes()
+            .find_map(|cause| cause.downcast_ref::<io::Error>())
+            .map(io::Error::kind)
+        {
             Some(io::ErrorKind::ConnectionRefused) => Fault::Refused,
             Some(
                 io::ErrorKind::UnexpectedEof
@@ -390,7 +395,9 @@ fn tls(upstream: &config::Upstream) -> Result<ClientConfig, SetupError> {
     } else {
         roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
         if roots.is_empty() {
-            tracing::warn!("no certificate authorities on this system: trusting the bundled Mozilla roots");
+            tracing::warn!(
+                "no certificate authorities on this system: trusting the bundled Mozilla roots"
+            );
             roots.extend(webpki_roots::TLS_SERVER_ROOTS.iter().cloned());
         }
     }

@@ -22,7 +22,10 @@ pub(super) async fn answer(world: &World, request: Request<Incoming>) -> Answer 
         return refused;
     }
     let Ok(body) = Limited::new(body, MAX_BODY).collect().await else {
-        return plain(StatusCode::PAYLOAD_TOO_LARGE, "Error 413: the body is too long or broke off");
+        return plain(
+            StatusCode::PAYLOAD_TOO_LARGE,
+            "Error 413: the body is too long or broke off",
+        );
     };
     let path = parts.uri.path();
     let mut segments = path.strip_suffix('/').unwrap_or(path).split('/').skip(1);
@@ -119,7 +122,8 @@ impl Call<'_> {
     fn stored(self, collection: Collection) -> Result<Answer, Refusal> {
         let fits = match collection {
             Collection::Activities => {
-                self.has_type("application/x-www-form-urlencoded") || self.has_type("multipart/form-data")
+                self.has_type("application/x-www-form-urlencoded")
+                    || self.has_type("multipart/form-data")
             }
             Collection::Campaigns => self.is_atom(),
         };
@@ -130,7 +134,9 @@ impl Call<'_> {
             }
             (&Method::POST, None) | (&Method::PUT, Some(_)) if !fits => {
                 Ok(unsupported(match collection {
-                    Collection::Activities => "application/x-www-form-urlencoded or multipart/form-data",
+                    Collection::Activities => {
+                        "application/x-www-form-urlencoded or multipart/form-data"
+                    }
                     Collection::Campaigns => "application/atom+xml",
                 }))
             }
@@ -158,7 +164,9 @@ impl Call<'_> {
         let host = self.headers.get(HOST).and_then(|host| host.to_str().ok()).unwrap_or_default();
         let mut answer = atom(entry);
         *answer.status_mut() = StatusCode::CREATED;
-        if let Ok(location) = HeaderValue::from_str(&format!("http://{host}{}", path(collection, id))) {
+        if let Ok(location) =
+            HeaderValue::from_str(&format!("http://{host}{}", path(collection, id)))
+        {
             answer.headers_mut().insert(LOCATION, location);
         }
         answer
@@ -233,9 +241,10 @@ fn refused(refusal: Refusal) -> Answer {
         Refusal::BadRequest(message) => plain(StatusCode::BAD_REQUEST, &message),
         Refusal::NotFound => not_found(),
         Refusal::Conflict(message) => plain(StatusCode::CONFLICT, &message),
-        Refusal::UnknownAddress => {
-            plain(StatusCode::INTERNAL_SERVER_ERROR, "Error 500: there is no contact of that address")
-        }
+        Refusal::UnknownAddress => plain(
+            StatusCode::INTERNAL_SERVER_ERROR,
+            "Error 500: there is no contact of that address",
+        ),
     }
 }
 

@@ -181,10 +181,14 @@ impl State {
         let removal = lists.is_empty();
         match (status, actor) {
             // Do Not Mail -> Active: refused to the owner (documented); the text is the one attested.
-            (Status::DoNotMail, Source::Customer) if !removal => return Err(transition_refused(id)),
+            (Status::DoNotMail, Source::Customer) if !removal => {
+                return Err(transition_refused(id));
+            }
             // Refused although the contact acts, and allowed on another try (observed, once): the
             // user's own report, whose lists are bare, so that nothing in the body explains it.
-            (Status::DoNotMail, Source::Contact) if !removal && dice.f64() < self.options.flake_rate => {
+            (Status::DoNotMail, Source::Contact)
+                if !removal && dice.f64() < self.options.flake_rate =>
+            {
                 return Err(transition_refused(id));
             }
             // Active -> Removed: refused to the contact (documented by staff; the wording is assumed).
@@ -261,7 +265,11 @@ impl State {
         );
         let _ = writeln!(feed, "  <id>{ID_ORIGIN}{}</id>", path_of("contacts"));
         if let Some((next, _)) = found.get(PAGE) {
-            let _ = writeln!(feed, "  <link href=\"{}?next={next}\" rel=\"next\"/>", path_of("contacts"));
+            let _ = writeln!(
+                feed,
+                "  <link href=\"{}?next={next}\" rel=\"next\"/>",
+                path_of("contacts")
+            );
         }
         for (id, contact) in found.iter().take(PAGE) {
             let source = format!("\n      <OptInSource>{}</OptInSource>", contact.source);
@@ -308,7 +316,12 @@ impl State {
     }
 
     /// Takes a bulk activity or a campaign in, to be read back as it is.
-    pub(super) fn store(&mut self, collection: Collection, id: Option<u64>, body: Bytes) -> Result<u64, Refusal> {
+    pub(super) fn store(
+        &mut self,
+        collection: Collection,
+        id: Option<u64>,
+        body: Bytes,
+    ) -> Result<u64, Refusal> {
         let id = match id {
             Some(id) if self.stored.contains_key(&(collection, id)) => id,
             Some(_) => return Err(Refusal::NotFound),
@@ -331,7 +344,11 @@ impl State {
     }
 
     /// The lists of a body. A list that says nothing of its own takes the contact's source (assumed).
-    fn memberships(&self, sent: &Sent, before: Option<&Contact>) -> Result<Vec<Membership>, Refusal> {
+    fn memberships(
+        &self,
+        sent: &Sent,
+        before: Option<&Contact>,
+    ) -> Result<Vec<Membership>, Refusal> {
         sent.lists
             .iter()
             .map(|(id, source)| {
@@ -391,15 +408,28 @@ impl Sent {
             .map(|list| (list.id.clone(), list.children("OptInSource").find_map(source)))
             .collect();
         let listed = lists.iter().filter_map(|(_, source)| *source);
-        let special = ["EmailAddress", "OptInSource", "ContactLists", "Status", "OptInTime", "InsertTime", "LastUpdateTime"];
+        let special = [
+            "EmailAddress",
+            "OptInSource",
+            "ContactLists",
+            "Status",
+            "OptInTime",
+            "InsertTime",
+            "LastUpdateTime",
+        ];
         Ok(Self {
-            email: contact.child("EmailAddress").map(|it| it.text.trim().to_owned()).unwrap_or_default(),
+            email: contact
+                .child("EmailAddress")
+                .map(|it| it.text.trim().to_owned())
+                .unwrap_or_default(),
             declared: declared.first().copied(),
             sources: declared.iter().copied().chain(listed).collect(),
             fields: contact
                 .children
                 .iter()
-                .filter(|child| child.children.is_empty() && !special.contains(&child.name.as_str()))
+                .filter(|child| {
+                    child.children.is_empty() && !special.contains(&child.name.as_str())
+                })
                 .map(|child| (child.name.clone(), child.text.clone()))
                 .collect(),
             lists,

@@ -78,7 +78,8 @@ pub(super) fn parse(body: &[u8]) -> Option<Element> {
 }
 
 fn element(namespace: String, tag: &BytesStart<'_>) -> Option<Element> {
-    let mut element = Element { namespace, name: tag.local_name().as_ref().to_owned(), ..Element::default() };
+    let mut element =
+        Element { namespace, name: tag.local_name().as_ref().to_owned(), ..Element::default() };
     for attribute in tag.attributes() {
         let attribute = attribute.ok()?;
         let value = quick_xml::escape::unescape(&attribute.value).ok()?;

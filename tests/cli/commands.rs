@@ -25,7 +25,9 @@ fn the_demo_shows_both_faults_and_ends_well() {
     assert_eq!(owner[1..], [0, 0, 0, 0], "{text}");
     assert!(text.contains("-          <OptInSource>ACTION_BY_CUSTOMER"), "a diff: {text}");
 
-    let table = |text: &str| text.lines().filter(|line| !line.contains(" in ")).map(str::to_owned).collect::<Vec<_>>();
+    let table = |text: &str| {
+        text.lines().filter(|line| !line.contains(" in ")).map(str::to_owned).collect::<Vec<_>>()
+    };
     let second = run(&["demo"], b"");
     let second = String::from_utf8(second.stdout).expect("UTF-8");
     assert_eq!(table(&second), table(&text), "deterministic");
@@ -53,7 +55,10 @@ async fn the_demo_stays_up_if_told_to() {
             break format!("127.0.0.1:{port}").parse().expect("an address");
         }
     };
-    let answer = Client::connect(address).await.ask(b"GET /ws/customers/joesflowers/lists HTTP/1.1\r\nHost: x\r\n\r\n").await;
+    let answer = Client::connect(address)
+        .await
+        .ask(b"GET /ws/customers/joesflowers/lists HTTP/1.1\r\nHost: x\r\n\r\n")
+        .await;
     assert_eq!(answer.status, 401);
     child.kill().expect("it runs");
     child.wait().expect("it ends");
@@ -70,7 +75,9 @@ fn usage_is_explained_and_wrong_usage_is_exit_status_2() {
     let version = run(&["--version"], b"");
     let expected = concat!("optin-proxy ", env!("CARGO_PKG_VERSION"), "\n");
     assert_eq!(version.stdout, expected.as_bytes());
-    for arguments in [&[][..], &["nonsense"], &["serve", "--nonsense"], &["simulate", "--flake-rate", "2"]] {
+    for arguments in
+        [&[][..], &["nonsense"], &["serve", "--nonsense"], &["simulate", "--flake-rate", "2"]]
+    {
         assert_eq!(run(arguments, b"").code, Some(2), "{arguments:?}");
     }
 }

@@ -53,22 +53,52 @@ fn the_defaults_are_valid_and_check_prints_what_check_reads() {
 #[test]
 fn mistakes_name_file_line_key_and_the_nearest_right_key() {
     for (text, complaint_of) in [
-        ("[retry]\n\nmax_attempt = 3\n", "proxy.toml:3: unknown key `retry.max_attempt`; did you mean `retry.max_attempts`?"),
+        (
+            "[retry]\n\nmax_attempt = 3\n",
+            "proxy.toml:3: unknown key `retry.max_attempt`; did you mean `retry.max_attempts`?",
+        ),
         ("[retri]\nx = 1\n", "proxy.toml:1: unknown key `retri`; did you mean `retry`?"),
         ("url = 'x'\n", "proxy.toml:1: unknown key `url`; did you mean `upstream.url`?"),
-        ("[retry]\nmax_attempts = 'x'\n", "proxy.toml:2: retry.max_attempts: invalid type: string \"x\", expected u32"),
-        ("[retry]\nmax_attempts = 0\n", "proxy.toml:2: retry.max_attempts: must be 1 (no retry) or more"),
-        ("[retry]\nbase_delay = '5'\n", "proxy.toml:2: retry.base_delay: time unit needed, for example 5sec or 5ms: write a duration like \"250ms\", \"10s\" or \"2m\""),
+        (
+            "[retry]\nmax_attempts = 'x'\n",
+            "proxy.toml:2: retry.max_attempts: invalid type: string \"x\", expected u32",
+        ),
+        (
+            "[retry]\nmax_attempts = 0\n",
+            "proxy.toml:2: retry.max_attempts: must be 1 (no retry) or more",
+        ),
+        (
+            "[retry]\nbase_delay = '5'\n",
+            "proxy.toml:2: retry.base_delay: time unit needed, for example 5sec or 5ms: write a duration like \"250ms\", \"10s\" or \"2m\"",
+        ),
         ("[retry]\npattern = '('\n", "proxy.toml:2: retry.pattern: is not a regular expression"),
         ("[retry]\npattern = 'x'\n", "proxy.toml:2: retry.pattern: has no group `actor`"),
-        ("[sanitize]\nmax_body = '1 apple'\n", "proxy.toml:2: sanitize.max_body: is not a size: write one like \"64KiB\" or \"1MiB\""),
-        ("[sanitize]\nlists = 'aline'\n", "proxy.toml:2: sanitize.lists: unknown variant `aline`, expected one of `align`, `strip`, `leave`"),
-        ("[sanitize.aliases]\nX = 'Y'\n", "proxy.toml:2: sanitize.aliases.X: unknown variant `Y`, expected `ACTION_BY_CONTACT` or `ACTION_BY_CUSTOMER`"),
-        ("[upstream]\nurl = 'https://a.example/path'\n", "proxy.toml:2: upstream.url: has a path, but requests keep their own"),
-        ("[upstream]\nurl = 'ftp://a.example'\n", "proxy.toml:2: upstream.url: is neither http nor https"),
+        (
+            "[sanitize]\nmax_body = '1 apple'\n",
+            "proxy.toml:2: sanitize.max_body: is not a size: write one like \"64KiB\" or \"1MiB\"",
+        ),
+        (
+            "[sanitize]\nlists = 'aline'\n",
+            "proxy.toml:2: sanitize.lists: unknown variant `aline`, expected one of `align`, `strip`, `leave`",
+        ),
+        (
+            "[sanitize.aliases]\nX = 'Y'\n",
+            "proxy.toml:2: sanitize.aliases.X: unknown variant `Y`, expected `ACTION_BY_CONTACT` or `ACTION_BY_CUSTOMER`",
+        ),
+        (
+            "[upstream]\nurl = 'https://a.example/path'\n",
+            "proxy.toml:2: upstream.url: has a path, but requests keep their own",
+        ),
+        (
+            "[upstream]\nurl = 'ftp://a.example'\n",
+            "proxy.toml:2: upstream.url: is neither http nor https",
+        ),
         ("[upstream]\nurl = 'a.example'\n", "proxy.toml:2: upstream.url: has no scheme or no host"),
         ("[listen]\naddress = '8080'\n", "proxy.toml:2: listen.address: must be a host and a port"),
-        ("[limits]\nidle_timeout = '0s'\n", "proxy.toml:2: limits.idle_timeout: must be longer than zero"),
+        (
+            "[limits]\nidle_timeout = '0s'\n",
+            "proxy.toml:2: limits.idle_timeout: must be longer than zero",
+        ),
         ("listen = 1\n", "proxy.toml:1: `listen` is a section"),
         ("[listen]\nx = \n", "proxy.toml:2: "),
     ] {
@@ -85,10 +115,19 @@ fn all_unknown_keys_are_named_at_once() {
 
 #[test]
 fn arguments_go_over_environment_over_file_over_default() {
-    let file = file("[retry]\nmax_attempts = 4\nbudget = 0.4\ndeadline = '4s'\n[sanitize.aliases]\nOLD = 'ACTION_BY_CUSTOMER'\n");
+    let file = file(
+        "[retry]\nmax_attempts = 4\nbudget = 0.4\ndeadline = '4s'\n[sanitize.aliases]\nOLD = 'ACTION_BY_CUSTOMER'\n",
+    );
     let mut check = command(&[
-        "check", "-c", file.path().to_str().expect("UTF-8"), "--set", "retry.max_attempts=6",
-        "--set", "sanitize.aliases.By_Client=ACTION_BY_CONTACT", "--set", "upstream.url=http://localhost:1",
+        "check",
+        "-c",
+        file.path().to_str().expect("UTF-8"),
+        "--set",
+        "retry.max_attempts=6",
+        "--set",
+        "sanitize.aliases.By_Client=ACTION_BY_CONTACT",
+        "--set",
+        "upstream.url=http://localhost:1",
     ]);
     check.env("OPTIN_PROXY_RETRY__MAX_ATTEMPTS", "5").env("OPTIN_PROXY_RETRY__BUDGET", "0.5");
     check.env("OPTIN_PROXY_SANITIZE__ALIASES__ACTION_BY_CLIENT", "ACTION_BY_CUSTOMER");
@@ -108,26 +147,55 @@ fn arguments_go_over_environment_over_file_over_default() {
 #[test]
 fn mistakes_in_the_environment_and_in_arguments_name_their_place() {
     for (name, value, expected) in [
-        ("OPTIN_PROXY_RETRY__MAX_ATTEMPT", "1", "environment variable OPTIN_PROXY_RETRY__MAX_ATTEMPT: unknown key `retry.max_attempt`; did you mean `retry.max_attempts`?"),
-        ("OPTIN_PROXY_RETRY__BUDGET", "x", "environment variable OPTIN_PROXY_RETRY__BUDGET: retry.budget: "),
-        ("OPTIN_PROXY_RETRY_BUDGET", "1", "environment variable OPTIN_PROXY_RETRY_BUDGET: two underscores separate section and key: OPTIN_PROXY_RETRY__BUDGET"),
+        (
+            "OPTIN_PROXY_RETRY__MAX_ATTEMPT",
+            "1",
+            "environment variable OPTIN_PROXY_RETRY__MAX_ATTEMPT: unknown key `retry.max_attempt`; did you mean `retry.max_attempts`?",
+        ),
+        (
+            "OPTIN_PROXY_RETRY__BUDGET",
+            "x",
+            "environment variable OPTIN_PROXY_RETRY__BUDGET: retry.budget: ",
+        ),
+        (
+            "OPTIN_PROXY_RETRY_BUDGET",
+            "1",
+            "environment variable OPTIN_PROXY_RETRY_BUDGET: two underscores separate section and key: OPTIN_PROXY_RETRY__BUDGET",
+        ),
     ] {
         let mut check = command(&["check"]);
         check.env(name, value);
         let output = run_command(check, b"");
         assert_eq!(output.code, Some(2));
-        assert!(output.stderr.starts_with(&format!("optin-proxy: {expected}")), "{}", output.stderr);
+        assert!(
+            output.stderr.starts_with(&format!("optin-proxy: {expected}")),
+            "{}",
+            output.stderr
+        );
     }
     for (arguments, expected) in [
-        (&["check", "--set", "retry.budget"][..], "--set: write section.key=value, not `retry.budget`"),
-        (&["check", "--set", "retry.bugdet=1"], "--set: unknown key `retry.bugdet`; did you mean `retry.budget`?"),
+        (
+            &["check", "--set", "retry.budget"][..],
+            "--set: write section.key=value, not `retry.budget`",
+        ),
+        (
+            &["check", "--set", "retry.bugdet=1"],
+            "--set: unknown key `retry.bugdet`; did you mean `retry.budget`?",
+        ),
         (&["serve", "--upstream", "nowhere"], "--upstream: upstream.url: has no scheme or no host"),
         (&["serve", "--listen", "x"], "--listen: listen.address: must be a host and a port"),
-        (&["check", "-c", "/nowhere/proxy.toml"], "/nowhere/proxy.toml: cannot read the configuration"),
+        (
+            &["check", "-c", "/nowhere/proxy.toml"],
+            "/nowhere/proxy.toml: cannot read the configuration",
+        ),
     ] {
         let output = run(arguments, b"");
         assert_eq!(output.code, Some(2), "{arguments:?}");
-        assert!(output.stderr.starts_with(&format!("optin-proxy: {expected}")), "{}", output.stderr);
+        assert!(
+            output.stderr.starts_with(&format!("optin-proxy: {expected}")),
+            "{}",
+            output.stderr
+        );
     }
 }
 

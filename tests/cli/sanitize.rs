@@ -14,7 +14,10 @@ fn xml_in_xml_out_and_findings_on_standard_error() {
         let output = run(arguments, RECIPE);
         assert_eq!(output.code, Some(0));
         assert_eq!(output.stdout, RECIPE_OUT);
-        assert!(output.stderr.contains("list_differs") && output.stderr.contains("2 findings, 2 rewritten"));
+        assert!(
+            output.stderr.contains("list_differs")
+                && output.stderr.contains("2 findings, 2 rewritten")
+        );
         assert!(!output.stderr.contains('\x1b'), "no colour where there is no terminal");
     }
 }
@@ -52,7 +55,10 @@ fn json_is_one_object_for_machines() {
     assert_eq!(finding["kind"], "list_differs");
     assert_eq!((&finding["line"], &finding["column"]), (&24.into(), &11.into()));
     assert_eq!(finding["list_id"], "http://api.constantcontact.com/ws/customers/oakmill/lists/15");
-    assert_eq!((&finding["was"], &finding["now"]), (&"ACTION_BY_CUSTOMER".into(), &"ACTION_BY_CONTACT".into()));
+    assert_eq!(
+        (&finding["was"], &finding["now"]),
+        (&"ACTION_BY_CUSTOMER".into(), &"ACTION_BY_CONTACT".into())
+    );
     let output = run(&["sanitize", "--format", "json", "--check"], b"<a>");
     let json: serde_json::Value = serde_json::from_str(&output.stderr).expect("JSON");
     assert_eq!((output.code, &json["uninspectable"]), (Some(1), &"malformed".into()));
@@ -71,7 +77,9 @@ fn a_diff_shows_what_changes() {
 #[test]
 fn what_cannot_be_inspected_comes_out_unchanged_with_the_reason() {
     let long = vec![b'x'; 3 << 20];
-    for (body, reason) in [(&b"<a>"[..], "malformed"), (b"<!DOCTYPE a><a/>", "doctype"), (&long, "too_large")] {
+    for (body, reason) in
+        [(&b"<a>"[..], "malformed"), (b"<!DOCTYPE a><a/>", "doctype"), (&long, "too_large")]
+    {
         let output = run(&["sanitize"], body);
         assert_eq!(output.code, Some(0));
         assert!(output.stdout == body, "{reason}");

@@ -28,7 +28,11 @@ impl Api {
     }
 
     async fn ask(&mut self, method: &str, target: &str, fields: &str, body: &str) -> Answer {
-        let target = if target.starts_with('/') { target.to_owned() } else { format!("/ws/customers/joesflowers/{target}") };
+        let target = if target.starts_with('/') {
+            target.to_owned()
+        } else {
+            format!("/ws/customers/joesflowers/{target}")
+        };
         let asked = format!(
             "{method} {target} HTTP/1.1\r\nHost: sim:1\r\nAuthorization: Basic {}\r\nContent-Length: {}\r\n{fields}\r\n{body}",
             STANDARD.encode(CREDENTIALS),
@@ -68,10 +72,17 @@ async fn a_create_is_answered_with_location_and_entry_and_an_address_is_taken_on
     assert_eq!(created.status, 201);
     let location = created.field("location").expect("a location").to_owned();
     assert_eq!(location, format!("http://sim:1{CONTACTS}/61"));
-    assert!(String::from_utf8_lossy(&created.body).contains("<EmailAddress>new&amp;er@example.com</EmailAddress>"));
+    assert!(
+        String::from_utf8_lossy(&created.body)
+            .contains("<EmailAddress>new&amp;er@example.com</EmailAddress>")
+    );
     assert_eq!(api.ask("POST", "contacts", ATOM, &entry).await.status, 409);
     api.ask("DELETE", "contacts/61", "", "").await;
-    assert_eq!(api.ask("POST", "contacts", ATOM, &entry).await.status, 409, "any address ever known");
+    assert_eq!(
+        api.ask("POST", "contacts", ATOM, &entry).await.status,
+        409,
+        "any address ever known"
+    );
     let undeclared = body("other@example.com", "-", &["-"]);
     assert_eq!(api.ask("POST", "contacts", ATOM, &undeclared).await.status, 400);
 }
@@ -81,9 +92,15 @@ async fn a_detail_has_list_sources_only_and_a_feed_contact_sources_only() {
     let mut api = Api::start(Options::default()).await;
     let detail = String::from_utf8(api.ask("GET", "contacts/1", "", "").await.body).expect("UTF-8");
     let (contact, lists) = detail.split_once("<ContactLists>").expect("lists");
-    assert_eq!((contact.matches("<OptInSource>").count(), lists.matches("<OptInSource>").count()), (0, 2));
+    assert_eq!(
+        (contact.matches("<OptInSource>").count(), lists.matches("<OptInSource>").count()),
+        (0, 2)
+    );
     assert_eq!(lists.matches("<OptInTime>").count(), 2);
-    let feed = String::from_utf8(api.ask("GET", "contacts?email=CONTACT1%40example.com", "", "").await.body).expect("UTF-8");
+    let feed = String::from_utf8(
+        api.ask("GET", "contacts?email=CONTACT1%40example.com", "", "").await.body,
+    )
+    .expect("UTF-8");
     assert_eq!((feed.matches("<entry>").count(), feed.matches("<OptInSource>").count()), (1, 1));
     assert!(!feed.contains("ContactList"));
     roxmltree::Document::parse(&detail).expect("XML");
@@ -136,12 +153,22 @@ async fn strangers_are_challenged_and_wrong_requests_get_the_documented_status()
         ("GET", "/ws/customers/other/contacts", "", "", 403),
         ("GET", "lists/1", "", "", 200),
         ("GET", "lists", "", "", 200),
-        ("POST", "activities", "Content-Type: application/x-www-form-urlencoded\r\n", "activityType=SV_ADD", 201),
+        (
+            "POST",
+            "activities",
+            "Content-Type: application/x-www-form-urlencoded\r\n",
+            "activityType=SV_ADD",
+            201,
+        ),
         ("POST", "activities", ATOM, "x", 415),
         ("POST", "campaigns", ATOM, "<entry/>", 201),
         ("DELETE", "contacts/1", "Content-Type: application/atom+xml\r\n", "", 204),
     ] {
-        assert_eq!(api.ask(method, target, fields, body).await.status, status, "{method} {target} {fields}");
+        assert_eq!(
+            api.ask(method, target, fields, body).await.status,
+            status,
+            "{method} {target} {fields}"
+        );
     }
 }
 

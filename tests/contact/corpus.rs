@@ -81,7 +81,8 @@ fn every_shape_of_the_corpus_comes_out_as_it_must() {
         let request = Request { update: *update, own_host: Some(OWN_HOST), charset: None };
         match (sanitize(&body, &request, &Policy::default()), expected) {
             (Sanitized::Contact(contact), Expected::Findings(kinds)) => {
-                let found: Vec<Kind> = contact.findings.iter().map(|finding| finding.kind).collect();
+                let found: Vec<Kind> =
+                    contact.findings.iter().map(|finding| finding.kind).collect();
                 assert_eq!(found, *kinds, "{name}");
                 if *edited {
                     let out = file("out", name);

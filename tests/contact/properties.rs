@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 
 use bytes::Bytes;
 use optin_proxy::contact::{
-    Ambiguous, Lists, Mode, NAMESPACE, Policy, Removal, Request, Sanitized, Source, Undeclared, sanitize,
+    Ambiguous, Lists, Mode, NAMESPACE, Policy, Removal, Request, Sanitized, Source, Undeclared,
+    sanitize,
 };
 use proptest::prelude::*;
 use proptest::sample::select;
@@ -17,20 +18,23 @@ use super::{C, U};
 fn spelled() -> impl Strategy<Value = String> {
     let value = select(vec![C, C, C, U, U, U, "", "ACTION_BY_CLIENT", "action_by_contact", "é"]);
     let space = select(vec!["", "", " ", "\r\n\t", "&#32;", "<![CDATA[ ]]>", "<!-- -->"]);
-    (value, space.clone(), space, 0..6usize, 0..17usize).prop_map(|(value, before, after, way, at)| {
-        let at = at.min(value.len());
-        let (head, tail) = if value.is_char_boundary(at) { value.split_at(at) } else { (value, "") };
-        let value = match way {
-            0 if !head.is_empty() => format!("<![CDATA[{head}]]>{tail}"),
-            1 if !tail.is_empty() => format!("{head}<![CDATA[ {tail}]]>").replace("[ ", "["),
-            2 => format!("{head}<!-- {C} --><?who {U}?>{tail}"),
-            3 if tail.is_ascii() && !tail.is_empty() => {
-                format!("{head}&#x{:x};{}", tail.as_bytes()[0], &tail[1..])
-            }
-            _ => value.to_owned(),
-        };
-        format!("{before}{value}{after}")
-    })
+    (value, space.clone(), space, 0..6usize, 0..17usize).prop_map(
+        |(value, before, after, way, at)| {
+            let at = at.min(value.len());
+            let (head, tail) =
+                if value.is_char_boundary(at) { value.split_at(at) } else { (value, "") };
+            let value = match way {
+                0 if !head.is_empty() => format!("<![CDATA[{head}]]>{tail}"),
+                1 if !tail.is_empty() => format!("{head}<![CDATA[ {tail}]]>").replace("[ ", "["),
+                2 => format!("{head}<!-- {C} --><?who {U}?>{tail}"),
+                3 if tail.is_ascii() && !tail.is_empty() => {
+                    format!("{head}&#x{:x};{}", tail.as_bytes()[0], &tail[1..])
+                }
+                _ => value.to_owned(),
+            };
+            format!("{before}{value}{after}")
+        },
+    )
 }
 
 #[derive(Debug, Clone)]
@@ -85,7 +89,12 @@ fn document() -> impl Strategy<Value = Bytes> {
             1 => Bytes::from(format!("\u{FEFF}{text}")),
             _ => {
                 let prolog = "<?xml version='1.0' encoding='ISO-8859-1'?>";
-                prolog.chars().chain(text.chars()).map(|char| char as u8).collect::<Vec<u8>>().into()
+                prolog
+                    .chars()
+                    .chain(text.chars())
+                    .map(|char| char as u8)
+                    .collect::<Vec<u8>>()
+                    .into()
             }
         }
     })
@@ -116,8 +125,19 @@ fn write(part: &Part) -> String {
 fn any_policy() -> impl Strategy<Value = Policy> {
     (
         select(vec![Lists::Align, Lists::Strip, Lists::Leave]),
-        select(vec![Undeclared::Leave, Undeclared::FromLists, Undeclared::Customer, Undeclared::Contact]),
-        select(vec![Ambiguous::Leave, Ambiguous::First, Ambiguous::Last, Ambiguous::Customer, Ambiguous::Contact]),
+        select(vec![
+            Undeclared::Leave,
+            Undeclared::FromLists,
+            Undeclared::Customer,
+            Undeclared::Contact,
+        ]),
+        select(vec![
+            Ambiguous::Leave,
+            Ambiguous::First,
+            Ambiguous::Last,
+            Ambiguous::Customer,
+            Ambiguous::Contact,
+        ]),
         select(vec![Removal::Customer, Removal::Leave]),
         select(vec![Mode::Enforce, Mode::Enforce, Mode::Observe]),
         any::<bool>(),

@@ -25,7 +25,8 @@ pub fn value(node: Node<'_, '_>) -> Option<String> {
     if node.children().any(|child| child.is_element()) {
         return None;
     }
-    let text: String = node.children().filter(Node::is_text).filter_map(|text| text.text()).collect();
+    let text: String =
+        node.children().filter(Node::is_text).filter_map(|text| text.text()).collect();
     Some(text.trim_matches([' ', '\t', '\r', '\n']).to_owned())
 }
 
@@ -129,7 +130,11 @@ pub fn skeleton(document: &Document<'_>, without_sources: bool) -> Vec<String> {
             node.attributes().map(|it| format!("{}={:?}", it.name(), it.value())).collect();
         let depth = node.ancestors().count();
         let text = if node.is_element() { None } else { node.text() };
-        lines.push(format!("{depth} {:?} {:?} {attributes:?} {text:?}", node.node_type(), node.tag_name()));
+        lines.push(format!(
+            "{depth} {:?} {:?} {attributes:?} {text:?}",
+            node.node_type(),
+            node.tag_name()
+        ));
     }
     lines
 }

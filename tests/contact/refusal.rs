@@ -1,6 +1,8 @@
 //! The transition refusal: recognised in all its dress, and judged by what was sent.
 
-use optin_proxy::contact::refusal::{DEFAULT_PATTERN, INSPECTED, Pattern, PatternError, Sent, Verdict};
+use optin_proxy::contact::refusal::{
+    DEFAULT_PATTERN, INSPECTED, Pattern, PatternError, Sent, Verdict,
+};
 
 const THREAD: &str = "Error 400: Update failed: Existing person 123456:789 has an invalid state: \
     Status transition from O to S is not allowed when action by owner and confirm opt in is off";
@@ -32,10 +34,9 @@ fn the_message_is_recognised_in_any_case_white_space_and_dress() {
 
 #[test]
 fn a_refusal_that_is_true_of_what_was_sent_is_legitimate() {
-    for sent in [
-        Sent { update: true, claims_contact: false },
-        Sent { update: false, claims_contact: true },
-    ] {
+    for sent in
+        [Sent { update: true, claims_contact: false }, Sent { update: false, claims_contact: true }]
+    {
         assert_eq!(judge(THREAD, sent), Some(Verdict::Legitimate));
     }
     let by_contact = THREAD.replace("owner", "contact");

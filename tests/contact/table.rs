@@ -2,7 +2,7 @@
 
 use optin_proxy::contact::Kind::{self, ListDiffers, UnknownValue};
 use optin_proxy::contact::{
-    Ambiguous, Lists, Mode, Policy, Removal, Request, Sanitized, Source, Uninspectable, Undeclared,
+    Ambiguous, Lists, Mode, Policy, Removal, Request, Sanitized, Source, Undeclared, Uninspectable,
     sanitize,
 };
 
@@ -87,7 +87,13 @@ fn undeclared_can_be_filled_from_lists_that_agree() {
 #[test]
 fn undeclared_is_not_filled_from_lists_that_disagree_or_are_silent() {
     let policy = with(|policy| policy.undeclared = Undeclared::FromLists);
-    for lists in [&[Some(C), None][..], &[Some(C), Some(U)], &[Some(C), Some("")], &[Some(C), Some("X")], &[]] {
+    for lists in [
+        &[Some(C), None][..],
+        &[Some(C), Some(U)],
+        &[Some(C), Some("")],
+        &[Some(C), Some("X")],
+        &[],
+    ] {
         let (out, found) = run(&[], lists, &policy);
         assert_eq!(out, entry(&[], lists), "{lists:?}");
         assert_eq!(found[0], (Kind::Undeclared, false), "{lists:?}");
@@ -192,9 +198,12 @@ fn no_setting_that_fills_in_a_declaration_makes_a_removal_the_contacts() {
         (&[""], with(|policy| policy.undeclared = Undeclared::Contact)),
         (&[C, U], with(|policy| policy.ambiguous = Ambiguous::Contact)),
         (&[C, U], with(|policy| policy.ambiguous = Ambiguous::First)),
-        (&["ALIAS"], with(|policy| {
-            policy.aliases.insert("ALIAS".into(), Source::Contact);
-        })),
+        (
+            &["ALIAS"],
+            with(|policy| {
+                policy.aliases.insert("ALIAS".into(), Source::Contact);
+            }),
+        ),
     ] {
         let (out, _) = run(declared, &[], &policy);
         assert!(!out.contains(C) && out.contains(U), "{declared:?}: {out}");
@@ -251,7 +260,10 @@ fn ids_under_the_proxys_own_origin_get_the_apis_back() {
         let api = "http://api.constantcontact.com";
         let restored = own
             .replace(&format!("<id> {scheme}://proxy.local:81/x"), &format!("<id> {api}/x"))
-            .replace(&format!("<link id=\"{scheme}://proxy.local:81\""), &format!("<link id=\"{api}\""))
+            .replace(
+                &format!("<link id=\"{scheme}://proxy.local:81\""),
+                &format!("<link id=\"{api}\""),
+            )
             .replace(&format!("id='{scheme}://proxy.local:81/z'"), &format!("id='{api}/z'"));
         assert_eq!(text(&contact), restored);
         let policy = with(|policy| policy.keep_own_ids = true);
@@ -264,7 +276,8 @@ fn ids_under_the_proxys_own_origin_get_the_apis_back() {
 
 #[test]
 fn the_apis_own_ids_are_no_finding_where_the_client_used_the_apis_name() {
-    let body = entry(&[U], &[]).replace("<EmailAddress>", "<id>http://api.constantcontact.com/ws</id><EmailAddress>");
+    let body = entry(&[U], &[])
+        .replace("<EmailAddress>", "<id>http://api.constantcontact.com/ws</id><EmailAddress>");
     let request = Request { own_host: Some("api.constantcontact.com"), ..UPDATE };
     assert!(inspected(&body, &request, &Policy::default()).findings.is_empty());
 }

@@ -21,7 +21,9 @@ async fn an_upstream_that_is_down_gives_502_and_says_so() {
     assert_eq!((answer.status, answer.problem()), (502, "upstream-connection-refused".to_owned()));
     assert_eq!(answer.field("proxy-status"), Some("optin-proxy; error=connection_refused"));
     let json: serde_json::Value = serde_json::from_slice(&answer.body).expect("JSON");
-    assert!(json["detail"].as_str().is_some_and(|it| it.contains(url.trim_start_matches("http://"))));
+    assert!(
+        json["detail"].as_str().is_some_and(|it| it.contains(url.trim_start_matches("http://")))
+    );
     assert_eq!(answer.report(), "findings=2, rewritten=2, attempts=1, outcome=rewritten");
 }
 
@@ -39,18 +41,27 @@ async fn an_upstream_that_hangs_gives_504() {
     let proxy = Proxy::before(&origin, &["upstream.response_timeout=50ms"]).await;
     for asked in [GET.to_vec(), put(BARE)] {
         let answer = proxy.ask(&asked).await;
-        assert_eq!((answer.status, answer.problem()), (504, "upstream-response-timeout".to_owned()));
+        assert_eq!(
+            (answer.status, answer.problem()),
+            (504, "upstream-response-timeout".to_owned())
+        );
         assert_eq!(answer.field("proxy-status"), Some("optin-proxy; error=http_response_timeout"));
     }
 }
 
 #[tokio::test]
 async fn garbage_from_the_upstream_gives_502() {
-    for garbage in ["nonsense\r\n\r\n", "HTTP/1.1 OK\r\n\r\n", "HTTP/1.1 200 OK\r\nContent-Length: x\r\n\r\n"] {
+    for garbage in
+        ["nonsense\r\n\r\n", "HTTP/1.1 OK\r\n\r\n", "HTTP/1.1 200 OK\r\nContent-Length: x\r\n\r\n"]
+    {
         let origin = Origin::start([Reply::WriteAndClose(garbage.into())]).await;
         let proxy = Proxy::before(&origin, &[]).await;
         let answer = proxy.ask(&put(BARE)).await;
-        assert_eq!((answer.status, answer.problem()), (502, "upstream-answer-malformed".to_owned()), "{garbage}");
+        assert_eq!(
+            (answer.status, answer.problem()),
+            (502, "upstream-answer-malformed".to_owned()),
+            "{garbage}"
+        );
         assert_eq!(origin.requests().len(), 1);
     }
 }
@@ -62,7 +73,10 @@ async fn an_upstream_that_closes_without_an_answer_gives_502_and_gets_no_second_
             let origin = Origin::start([Reply::WriteAndClose(reply.clone())]).await;
             let proxy = Proxy::before(&origin, &[]).await;
             let answer = proxy.ask(&asked).await;
-            assert_eq!((answer.status, answer.problem()), (502, "upstream-connection-closed".to_owned()));
+            assert_eq!(
+                (answer.status, answer.problem()),
+                (502, "upstream-connection-closed".to_owned())
+            );
             assert_eq!(origin.requests().len(), 1, "a fresh connection was not stale");
         }
     }
@@ -92,7 +106,11 @@ async fn a_request_on_a_stale_connection_is_sent_again_if_its_method_is_idempote
             assert_ne!(arrived[1].connection, arrived[2].connection);
         }
         if asked == put(RECIPE) {
-            assert_eq!(answer.report(), "findings=2, rewritten=2, attempts=1, outcome=rewritten", "no transition retry");
+            assert_eq!(
+                answer.report(),
+                "findings=2, rewritten=2, attempts=1, outcome=rewritten",
+                "no transition retry"
+            );
         }
     }
 }
@@ -142,7 +160,11 @@ async fn a_request_body_that_stands_still_gives_408() {
         let head = format!("PUT {target} HTTP/1.1\r\nHost: p\r\nContent-Length: 10\r\n\r\nhalf");
         client.send(head.as_bytes()).await;
         let answer = client.answer(false).await;
-        assert_eq!((answer.status, answer.problem()), (408, "request-body-timeout".to_owned()), "{target}");
+        assert_eq!(
+            (answer.status, answer.problem()),
+            (408, "request-body-timeout".to_owned()),
+            "{target}"
+        );
         assert!(client.is_closed().await, "what is left of it is no new request");
     }
 }
@@ -172,14 +194,17 @@ async fn an_upload_that_the_upstream_does_not_read_ends_in_504() {
         while writing.write_all(&[0; 65_536]).await.is_ok() {}
     });
     let _never_read = listener.accept().await.expect("the proxy connects");
-    let head = crate::support::origin::read_head(&mut reading, &mut Vec::new()).await.expect("an answer");
+    let head =
+        crate::support::origin::read_head(&mut reading, &mut Vec::new()).await.expect("an answer");
     assert!(head.starts_with("HTTP/1.1 504 "), "{head}");
     uploading.abort();
 }
 
 #[tokio::test]
 async fn a_client_that_stops_reading_is_let_go() {
-    let endless = [b"HTTP/1.1 200 OK\r\nContent-Length: 90000000\r\n\r\n".to_vec(), vec![b'x'; 90_000_000]].concat();
+    let endless =
+        [b"HTTP/1.1 200 OK\r\nContent-Length: 90000000\r\n\r\n".to_vec(), vec![b'x'; 90_000_000]]
+            .concat();
     let origin = Origin::start([Reply::Write(endless)]).await;
     let proxy = Proxy::before(&origin, &["limits.idle_timeout=100ms"]).await;
     let mut client = proxy.client().await;
@@ -195,7 +220,9 @@ async fn a_client_that_stops_reading_is_let_go() {
 #[tokio::test]
 async fn a_private_authority_is_trusted_if_it_is_named_and_no_other() {
     let (ours, other) = (Authority::new(), Authority::new());
-    let origin = Origin::start_with([Reply::Write(no_content())], Some(ours.acceptor("localhost", &[]))).await;
+    let origin =
+        Origin::start_with([Reply::Write(no_content())], Some(ours.acceptor("localhost", &[])))
+            .await;
     let url = format!("https://localhost:{}", origin.address.port());
     let ca_file = format!("upstream.ca_file={}", ours.file().display());
 
@@ -206,7 +233,9 @@ async fn a_private_authority_is_trusted_if_it_is_named_and_no_other() {
 
     let wrong = format!("upstream.ca_file={}", other.file().display());
     let by_address = format!("https://127.0.0.1:{}", origin.address.port());
-    for (url, setting) in [(&url, wrong.as_str()), (&url, "upstream.ca_file="), (&by_address, &ca_file)] {
+    for (url, setting) in
+        [(&url, wrong.as_str()), (&url, "upstream.ca_file="), (&by_address, &ca_file)]
+    {
         let proxy = Proxy::start(url, &[setting]).await;
         let answer = proxy.ask(&put(RECIPE)).await;
         let problem = (answer.status, answer.problem());
@@ -231,8 +260,11 @@ async fn http_2_is_spoken_to_an_upstream_that_offers_it() {
 
 #[tokio::test]
 async fn a_plain_text_peer_is_no_tls_peer() {
-    let origin = Origin::start([Reply::WriteAndClose(b"HTTP/1.1 400 Bad Request\r\n\r\n".to_vec())]).await;
-    let proxy = Proxy::start(&format!("https://{}", origin.address), &["upstream.connect_timeout=200ms"]).await;
+    let origin =
+        Origin::start([Reply::WriteAndClose(b"HTTP/1.1 400 Bad Request\r\n\r\n".to_vec())]).await;
+    let proxy =
+        Proxy::start(&format!("https://{}", origin.address), &["upstream.connect_timeout=200ms"])
+            .await;
     let answer = proxy.ask(GET).await;
     // The origin waits for an end of line that TLS does not send: no handshake within the deadline.
     assert_eq!((answer.status, answer.problem()), (504, "upstream-connect-timeout".to_owned()));

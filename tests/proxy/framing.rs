@@ -14,13 +14,17 @@ const GET: &[u8] = b"GET /x HTTP/1.1\r\nHost: p\r\n\r\n";
 #[tokio::test]
 async fn head_204_and_304_have_no_body_and_keep_their_length() {
     let cases: [(&[u8], Vec<u8>); 3] = [
-        (b"HEAD /x HTTP/1.1\r\nHost: p\r\n\r\n", b"HTTP/1.1 200 OK\r\nContent-Length: 1234\r\n\r\n".to_vec()),
+        (
+            b"HEAD /x HTTP/1.1\r\nHost: p\r\n\r\n",
+            b"HTTP/1.1 200 OK\r\nContent-Length: 1234\r\n\r\n".to_vec(),
+        ),
         (GET, b"HTTP/1.1 204 No Content\r\n\r\n".to_vec()),
         (GET, b"HTTP/1.1 304 Not Modified\r\nETag: \"a\"\r\n\r\n".to_vec()),
     ];
     for (asked, reply) in cases {
         let expected = String::from_utf8(reply.clone()).expect("ASCII");
-        let origin = Origin::start([Reply::Write(reply), Reply::Write(answer("200 OK", "", b"next"))]).await;
+        let origin =
+            Origin::start([Reply::Write(reply), Reply::Write(answer("200 OK", "", b"next"))]).await;
         let proxy = Proxy::before(&origin, &[]).await;
         let mut client = proxy.client().await;
         let got = client.ask(asked).await;
@@ -58,7 +62,10 @@ async fn trailers_of_an_answer_reach_a_client_that_asked_for_them() {
         proxy.ask(b"GET / HTTP/1.1\r\nHost: p\r\nTE: trailers\r\nConnection: TE\r\n\r\n").await;
     assert_eq!(answer.trailers.to_ascii_lowercase(), "x-sum: 1\r\n");
     let arrived = &origin.requests()[0];
-    assert_eq!((arrived.fields("te"), arrived.fields("connection")), (vec!["trailers"], vec!["te"]));
+    assert_eq!(
+        (arrived.fields("te"), arrived.fields("connection")),
+        (vec!["trailers"], vec!["te"])
+    );
     let plain = proxy.ask(GET).await;
     assert_eq!((plain.trailers.as_str(), &plain.body[..]), ("", &b"ok"[..]));
 }
@@ -85,7 +92,8 @@ async fn chunked_requests_are_inspected_and_framed_by_length() {
 
 #[tokio::test]
 async fn http_1_0_clients_are_served() {
-    let chunked = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n".to_vec();
+    let chunked =
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n".to_vec();
     let origin = Origin::start([Reply::Write(chunked)]).await;
     let proxy = Proxy::before(&origin, &[]).await;
     let answer = proxy.ask(b"GET /x HTTP/1.0\r\n\r\n").await;
@@ -123,11 +131,18 @@ async fn http_2_clients_are_served_by_prior_knowledge() {
         .expect("a request");
     let answer = client.request(request).await.expect("an answer");
     assert_eq!(answer.version(), http::Version::HTTP_2);
-    assert_eq!(answer.headers()["optin-proxy"], "findings=2, rewritten=2, attempts=1, outcome=rewritten");
+    assert_eq!(
+        answer.headers()["optin-proxy"],
+        "findings=2, rewritten=2, attempts=1, outcome=rewritten"
+    );
     assert!(!answer.headers().contains_key("keep-alive"));
     assert_eq!(answer.into_body().collect().await.expect("a body").to_bytes(), "ok");
     let arrived = origin.request();
-    assert!(arrived.head.starts_with(&format!("PUT {CONTACT}?x=1 HTTP/1.1\r\n")), "{}", arrived.head);
+    assert!(
+        arrived.head.starts_with(&format!("PUT {CONTACT}?x=1 HTTP/1.1\r\n")),
+        "{}",
+        arrived.head
+    );
     assert_eq!(arrived.fields("host"), [origin.address.to_string()]);
     assert_eq!(arrived.fields("via"), ["2 optin-proxy"]);
     assert_eq!(arrived.body, RECIPE_OUT);
@@ -139,14 +154,16 @@ async fn ids_under_the_authority_of_an_http_2_client_are_restored() {
     let proxy = Proxy::before(&origin, &[]).await;
     let client: Http<_, Full<Bytes>> =
         Http::builder(TokioExecutor::new()).http2_only(true).build_http();
-    let body = include_str!("../corpus/in/own-origin.xml").replace("127.0.0.1:8080", &proxy.address.to_string());
+    let body = include_str!("../corpus/in/own-origin.xml")
+        .replace("127.0.0.1:8080", &proxy.address.to_string());
     let request = http::Request::builder()
         .method("PUT")
         .uri(format!("http://{}{CONTACT}", proxy.address))
         .body(Full::from(body))
         .expect("a request");
     client.request(request).await.expect("an answer");
-    let out = include_str!("../corpus/out/own-origin.xml").replace("127.0.0.1:8080", &proxy.address.to_string());
+    let out = include_str!("../corpus/out/own-origin.xml")
+        .replace("127.0.0.1:8080", &proxy.address.to_string());
     assert_eq!(origin.request().body, out.as_bytes());
 }
 

@@ -21,7 +21,8 @@ async fn a_request_arrives_as_it_was_sent_but_for_host_and_via() {
         .collect();
     assert_eq!(proxy.ask(&asked).await.status, 200);
     let host = origin.address;
-    let expected = format!("GET {target} HTTP/1.1\r\nHost: {host}\r\n{fields}via: 1.1 optin-proxy\r\n\r\n");
+    let expected =
+        format!("GET {target} HTTP/1.1\r\nHost: {host}\r\n{fields}via: 1.1 optin-proxy\r\n\r\n");
     assert_eq!(origin.request().head, expected);
 }
 
@@ -35,12 +36,22 @@ async fn hop_by_hop_fields_end_here_on_the_way_up() {
     proxy.ask(&request("PUT", CONTACT, fields, RECIPE)).await;
     let arrived = origin.request();
     for gone in [
-        "connection", "x-nominated", "keep-alive", "proxy-connection", "proxy-authorization", "te",
-        "upgrade", "transfer-encoding",
+        "connection",
+        "x-nominated",
+        "keep-alive",
+        "proxy-connection",
+        "proxy-authorization",
+        "te",
+        "upgrade",
+        "transfer-encoding",
     ] {
         assert!(arrived.fields(gone).is_empty(), "{gone}: {}", arrived.head);
     }
-    assert_eq!(arrived.fields("authorization"), ["Basic eQ=="], "no client can strip this by nomination");
+    assert_eq!(
+        arrived.fields("authorization"),
+        ["Basic eQ=="],
+        "no client can strip this by nomination"
+    );
     assert_eq!(arrived.fields("content-length").len(), 1);
 }
 
@@ -55,7 +66,12 @@ async fn hop_by_hop_fields_end_here_on_the_way_down_and_all_else_stays() {
     for gone in ["connection", "x-nominated", "keep-alive", "proxy-authenticate"] {
         assert_eq!(answer.field(gone), None, "{gone}");
     }
-    for kept in ["Server: Apache", "X-ODD-Case: Yes", "Via: 1.0 cache", "Set-Cookie: a=1\r\nSet-Cookie: b=2"] {
+    for kept in [
+        "Server: Apache",
+        "X-ODD-Case: Yes",
+        "Via: 1.0 cache",
+        "Set-Cookie: a=1\r\nSet-Cookie: b=2",
+    ] {
         assert!(answer.head.contains(kept), "{kept}: {}", answer.head);
     }
     assert!(answer.head.starts_with("HTTP/1.1 200 "));
@@ -68,7 +84,9 @@ async fn the_vendor_learns_no_client_address() {
     proxy.ask(b"GET / HTTP/1.1\r\nHost: p\r\nVia: 1.0 inner\r\n\r\n").await;
     let arrived = origin.request();
     assert_eq!(arrived.fields("via"), ["1.0 inner", "1.1 optin-proxy"]);
-    for name in ["x-forwarded-for", "x-forwarded-host", "x-forwarded-proto", "forwarded", "x-real-ip"] {
+    for name in
+        ["x-forwarded-for", "x-forwarded-host", "x-forwarded-proto", "forwarded", "x-real-ip"]
+    {
         assert!(arrived.fields(name).is_empty());
     }
     assert!(!arrived.head.contains("127.0.0.1:8080") && !arrived.head.contains("Host: p\r\n"));
@@ -77,7 +95,10 @@ async fn the_vendor_learns_no_client_address() {
 #[tokio::test]
 async fn a_location_under_the_upstreams_origin_comes_back_as_the_proxys() {
     for (location, expected) in [
-        ("http://{own}/ws/customers/x/contacts/1?a=b#c", "http://p:81/ws/customers/x/contacts/1?a=b#c"),
+        (
+            "http://{own}/ws/customers/x/contacts/1?a=b#c",
+            "http://p:81/ws/customers/x/contacts/1?a=b#c",
+        ),
         ("HTTPS://{own}/x", "http://p:81/x"),
         ("http://{own}", "http://p:81"),
         ("http://127.0.0.1:1/x", ""),
@@ -113,7 +134,8 @@ async fn an_absolute_form_target_counts_more_than_host_and_only_the_upstream_is_
     assert!(origin.request().head.starts_with("GET /x?y HTTP/1.1\r\n"));
     let foreign = proxy.ask(b"GET http://elsewhere.example/ HTTP/1.1\r\nHost: p\r\n\r\n").await;
     assert_eq!((foreign.status, foreign.problem()), (403, "target-denied".to_owned()));
-    let connect = proxy.ask(b"CONNECT api.constantcontact.com:443 HTTP/1.1\r\nHost: x\r\n\r\n").await;
+    let connect =
+        proxy.ask(b"CONNECT api.constantcontact.com:443 HTTP/1.1\r\nHost: x\r\n\r\n").await;
     assert_eq!((connect.status, connect.problem()), (405, "connect-not-served".to_owned()));
     assert_eq!(origin.requests().len(), 1);
 }
@@ -123,8 +145,14 @@ async fn expect_is_answered_here_before_the_body_and_goes_no_further() {
     let origin = Origin::start([Reply::Write(no_content())]).await;
     let proxy = Proxy::before(&origin, &[]).await;
     let mut client = proxy.client().await;
-    let head = String::from_utf8(request("PUT", CONTACT, "Expect: 100-Continue\r\n", b"")).expect("ASCII");
-    client.send(head.replace("Content-Length: 0", &format!("Content-Length: {}", RECIPE.len())).as_bytes()).await;
+    let head =
+        String::from_utf8(request("PUT", CONTACT, "Expect: 100-Continue\r\n", b"")).expect("ASCII");
+    client
+        .send(
+            head.replace("Content-Length: 0", &format!("Content-Length: {}", RECIPE.len()))
+                .as_bytes(),
+        )
+        .await;
     let interim = client.head().await.expect("an interim answer");
     assert!(interim.starts_with("HTTP/1.1 100 "), "{interim}");
     client.send(RECIPE).await;

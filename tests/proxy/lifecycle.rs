@@ -12,7 +12,8 @@ use crate::support::{BARE, RECIPE, RECIPE_OUT, answer, no_content, put, refusal}
 
 fn serve(origin: &Origin, more: &[&str]) -> Running {
     let url = origin.url();
-    let mut arguments = vec!["serve", "--listen", "127.0.0.1:0", "--upstream", &url];
+    let mut arguments =
+        vec!["serve", "--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0", "--upstream", &url];
     arguments.extend_from_slice(more);
     Running::start(&mut command(&arguments))
 }
@@ -112,7 +113,11 @@ async fn an_address_that_is_taken_is_a_clear_error() {
     let address = taken.local_addr().expect("bound").to_string();
     let output = crate::support::binary::run(&["serve", "--listen", &address], b"");
     assert_eq!(output.code, Some(1));
-    assert!(output.stderr.contains(&address) && output.stderr.contains("--listen"), "{}", output.stderr);
+    assert!(
+        output.stderr.contains(&address) && output.stderr.contains("--listen"),
+        "{}",
+        output.stderr
+    );
     assert!(output.stdout.is_empty());
 }
 
@@ -122,10 +127,74 @@ fn authorities_that_cannot_be_loaded_are_a_clear_error() {
     let path = file.path().to_str().expect("UTF-8");
     for path in [path, "/nowhere/ca.pem"] {
         let setting = format!("upstream.ca_file={path}");
-        let output =
-            crate::support::binary::run(&["serve", "--listen", "127.0.0.1:0", "--set", &setting], b"");
+        let output = crate::support::binary::run(
+            &["serve", "--listen", "127.0.0.1:0", "--set", &setting],
+            b"",
+        );
         assert_eq!(output.code, Some(1));
         assert!(output.stderr.contains("upstream.ca_file"), "{}", output.stderr);
         assert!(output.stderr.contains(path), "{}", output.stderr);
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn operators_see_readiness_and_metrics() {
+    let origin = Origin::start([Reply::Hang]).await;
+    let mut running = serve(&origin, &[]);
+    let line = running.read_line();
+    let admin =
+        line.trim_end().strip_suffix(" (admin)").and_then(|it| it.strip_prefix("listening on "));
+    let admin = admin.unwrap_or_else(|| panic!("{line:?}")).parse().expect("an address");
+    let get = |path: &'static str| async move {
+        let asked = format!("GET {path} HTTP/1.1\r\nHost: x\r\n\r\n");
+        Client::connect(admin).await.ask(asked.as_bytes()).await
+    };
+    assert_eq!(get("/livez").await.status, 200);
+    assert_eq!(get("/readyz").await.status, 200);
+    assert_eq!(get("/nothing").await.status, 404);
+    let mut client = Client::connect(running.address).await;
+    client.send(&put(RECIPE)).await;
+    origin.arrived(1).await;
+    let metrics = get("/metrics").await;
+    assert!(
+        metrics
+            .field("content-type")
+            .is_some_and(|it| it.starts_with("application/openmetrics-text"))
+    );
+    let text = String::from_utf8(metrics.body).expect("UTF-8");
+    for line in [
+        "optin_proxy_mismatches_total{kind=\"list_differs\"} 2",
+        "optin_proxy_mismatches_total{kind=\"ambiguous\"} 0",
+        "optin_proxy_edits_total 2",
+        "optin_proxy_bodies_total{result=\"rewritten\",reason=\"\"} 1",
+        "optin_proxy_refusals_total{verdict=\"transient\"} 0",
+        "optin_proxy_connections 1",
+        "optin_proxy_requests_total 0",
+        concat!("optin_proxy_build_info{version=\"", env!("CARGO_PKG_VERSION"), "\"} 1"),
+    ] {
+        assert!(text.lines().any(|it| it == line), "{line}: {text}");
+    }
+    running.signal("TERM");
+    loop {
+        let ready = get("/readyz").await.status;
+        if ready == 503 {
+            break;
+        }
+        assert_eq!(ready, 200);
+    }
+    assert_eq!(get("/livez").await.status, 200);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_admin_address_that_was_chosen_must_be_had() {
+    let taken = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+    let address = taken.local_addr().expect("bound").to_string();
+    let arguments = ["serve", "--listen", "127.0.0.1:0", "--admin", &address];
+    let output = crate::support::binary::run(&arguments, b"");
+    assert_eq!(output.code, Some(1));
+    assert!(
+        output.stderr.contains(&address) && output.stderr.contains("--admin"),
+        "{}",
+        output.stderr
+    );
 }

@@ -9,8 +9,8 @@ use flate2::write::GzEncoder;
 use crate::support::origin::{Origin, Reply};
 use crate::support::proxy::Proxy;
 use crate::support::{
-    BARE, CONTACT, CONTACTS, RECIPE, RECIPE_OUT, REFUSAL, UNDECLARED, answer, no_content, put, refusal,
-    request,
+    BARE, CONTACT, CONTACTS, RECIPE, RECIPE_OUT, REFUSAL, UNDECLARED, answer, no_content, put,
+    refusal, request,
 };
 
 fn refused_then(after: Vec<u8>) -> [Reply; 2] {
@@ -50,7 +50,8 @@ async fn the_reports_own_case_with_bare_lists_is_cured_by_the_retry_alone() {
 #[tokio::test]
 async fn the_last_refusal_is_relayed_byte_for_byte_when_no_attempt_is_left() {
     let body = [REFUSAL.as_bytes(), b"\r\n\xff\0 "].concat();
-    let last = answer("400 Not Today", "X-Odd:  two  \r\nSet-Cookie: a\r\nSet-Cookie: b\r\n", &body);
+    let last =
+        answer("400 Not Today", "X-Odd:  two  \r\nSet-Cookie: a\r\nSet-Cookie: b\r\n", &body);
     let origin =
         Origin::start([Reply::Write(refusal()), Reply::Write(refusal()), Reply::Write(last)]).await;
     let proxy = Proxy::before(&origin, &[]).await;
@@ -69,7 +70,8 @@ async fn the_last_refusal_is_relayed_byte_for_byte_when_no_attempt_is_left() {
 #[tokio::test]
 async fn an_update_that_did_not_declare_the_contact_reaches_the_api_exactly_once() {
     let by_owner = include_bytes!("../corpus/in/reverse.xml");
-    let unknown = String::from_utf8(BARE.to_vec()).expect("UTF-8").replace("BY_CONTACT", "BY_CLIENT");
+    let unknown =
+        String::from_utf8(BARE.to_vec()).expect("UTF-8").replace("BY_CONTACT", "BY_CLIENT");
     for body in [&by_owner[..], UNDECLARED, unknown.as_bytes(), b"<entry>"] {
         let origin = Origin::start([Reply::Write(refusal())]).await;
         let proxy = Proxy::before(&origin, &[]).await;
@@ -104,7 +106,8 @@ async fn observing_retries_and_off_does_not() {
 #[tokio::test]
 async fn a_refusal_of_the_contacts_own_act_is_legitimate() {
     let by_contact = REFUSAL.replace("owner", "contact");
-    let origin = Origin::start([Reply::Write(answer("400 Bad Request", "", by_contact.as_bytes()))]).await;
+    let origin =
+        Origin::start([Reply::Write(answer("400 Bad Request", "", by_contact.as_bytes()))]).await;
     let proxy = Proxy::before(&origin, &[]).await;
     assert_eq!(proxy.ask(&put(BARE)).await.outcome(), "refused");
     assert_eq!(origin.requests().len(), 1);
@@ -162,7 +165,10 @@ async fn other_answers_are_returned_untouched_and_not_retried() {
         let origin = Origin::start([Reply::Write(answer(status, "", text.as_bytes()))]).await;
         let proxy = Proxy::before(&origin, &[]).await;
         let answer = proxy.ask(&put(BARE)).await;
-        assert_eq!((answer.status.to_string(), answer.outcome()), (status[..3].to_owned(), "clean"));
+        assert_eq!(
+            (answer.status.to_string(), answer.outcome()),
+            (status[..3].to_owned(), "clean")
+        );
         assert_eq!(answer.body, text.as_bytes());
         assert_eq!(origin.requests().len(), 1);
     }

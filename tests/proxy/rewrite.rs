@@ -77,7 +77,11 @@ async fn the_report_says_what_became_of_a_body() {
     let cases: &[(&[u8], &[&str], &str)] = &[
         (BARE, &[], "findings=0, rewritten=0, attempts=1, outcome=clean"),
         (UNDECLARED, &[], "findings=1, rewritten=0, attempts=1, outcome=observed"),
-        (RECIPE, &["sanitize.mode=observe"], "findings=2, rewritten=0, attempts=1, outcome=observed"),
+        (
+            RECIPE,
+            &["sanitize.mode=observe"],
+            "findings=2, rewritten=0, attempts=1, outcome=observed",
+        ),
         (RECIPE, &["sanitize.mode=off"], "(none)"),
         (RECIPE, &["log.report_header=false"], "(none)"),
         (b"<entry>", &[], "findings=0, rewritten=0, attempts=1, outcome=uninspected"),
@@ -108,7 +112,8 @@ async fn ids_under_the_host_that_the_client_used_are_restored() {
     let proxy = Proxy::before(&origin, &[]).await;
     let body = include_bytes!("../corpus/in/own-origin.xml");
     let out = include_bytes!("../corpus/out/own-origin.xml");
-    let asked = String::from_utf8(put(body)).expect("ASCII").replace("proxy.local:8080", "127.0.0.1:8080");
+    let asked =
+        String::from_utf8(put(body)).expect("ASCII").replace("proxy.local:8080", "127.0.0.1:8080");
     let asked = asked.replacen("127.0.0.1:8080\r\n", "127.0.0.1:8080\r\nX: y\r\n", 1);
     let answer = proxy.ask(asked.as_bytes()).await;
     assert_eq!(answer.report(), "findings=3, rewritten=3, attempts=1, outcome=rewritten");
@@ -145,7 +150,9 @@ async fn compressed_bodies_are_edited_within_their_coding() {
         use std::io::Read;
         match coding {
             "gzip" => flate2::read::GzDecoder::new(&arrived.body[..]).read_to_end(&mut decoded),
-            "deflate" => flate2::read::ZlibDecoder::new(&arrived.body[..]).read_to_end(&mut decoded),
+            "deflate" => {
+                flate2::read::ZlibDecoder::new(&arrived.body[..]).read_to_end(&mut decoded)
+            }
             _ => flate2::read::DeflateDecoder::new(&arrived.body[..]).read_to_end(&mut decoded),
         }
         .expect("well encoded");
@@ -190,7 +197,8 @@ async fn what_cannot_be_inspected_is_passed_on_or_refused_and_counted_with_its_r
     for (headers, body, reason, status) in cases {
         let origin = origin().await;
         let asked = request("PUT", CONTACT, headers, body);
-        let series = format!("optin_proxy_bodies_total{{result=\"uninspected\",reason=\"{reason}\"}}");
+        let series =
+            format!("optin_proxy_bodies_total{{result=\"uninspected\",reason=\"{reason}\"}}");
 
         let proxy = Proxy::before(&origin, &[]).await;
         let answer = proxy.ask(&asked).await;
@@ -211,7 +219,9 @@ async fn what_cannot_be_inspected_is_passed_on_or_refused_and_counted_with_its_r
 #[tokio::test]
 async fn the_largest_body_is_inspected_and_one_byte_more_is_not() {
     let length = RECIPE.len();
-    for (cap, outcome) in [(length, "rewritten"), (length + 1, "rewritten"), (length - 1, "uninspected")] {
+    for (cap, outcome) in
+        [(length, "rewritten"), (length + 1, "rewritten"), (length - 1, "uninspected")]
+    {
         let setting = format!("sanitize.max_body={cap}");
         let chunked = [
             format!("PUT {CONTACT} HTTP/1.1\r\nHost: p\r\nTransfer-Encoding: chunked\r\n\r\n{length:x}\r\n")

@@ -7,14 +7,27 @@ use crate::support::{REFUSAL, answer, no_content, refusal, request};
 
 /// Every one of these stands in some request or answer below, and must stand in no output.
 const PLANTED: [&str; 12] = [
-    "s3cr3t-basic", "s3cr3t-token", "s3cr3t-key", "s3cr3t-cookie", "s3cr3t-nonce", "s3cr3t-custom",
-    "jane.roe@example.org", "jane.roe%40example.org", "Jane Roe", "s3cr3t-answer", "s3cr3t-value",
+    "s3cr3t-basic",
+    "s3cr3t-token",
+    "s3cr3t-key",
+    "s3cr3t-cookie",
+    "s3cr3t-nonce",
+    "s3cr3t-custom",
+    "jane.roe@example.org",
+    "jane.roe%40example.org",
+    "Jane Roe",
+    "s3cr3t-answer",
+    "s3cr3t-value",
     "s3cr3t-path",
 ];
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn planted_secrets_are_in_no_log_and_no_error() {
-    let refused = answer("400 Bad Request", "X: s3cr3t-answer\r\n", format!("{REFUSAL} jane.roe@example.org").as_bytes());
+    let refused = answer(
+        "400 Bad Request",
+        "X: s3cr3t-answer\r\n",
+        format!("{REFUSAL} jane.roe@example.org").as_bytes(),
+    );
     let origin = Origin::start([
         Reply::Write(no_content()),
         Reply::Write(refusal()),
@@ -25,8 +38,17 @@ async fn planted_secrets_are_in_no_log_and_no_error() {
     .await;
     let url = origin.url();
     let running = Running::start(&mut command(&[
-        "serve", "--listen", "127.0.0.1:0", "--upstream", &url, "--set", "log.level=trace", "--set",
-        "retry.base_delay=0s", "--set", "retry.max_attempts=2",
+        "serve",
+        "--listen",
+        "127.0.0.1:0",
+        "--upstream",
+        &url,
+        "--set",
+        "log.level=trace",
+        "--set",
+        "retry.base_delay=0s",
+        "--set",
+        "retry.max_attempts=2",
     ]));
     let fields = "Authorization: Basic s3cr3t-basic\r\nCookie: a=s3cr3t-cookie\r\nX-Custom: s3cr3t-custom\r\n\
                   User-Agent: Shop/2 (jane.roe@example.org)\r\nProxy-Authorization: Basic s3cr3t-basic\r\n";
@@ -65,7 +87,8 @@ async fn planted_secrets_are_in_no_log_and_no_error() {
     // What may be known is there, one canonical line a request and one event a finding.
     let lines: Vec<serde_json::Value> =
         log.lines().map(|line| serde_json::from_str(line).expect("JSON lines")).collect();
-    let of = |message: &str| lines.iter().filter(|line| line["message"] == message).collect::<Vec<_>>();
+    let of =
+        |message: &str| lines.iter().filter(|line| line["message"] == message).collect::<Vec<_>>();
     let requests = of("request");
     assert_eq!(requests.len(), 5);
     assert_eq!(requests[1]["outcome"], "rescued");
@@ -78,7 +101,9 @@ async fn planted_secrets_are_in_no_log_and_no_error() {
     assert_eq!(requests[4]["reason"], "malformed");
     let mismatches = of("mismatch");
     assert_eq!(mismatches.len(), 3);
-    for field in ["kind", "account", "contact_id", "list_id", "was", "now", "request_id", "user_agent"] {
+    for field in
+        ["kind", "account", "contact_id", "list_id", "was", "now", "request_id", "user_agent"]
+    {
         assert!(mismatches[0][field].is_string(), "{field}: {}", mismatches[0]);
     }
     assert_eq!(mismatches[0]["now"], "ACTION_BY_CONTACT");

@@ -49,8 +49,6 @@ pub fn run_command(mut command: Command, stdin: &[u8]) -> Output {
 pub struct Running {
     child: Child,
     pub address: SocketAddr,
-    /// The lines of standard output up to the address.
-    pub greeting: Vec<String>,
     stderr: Option<JoinHandle<String>>,
     stdout: BufReader<std::process::ChildStdout>,
 }
@@ -79,7 +77,7 @@ impl Running {
             .unwrap_or_else(|| panic!("not an address: {line:?}"))
             .parse()
             .expect("an address");
-        Self { child, address, greeting: vec![line], stderr: Some(stderr), stdout }
+        Self { child, address, stderr: Some(stderr), stdout }
     }
 
     pub fn read_line(&mut self) -> String {

@@ -26,7 +26,8 @@ pub const REFUSAL: &str = "Error 400: Update failed: Existing person 123456:789 
 /// A whole answer of the origin.
 pub fn answer(status: &str, headers: &str, body: &[u8]) -> Vec<u8> {
     let length = body.len();
-    let mut bytes = format!("HTTP/1.1 {status}\r\nContent-Length: {length}\r\n{headers}\r\n").into_bytes();
+    let mut bytes =
+        format!("HTTP/1.1 {status}\r\nContent-Length: {length}\r\n{headers}\r\n").into_bytes();
     bytes.extend_from_slice(body);
     bytes
 }

@@ -75,7 +75,9 @@ impl Origin {
     }
 
     /// An origin whose script speaks of its own address.
-    pub async fn start_knowing<S: IntoIterator<Item = Reply>>(script: impl FnOnce(SocketAddr) -> S) -> Self {
+    pub async fn start_knowing<S: IntoIterator<Item = Reply>>(
+        script: impl FnOnce(SocketAddr) -> S,
+    ) -> Self {
         let origin = Self::start([]).await;
         origin.shared.script.lock().unwrap().extend(script(origin.address));
         origin
@@ -139,7 +141,11 @@ impl Origin {
     }
 }
 
-async fn serve<S: AsyncRead + AsyncWrite + Unpin>(mut stream: S, connection: usize, shared: &Shared) {
+async fn serve<S: AsyncRead + AsyncWrite + Unpin>(
+    mut stream: S,
+    connection: usize,
+    shared: &Shared,
+) {
     let mut buffer = Vec::new();
     while let Some(recorded) = read_request(&mut stream, &mut buffer, connection).await {
         shared.requests.lock().unwrap().push(recorded);
@@ -178,7 +184,10 @@ async fn more<S: AsyncRead + Unpin>(stream: &mut S, buffer: &mut Vec<u8>) -> boo
     matches!(stream.read_buf(buffer).await, Ok(1..))
 }
 
-pub async fn read_head<S: AsyncRead + Unpin>(stream: &mut S, buffer: &mut Vec<u8>) -> Option<String> {
+pub async fn read_head<S: AsyncRead + Unpin>(
+    stream: &mut S,
+    buffer: &mut Vec<u8>,
+) -> Option<String> {
     loop {
         if let Some(end) = memchr::memmem::find(buffer, b"\r\n\r\n") {
             let rest = buffer.split_off(end + 4);

@@ -6,7 +6,6 @@ use std::sync::Arc;
 use optin_proxy::config::Layers;
 use optin_proxy::observe::metrics::Metrics;
 use optin_proxy::proxy::Server;
-use tokio::task::JoinHandle;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::client::{Answer, Client};
@@ -15,9 +14,7 @@ use super::origin::Origin;
 pub struct Proxy {
     pub address: SocketAddr,
     pub metrics: Arc<Metrics>,
-    pub stop: CancellationToken,
-    pub running: JoinHandle<bool>,
-    _stop_at_drop: DropGuard,
+    _stop: DropGuard,
 }
 
 impl Proxy {
@@ -39,8 +36,8 @@ impl Proxy {
         let server = Server::bind(config, Arc::clone(&metrics)).await.expect("a free port");
         let address = server.address();
         let stop = CancellationToken::new();
-        let running = tokio::spawn(server.run(stop.clone()));
-        Self { address, metrics, _stop_at_drop: stop.clone().drop_guard(), stop, running }
+        tokio::spawn(server.run(stop.clone()));
+        Self { address, metrics, _stop: stop.drop_guard() }
     }
 
     pub async fn client(&self) -> Client {
