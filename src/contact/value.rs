@@ -153,12 +153,7 @@ pub(super) fn is_reference_name(name: &[u8]) -> bool {
     match name {
         [b'#', b'x', hex @ ..] => !hex.is_empty() && hex.iter().all(u8::is_ascii_hexdigit),
         [b'#', digits @ ..] => !digits.is_empty() && digits.iter().all(u8::is_ascii_digit),
-        [first, rest @ ..] => {
-            is_name_start(*first)
-                && rest.iter().all(|&byte| {
-                    is_name_start(byte) || byte.is_ascii_digit() || matches!(byte, b'-' | b'.')
-                })
-        }
+        [first, rest @ ..] => is_name_start(*first) && rest.iter().copied().all(is_name_byte),
         [] => false,
     }
 }
@@ -167,4 +162,9 @@ pub(super) fn is_reference_name(name: &[u8]) -> bool {
 /// nothing that an edit depends on.
 pub(super) fn is_name_start(byte: u8) -> bool {
     byte.is_ascii_alphabetic() || matches!(byte, b'_' | b':') || byte >= 0x80
+}
+
+/// Whether a name may go on with this byte.
+pub(super) fn is_name_byte(byte: u8) -> bool {
+    is_name_start(byte) || byte.is_ascii_digit() || matches!(byte, b'-' | b'.')
 }

@@ -1,0 +1,127 @@
+//! Any document, read by quick-xml.
+//!
+//! quick-xml's event spans tile its input, but it is no well-formedness check: what an edit relies on
+//! (balance, one root, no bare markup characters) is checked here beside it.
+
+use std::borrow::Cow;
+use std::ops::Range;
+
+use quick_xml::NsReader;
+use quick_xml::errors::{IllFormedError, SyntaxError};
+use quick_xml::events::attributes::Attributes;
+use quick_xml::events::{BytesDecl, BytesStart, Event};
+use quick_xml::name::{NamespaceResolver, ResolveResult};
+
+use super::walk::{Tag, Walk};
+use super::{Document, NAMESPACE, Uninspectable, is_inspectable_charset, value};
+
+/// Reads `text`, which starts at `base` in the body.
+pub(super) fn read(
+    text: &str,
+    base: usize,
+    own_host: Option<&str>,
+) -> Result<Document, Uninspectable> {
+    let mut reader = NsReader::from_str(text);
+    let mut walk = Walk::new(text, base, own_host);
+    let mut start = 0;
+    loop {
+        let event = reader.read_event().map_err(|error| reason(&error))?;
+        let end = reader.buffer_position() as usize;
+        let in_root = !walk.open.is_empty();
+        match event {
+            Event::Start(tag) => open(&mut walk, text, &tag, start..end, reader.resolver(), false)?,
+            Event::Empty(tag) => open(&mut walk, text, &tag, start..end, reader.resolver(), true)?,
+            Event::End(_) => walk.end(start..end)?,
+            Event::Text(text) if in_root || text.bytes().all(value::is_space) => {}
+            Event::CData(_) if in_root => {}
+            Event::GeneralRef(name) if in_root && value::is_reference_name(name.as_bytes()) => {}
+            Event::Text(_) | Event::CData(_) | Event::GeneralRef(_) => {
+                return Err(Uninspectable::Malformed);
+            }
+            Event::Decl(declaration) => check_declared_encoding(&declaration)?,
+            Event::DocType(_) => return Err(Uninspectable::Doctype),
+            Event::Comment(_) | Event::PI(_) => {}
+            Event::Eof => return walk.finish(),
+        }
+        start = end;
+    }
+}
+
+fn open(
+    walk: &mut Walk<'_>,
+    text: &str,
+    tag: &BytesStart<'_>,
+    span: Range<usize>,
+    namespaces: &NamespaceResolver,
+    self_closing: bool,
+) -> Result<(), Uninspectable> {
+    check_tag(text[span.clone()].as_bytes())?;
+    let qname = tag.name();
+    let name = span.start + 1..span.start + 1 + qname.as_ref().len();
+    let local = name.end - qname.local_name().as_ref().len();
+    let raw = &text[span.clone()];
+    let start = span.start;
+    walk.start(
+        Tag { span, name, local, self_closing },
+        || is_ours(&namespaces.resolve_element(qname).0),
+        || id_attribute(raw).map(|id| start + id.start..start + id.end),
+    )
+}
+
+fn is_ours(resolved: &ResolveResult<'_>) -> bool {
+    let ResolveResult::Bound(namespace) = resolved else { return false };
+    let name = namespace.as_ref();
+    // quick-xml resolves no references in a namespace's name.
+    name == NAMESPACE
+        || (name.contains('&')
+            && value::read(name.as_bytes(), 0)
+                .is_some_and(|name| *name.text == *NAMESPACE.as_bytes()))
+}
+
+/// Refuses what would make a tag mean something else than it seems to: a name that is none (a bare
+/// `<` in text), markup in an attribute, an ampersand that starts no reference.
+fn check_tag(tag: &[u8]) -> Result<(), Uninspectable> {
+    let inside = &tag[1..];
+    if !inside.first().copied().is_some_and(value::is_name_start) {
+        return Err(Uninspectable::Malformed);
+    }
+    for at in memchr::memchr2_iter(b'<', b'&', inside) {
+        let rest = &inside[at + 1..];
+        let reference = inside[at] == b'&'
+            && memchr::memchr(b';', rest).is_some_and(|end| value::is_reference_name(&rest[..end]));
+        if !reference {
+            return Err(Uninspectable::Malformed);
+        }
+    }
+    Ok(())
+}
+
+/// Where the value of the `id` attribute stands in a start tag, quotes excluded.
+fn id_attribute(tag: &str) -> Option<Range<usize>> {
+    let name = tag.bytes().position(value::is_space)?;
+    let attributes = tag[..tag.len() - 1].trim_end_matches('/');
+    let mut attributes = Attributes::new(attributes, name);
+    let id = attributes
+        .with_checks(false)
+        .map_while(Result::ok)
+        .find(|attribute| attribute.key.as_ref() == "id")?;
+    let Cow::Borrowed(value) = id.value else { return None };
+    // quick-xml tells no spans of attributes, but hands out slices of its input.
+    let start = value.as_ptr() as usize - tag.as_ptr() as usize;
+    Some(start..start + value.len())
+}
+
+pub(super) fn check_declared_encoding(declaration: &BytesDecl<'_>) -> Result<(), Uninspectable> {
+    match declaration.encoding() {
+        Some(Ok(label)) if !is_inspectable_charset(&label) => Err(Uninspectable::Encoding),
+        _ => Ok(()),
+    }
+}
+
+fn reason(error: &quick_xml::Error) -> Uninspectable {
+    match error {
+        quick_xml::Error::Syntax(SyntaxError::UnclosedDoctype)
+        | quick_xml::Error::IllFormed(IllFormedError::MissingDoctypeName) => Uninspectable::Doctype,
+        _ => Uninspectable::Malformed,
+    }
+}

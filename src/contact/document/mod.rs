@@ -1,0 +1,199 @@
+//! Where the opt-in sources stand: spans of raw bytes.
+//!
+//! Two readers answer that, and agree (a property test holds them to it). [`plain`] reads what nearly all
+//! clients send, tags and text, several times faster than any general tokenizer; at the first thing
+//! that is not plain it gives up. [`general`] then reads everything on quick-xml's namespace-aware
+//! reader, and it alone says why a document cannot be inspected.
+
+mod general;
+mod plain;
+mod walk;
+
+use std::ops::Range;
+
+use encoding_rs::Encoding;
+
+use super::edit::{Bridge, Edit};
+use super::{ID_ORIGIN, NAMESPACE, Source, Uninspectable, value};
+
+/// The deepest nesting of elements that is inspected.
+pub const MAX_DEPTH: usize = 256;
+
+const UTF8_BOM: &[u8] = b"\xEF\xBB\xBF";
+
+/// The parts of a body that the policy judges, each list in the order of the document. All spans are
+/// of the body's bytes.
+#[derive(Debug, Default, PartialEq)]
+pub(super) struct Document {
+    pub contacts: Vec<Contact>,
+    pub lists: Vec<List>,
+    pub nodes: Vec<Node>,
+    pub times: Vec<Time>,
+    pub own_ids: Vec<OwnId>,
+}
+
+/// A `Contact` element.
+#[derive(Debug, PartialEq)]
+pub(super) struct Contact {
+    /// Its start tag, and the qualified name in it.
+    pub tag: Range<usize>,
+    pub name: String,
+    /// Written as `<Contact/>`.
+    pub self_closing: bool,
+    /// Some `ContactList` stands in it.
+    pub holds_list: bool,
+}
+
+/// A `ContactLists/ContactList` of a contact.
+#[derive(Debug, PartialEq)]
+pub(super) struct List {
+    pub contact: usize,
+    /// The value of its `id`.
+    pub id: Option<Range<usize>>,
+}
+
+/// An `OptInSource` that counts: a child of a `Contact` or of one of its lists.
+#[derive(Debug, PartialEq)]
+pub(super) struct Node {
+    pub contact: usize,
+    /// The list that it is a child of; `None` at contact level.
+    pub list: Option<usize>,
+    /// The whole element.
+    pub element: Range<usize>,
+    pub spelling: Spelling,
+    /// Over these bytes a value is written.
+    pub slot: Range<usize>,
+    pub fit: Fit,
+}
+
+/// What an `OptInSource` says, before any alias is looked up.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Spelling {
+    Empty,
+    Known(Source),
+    /// Anything else. Where the node has child elements, the text between its tags as it stands.
+    Other(Box<str>),
+}
+
+/// What has to go with a value so that it fits in its slot.
+#[derive(Debug, PartialEq)]
+pub(super) enum Fit {
+    /// Perhaps the border of a CDATA section.
+    Text(Bridge),
+    /// The slot is the `/>` of `<OptInSource/>`: a start tag's end, and an end tag of this name.
+    SelfClosing(Box<str>),
+}
+
+/// An `OptInTime` of a list.
+#[derive(Debug, PartialEq)]
+pub(super) struct Time {
+    pub list: usize,
+    pub element: Range<usize>,
+}
+
+/// An id under the proxy's own origin.
+#[derive(Debug, PartialEq)]
+pub(super) struct OwnId {
+    pub list: Option<usize>,
+    /// Its origin: scheme and authority.
+    pub origin: Range<usize>,
+    /// The same as text.
+    pub written: Box<str>,
+    bridge: Bridge,
+}
+
+impl OwnId {
+    /// The edit that puts the API's own origin back.
+    pub fn restored(&self) -> Edit {
+        Edit { span: self.origin.clone(), with: ID_ORIGIN.into(), bridge: self.bridge }
+    }
+}
+
+impl Node {
+    /// The edit that makes this node say `source`.
+    pub fn set(&self, source: Source) -> Edit {
+        let (with, bridge) = match &self.fit {
+            Fit::Text(bridge) => (source.as_str().into(), *bridge),
+            Fit::SelfClosing(name) => (format!(">{source}</{name}>").into(), Bridge::None),
+        };
+        Edit { span: self.slot.clone(), with, bridge }
+    }
+}
+
+impl Contact {
+    /// The edit that declares `source`, as the contact's first child: the order of its children is
+    /// not enforced (API-V1: "Where OptInSource stands").
+    pub fn declare(&self, source: Source) -> Edit {
+        let prefix = self.name.strip_suffix("Contact").unwrap_or_default();
+        let node = format!("<{prefix}OptInSource>{source}</{prefix}OptInSource>");
+        let end = self.tag.end;
+        let (span, with) = if self.self_closing {
+            (end - "/>".len()..end, format!(">{node}</{}>", self.name))
+        } else {
+            (end..end, node)
+        };
+        Edit { span, with: with.into(), bridge: Bridge::None }
+    }
+}
+
+/// Finds the opt-in sources of `body`, and its ids under `own_host`.
+pub(super) fn read(
+    body: &[u8],
+    charset: Option<&str>,
+    own_host: Option<&str>,
+) -> Result<Document, Uninspectable> {
+    if let Some(text) = plain_text(body, charset)
+        && let Some(document) = plain::read(text, own_host)
+    {
+        return Ok(document);
+    }
+    read_generally(body, charset, own_host)
+}
+
+/// The text of a body, if it may be plain.
+fn plain_text<'b>(body: &'b [u8], charset: Option<&str>) -> Option<&'b str> {
+    if !charset.is_none_or(is_inspectable_charset) || body.starts_with(UTF8_BOM) {
+        return None;
+    }
+    std::str::from_utf8(body).ok()
+}
+
+/// The same as [`read`], by the general reader alone.
+fn read_generally(
+    body: &[u8],
+    charset: Option<&str>,
+    own_host: Option<&str>,
+) -> Result<Document, Uninspectable> {
+    if has_wide_characters(body) || !charset.is_none_or(is_inspectable_charset) {
+        return Err(Uninspectable::Encoding);
+    }
+    // quick-xml swallows a byte order mark without counting it in its positions.
+    let base = if body.starts_with(UTF8_BOM) { UTF8_BOM.len() } else { 0 };
+    match std::str::from_utf8(&body[base..]) {
+        Ok(text) => general::read(text, base, own_host),
+        // Some legacy charset. Markup is ASCII in all that are inspected, so the reader may see any
+        // letter in the place of bytes beyond ASCII: spans stay the same, and an edit touches none.
+        Err(_) => {
+            let masked: String = body[base..]
+                .iter()
+                .map(|&byte| if byte.is_ascii() { byte as char } else { '_' })
+                .collect();
+            general::read(&masked, base, own_host)
+        }
+    }
+}
+
+/// UTF-16, UTF-32 or EBCDIC, by the first bytes (XML 1.0 appendix F.1).
+fn has_wide_characters(body: &[u8]) -> bool {
+    let starts: [&[u8]; 5] = [b"\xFE\xFF", b"\xFF\xFE", b"\x00", b"<\x00", b"\x4C\x6F\xA7\x94"];
+    starts.iter().any(|start| body.starts_with(start))
+}
+
+/// Whether every ASCII byte of a text in this charset is that ASCII character. Multi-byte charsets
+/// other than UTF-8 are out: their second bytes can look like markup.
+fn is_inspectable_charset(label: &str) -> bool {
+    Encoding::for_label(label.as_bytes()).is_some_and(|encoding| {
+        encoding == encoding_rs::UTF_8
+            || (encoding.is_single_byte() && encoding.is_ascii_compatible())
+    })
+}

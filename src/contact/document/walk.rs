@@ -1,0 +1,259 @@
+//! What the readers share: from a stream of tags to a [`Document`].
+
+use std::ops::Range;
+
+use super::{Contact, Document, Fit, List, MAX_DEPTH, Node, OwnId, Spelling, Time};
+use crate::contact::edit::Bridge;
+use crate::contact::{ID_ORIGIN, Source, Uninspectable, value};
+
+/// An element that is open.
+pub(super) struct Open {
+    /// Its qualified name, in the text.
+    pub name: Range<usize>,
+    kind: Element,
+    contact: Option<usize>,
+    list: Option<usize>,
+    /// Where its content starts.
+    content: usize,
+    has_children: bool,
+    /// It stands in an element that an edit may replace as a whole: nothing in it is looked at, so
+    /// that edits never overlap.
+    sealed: bool,
+}
+
+#[derive(Clone, Copy, PartialEq)]
+enum Element {
+    Contact,
+    Lists,
+    List,
+    Source,
+    Time,
+    Id,
+    Other,
+}
+
+/// A start tag as a reader sees it.
+pub(super) struct Tag {
+    /// From `<` to behind `>`.
+    pub span: Range<usize>,
+    pub name: Range<usize>,
+    /// Where the local part of the name starts.
+    pub local: usize,
+    pub self_closing: bool,
+}
+
+/// The state of one pass over a text.
+pub(super) struct Walk<'t> {
+    text: &'t str,
+    /// Where `text` starts in the body.
+    base: usize,
+    own_host: Option<&'t str>,
+    pub open: Vec<Open>,
+    roots: usize,
+    found: Document,
+}
+
+impl<'t> Walk<'t> {
+    pub fn new(text: &'t str, base: usize, own_host: Option<&'t str>) -> Self {
+        // Where the client used the API's own name, its ids need no restoring.
+        let is_api = |host: &str| ID_ORIGIN.strip_prefix("http://") == Some(host);
+        Self {
+            text,
+            base,
+            own_host: own_host.filter(|host| !is_api(host)),
+            open: Vec::with_capacity(16),
+            roots: 0,
+            found: Document::default(),
+        }
+    }
+
+    /// The document, if it ended as it should: with all elements closed, and exactly one root.
+    pub fn finish(self) -> Result<Document, Uninspectable> {
+        if !self.open.is_empty() || self.roots != 1 {
+            return Err(Uninspectable::Malformed);
+        }
+        Ok(self.found)
+    }
+
+    /// Notes a start tag. `is_ours` tells whether its name is in the contact schema's namespace, `id`
+    /// where the value of its `id` attribute stands; both are asked only if it matters.
+    #[inline]
+    pub fn start(
+        &mut self,
+        tag: Tag,
+        is_ours: impl Fn() -> bool,
+        id: impl FnOnce() -> Option<Range<usize>>,
+    ) -> Result<(), Uninspectable> {
+        if self.open.len() == MAX_DEPTH {
+            return Err(Uninspectable::Depth);
+        }
+        let (parent, contact, list, sealed) = match self.open.last_mut() {
+            Some(parent) => {
+                parent.has_children = true;
+                let replaceable = matches!(parent.kind, Element::Source | Element::Time);
+                (parent.kind, parent.contact, parent.list, parent.sealed || replaceable)
+            }
+            None => {
+                self.roots += 1;
+                (Element::Other, None, None, false)
+            }
+        };
+        let mut open = Open {
+            name: tag.name.clone(),
+            kind: Element::Other,
+            contact,
+            list,
+            content: tag.span.end,
+            has_children: false,
+            sealed,
+        };
+        if !sealed {
+            self.classify(&tag, &mut open, parent, is_ours);
+            if (open.kind == Element::List || self.own_host.is_some())
+                && let Some(id) = id()
+            {
+                if open.kind == Element::List
+                    && let Some(list) = self.found.lists.last_mut()
+                {
+                    list.id = Some(id.start + self.base..id.end + self.base);
+                }
+                self.own_id(&open, id);
+            }
+        }
+        if tag.self_closing {
+            self.close_empty(&tag, &open);
+        } else {
+            self.open.push(open);
+        }
+        Ok(())
+    }
+
+    #[inline]
+    fn classify(
+        &mut self,
+        tag: &Tag,
+        open: &mut Open,
+        parent: Element,
+        is_ours: impl Fn() -> bool,
+    ) {
+        match &self.text[tag.local..tag.name.end] {
+            "OptInSource" if matches!(parent, Element::Contact | Element::List) && is_ours() => {
+                open.kind = Element::Source;
+            }
+            "OptInTime" if parent == Element::List && is_ours() => open.kind = Element::Time,
+            "ContactList" => {
+                if let Some(contact) = open.contact
+                    && is_ours()
+                {
+                    self.found.contacts[contact].holds_list = true;
+                    if parent == Element::Lists {
+                        open.kind = Element::List;
+                        open.list = Some(self.found.lists.len());
+                        self.found.lists.push(List { contact, id: None });
+                    }
+                }
+            }
+            "ContactLists" if parent == Element::Contact && is_ours() => open.kind = Element::Lists,
+            "Contact" if is_ours() => {
+                open.kind = Element::Contact;
+                open.contact = Some(self.found.contacts.len());
+                open.list = None;
+                self.found.contacts.push(Contact {
+                    tag: self.in_body(&tag.span),
+                    name: self.text[tag.name.clone()].to_owned(),
+                    self_closing: tag.self_closing,
+                    holds_list: false,
+                });
+            }
+            "id" => open.kind = Element::Id,
+            _ => {}
+        }
+    }
+
+    fn close_empty(&mut self, tag: &Tag, open: &Open) {
+        let end = tag.span.end;
+        match open.kind {
+            Element::Source => {
+                let name = self.text[tag.name.clone()].into();
+                let slot = end - "/>".len()..end;
+                self.node(open, end, Spelling::Empty, slot, Fit::SelfClosing(name));
+            }
+            Element::Time => self.time(open, end),
+            _ => {}
+        }
+    }
+
+    /// Notes the end tag of the innermost element, which a reader has held against its name.
+    #[inline]
+    pub fn end(&mut self, tag: Range<usize>) -> Result<(), Uninspectable> {
+        let Some(open) = self.open.pop() else { return Err(Uninspectable::Malformed) };
+        let content = open.content..tag.start;
+        match open.kind {
+            Element::Source if open.has_children => {
+                let trimmed = value::trimmed(self.text[content.clone()].as_bytes());
+                let slot = content.start + trimmed.start..content.start + trimmed.end;
+                let spelling = Spelling::Other(self.text[slot.clone()].into());
+                self.node(&open, tag.end, spelling, slot, Fit::Text(Bridge::None));
+            }
+            Element::Source => {
+                let raw = self.text[content.clone()].as_bytes();
+                let value = value::read(raw, content.start).ok_or(Uninspectable::Malformed)?;
+                let spelling = match Source::from_bytes(&value.text) {
+                    Some(source) => Spelling::Known(source),
+                    None if value.text.is_empty() => Spelling::Empty,
+                    None => Spelling::Other(String::from_utf8_lossy(&value.text).into()),
+                };
+                self.node(&open, tag.end, spelling, value.span, Fit::Text(value.bridge));
+            }
+            Element::Time => self.time(&open, tag.end),
+            Element::Id if self.own_host.is_some() && !open.has_children => {
+                self.own_id(&open, content);
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
+    fn node(&mut self, open: &Open, end: usize, spelling: Spelling, slot: Range<usize>, fit: Fit) {
+        // A Source is only ever opened inside a Contact.
+        let Some(contact) = open.contact else { return };
+        let element = self.in_body(&(open.name.start - 1..end));
+        let slot = self.in_body(&slot);
+        self.found.nodes.push(Node { contact, list: open.list, element, spelling, slot, fit });
+    }
+
+    fn time(&mut self, open: &Open, end: usize) {
+        let Some(list) = open.list else { return };
+        let element = self.in_body(&(open.name.start - 1..end));
+        self.found.times.push(Time { list, element });
+    }
+
+    /// Notes an id if its value is `http(s)://` and the own host, then `/` or its end.
+    fn own_id(&mut self, open: &Open, content: Range<usize>) {
+        let Some(host) = self.own_host else { return };
+        let raw = self.text[content.clone()].as_bytes();
+        let Some(value) = value::read(raw, content.start) else { return };
+        let Some(length) = own_origin(&value.text, host) else { return };
+        if let Some((origin, bridge)) = value.head(raw, content.start, length) {
+            let origin = self.in_body(&origin);
+            let written = String::from_utf8_lossy(&value.text[..length]).into();
+            self.found.own_ids.push(OwnId { list: open.list, origin, written, bridge });
+        }
+    }
+
+    fn in_body(&self, span: &Range<usize>) -> Range<usize> {
+        span.start + self.base..span.end + self.base
+    }
+}
+
+/// The length of the origin at the start of `value`, if it is the own one.
+fn own_origin(value: &[u8], host: &str) -> Option<usize> {
+    let scheme = ["http://", "https://"].into_iter().find(|scheme| {
+        let start = value.get(..scheme.len());
+        start.is_some_and(|start| start.eq_ignore_ascii_case(scheme.as_bytes()))
+    })?;
+    let length = scheme.len() + host.len();
+    let authority = value.get(scheme.len()..length)?;
+    let ends = matches!(value.get(length), None | Some(b'/'));
+    (ends && authority.eq_ignore_ascii_case(host.as_bytes())).then_some(length)
+}
