@@ -171,7 +171,8 @@ impl Report {
 
 impl Line {
     fn of(finding: &Finding, body: &[u8]) -> Self {
-        let before = &body[..finding.at];
+        let at = finding.at as usize;
+        let before = &body[..at];
         let line_start = memchr::memrchr(b'\n', before).map_or(0, |newline| newline + 1);
         let lossy = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
         let was = match &finding.was {
@@ -183,8 +184,8 @@ impl Line {
         Self {
             kind: finding.kind,
             line: memchr::memchr_iter(b'\n', before).count() + 1,
-            column: lossy(&body[line_start..finding.at]).chars().count() + 1,
-            list_id: finding.list_id.clone().map(|id| lossy(&body[id])),
+            column: lossy(&body[line_start..at]).chars().count() + 1,
+            list_id: finding.list_id.map(|id| lossy(&body[id.range()])),
             now: match finding.now {
                 Written::Nothing => was.clone(),
                 written => written.to_string(),

@@ -14,8 +14,8 @@ use http::uri::{Authority, Scheme, Uri};
 pub use file::{File, LogFormat, LogLevel, Uninspectable};
 pub use layers::{ConfigError, Layers};
 
-use crate::contact::Policy;
 use crate::contact::refusal::Pattern;
+use crate::contact::{Policy, Span};
 
 /// A valid configuration.
 #[derive(Debug, Clone)]
@@ -139,6 +139,9 @@ impl Config {
         }
         if !(file.retry.budget.is_finite() && file.retry.budget >= 0.0) {
             return Err(("retry.budget", "must be 0 or more: retries per request".into()));
+        }
+        if file.sanitize.max_body.0 > Span::LONGEST_BODY {
+            return Err(("sanitize.max_body", "must be less than 4GiB".into()));
         }
         for (key, duration) in [
             ("upstream.connect_timeout", file.upstream.connect_timeout),

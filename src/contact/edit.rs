@@ -5,11 +5,42 @@ use std::ops::Range;
 
 use bytes::Bytes;
 
+/// A range of a body's bytes. Half the size of `Range<usize>`, and `Copy`: a body of 1,500 lists has
+/// thousands of them, and what they weigh is a fifth of the time that it takes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Span {
+    start: u32,
+    end: u32,
+}
+
+impl Span {
+    /// The longest body that spans can reach into, in bytes.
+    pub const LONGEST_BODY: usize = u32::MAX as usize;
+
+    /// The span of `range`, which lies in a body no longer than [`Span::LONGEST_BODY`].
+    #[inline]
+    pub(super) fn new(range: Range<usize>) -> Self {
+        Self { start: range.start as u32, end: range.end as u32 }
+    }
+
+    /// The same as a range.
+    #[inline]
+    pub fn range(self) -> Range<usize> {
+        self.start as usize..self.end as usize
+    }
+
+    /// Where it starts.
+    #[inline]
+    pub fn start(self) -> usize {
+        self.start as usize
+    }
+}
+
 /// One replacement of raw bytes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Edit {
     /// The bytes that go; empty for an insertion.
-    pub span: Range<usize>,
+    pub span: Span,
     /// What comes in their place.
     pub with: Cow<'static, str>,
     /// What has to follow, so that CDATA sections stay balanced.
@@ -60,15 +91,18 @@ pub(super) fn apply(body: &Bytes, edits: &[Edit]) -> Bytes {
     if edits.is_empty() {
         return body.clone();
     }
-    let removed: usize = edits.iter().map(|edit| edit.span.len()).sum();
+    let removed: usize = edits.iter().map(|edit| edit.span.range().len()).sum();
     let added: usize = edits.iter().map(Edit::len).sum();
     let mut spliced = Vec::with_capacity(body.len() - removed + added);
     let mut kept = 0;
     for edit in edits {
-        spliced.extend_from_slice(&body[kept..edit.span.start]);
+        let span = edit.span.range();
+        spliced.extend_from_slice(&body[kept..span.start]);
         spliced.extend_from_slice(edit.with.as_bytes());
-        spliced.extend_from_slice(edit.bridge.as_str().as_bytes());
-        kept = edit.span.end;
+        if edit.bridge != Bridge::None {
+            spliced.extend_from_slice(edit.bridge.as_str().as_bytes());
+        }
+        kept = span.end;
     }
     spliced.extend_from_slice(&body[kept..]);
     spliced.into()

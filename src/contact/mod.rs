@@ -33,6 +33,7 @@ use std::fmt;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
+pub use edit::Span;
 pub use policy::{
     Ambiguous, Finding, Kind, Lists, Mode, Policy, Removal, Undeclared, Was, Written,
 };

@@ -5,12 +5,11 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::ops::Range;
 
 use serde::{Deserialize, Serialize};
 
 use super::document::{Document, Node, Spelling};
-use super::edit::{Bridge, Edit};
+use super::edit::{Bridge, Edit, Span};
 use super::{ID_ORIGIN, Source};
 
 /// What to do about each kind of inconsistency: the `[sanitize]` section of the configuration.
@@ -159,9 +158,9 @@ pub struct Finding {
     /// What it is.
     pub kind: Kind,
     /// The raw bytes of the `id` of the list that it stands in.
-    pub list_id: Option<Range<usize>>,
+    pub list_id: Option<Span>,
     /// Where in the body: the offset of its first byte.
-    pub at: usize,
+    pub at: u32,
     /// What was there.
     pub was: Was,
     /// What was done.
@@ -226,18 +225,26 @@ pub(super) struct Plan {
     pub claims_contact: bool,
 }
 
+/// From so many nodes on, room for findings is made at once: growing step by step costs more than it
+/// saves (a tenth of the time for 1,500 lists).
+const MANY: usize = 64;
+
 /// Judges every contact of a document.
 pub(super) fn plan(document: &Document, update: bool, policy: &Policy) -> Plan {
     let mut plan = Plan::default();
     let verdicts = judge_contacts(document, update, policy, &mut plan);
     let stripped = plan_stripping(document, &verdicts, policy, &mut plan);
+    if document.nodes.len() > MANY {
+        plan.findings.reserve(document.nodes.len());
+        plan.edits.reserve(document.nodes.len());
+    }
     for node in &document.nodes {
-        let verdict = &verdicts[node.contact];
+        let verdict = &verdicts[node.contact as usize];
         match node.list {
             None => plan_declaration(node, verdict, policy, &mut plan),
             Some(list) => {
-                let list_id = document.lists[list].id.clone();
-                let stripped = stripped.get(list) == Some(&true);
+                let list_id = document.lists[list as usize].id;
+                let stripped = stripped.get(list as usize) == Some(&true);
                 plan_list(node, list_id, verdict, stripped, policy, &mut plan);
             }
         }
@@ -246,8 +253,8 @@ pub(super) fn plan(document: &Document, update: bool, policy: &Policy) -> Plan {
         let restore = !policy.keep_own_ids;
         plan.findings.push(Finding {
             kind: Kind::OwnOrigin,
-            list_id: id.list.and_then(|list| document.lists[list].id.clone()),
-            at: id.origin.start,
+            list_id: id.list.and_then(|list| document.lists[list as usize].id),
+            at: id.origin.start() as u32,
             was: Was::OwnOrigin(id.written.clone()),
             now: if restore { Written::ApiOrigin } else { Written::Nothing },
         });
@@ -263,7 +270,7 @@ pub(super) fn plan(document: &Document, update: bool, policy: &Policy) -> Plan {
             .iter()
             .any(|node| node.list.is_none() && node.spelling == Spelling::Known(Source::Contact));
     }
-    plan.edits.sort_by_key(|edit| edit.span.start);
+    plan.edits.sort_by_key(|edit| edit.span.start());
     plan
 }
 
@@ -313,11 +320,11 @@ fn gather<'d>(document: &'d Document, policy: &Policy) -> Vec<Statements<'d>> {
     all.resize_with(document.contacts.len(), Statements::default);
     let mut known: Vec<Option<bool>> = vec![None; document.lists.len()];
     for node in &document.nodes {
-        let statements = &mut all[node.contact];
+        let statements = &mut all[node.contact as usize];
         let meaning = meaning(node, policy);
         if let Some(list) = node.list {
             let is_known = matches!(meaning, Meaning::Known(_));
-            known[list] = Some(known[list].unwrap_or(true) && is_known);
+            known[list as usize] = Some(known[list as usize].unwrap_or(true) && is_known);
             // An unknown value is a finding of its own, and counts as that alone.
             if !matches!(meaning, Meaning::Unknown(_)) {
                 let first = *statements.listed.get_or_insert(meaning);
@@ -330,7 +337,7 @@ fn gather<'d>(document: &'d Document, policy: &Policy) -> Vec<Statements<'d>> {
         }
     }
     for (list, known) in document.lists.iter().zip(known) {
-        let statements = &mut all[list.contact];
+        let statements = &mut all[list.contact as usize];
         statements.lists += 1;
         statements.lists_known += usize::from(known == Some(true));
     }
@@ -357,7 +364,7 @@ fn judge_contacts(
             };
             let mut report = |kind, was, filled: Option<Source>| {
                 let now = filled.map_or(Written::Nothing, Written::Value);
-                let at = contact.tag.start;
+                let at = contact.tag.start() as u32;
                 plan.findings.push(Finding { kind, list_id: None, at, was, now });
             };
             match said.declarations {
@@ -433,7 +440,7 @@ fn plan_declaration(node: &Node, verdict: &Verdict, policy: &Policy, plan: &mut 
         plan.findings.push(Finding {
             kind: Kind::UnknownValue,
             list_id: None,
-            at: node.element.start,
+            at: node.element.start() as u32,
             was: Was::Other(text.clone()),
             now: target.map_or(Written::Nothing, Written::Value),
         });
@@ -454,7 +461,7 @@ fn differs(meaning: Meaning<'_>, verdict: &Verdict) -> bool {
 /// A list-level node: held against the declaration.
 fn plan_list(
     node: &Node,
-    list_id: Option<Range<usize>>,
+    list_id: Option<Span>,
     verdict: &Verdict,
     stripped: bool,
     policy: &Policy,
@@ -482,7 +489,7 @@ fn plan_list(
         }
         (false, ..) => return,
     };
-    plan.findings.push(Finding { kind, list_id, at: node.element.start, was, now });
+    plan.findings.push(Finding { kind, list_id, at: node.element.start() as u32, was, now });
     if let Written::Value(source) = now {
         plan.edits.push(node.set(source));
     }
@@ -502,14 +509,15 @@ fn plan_stripping(
     let mut stripped = vec![false; document.lists.len()];
     for node in &document.nodes {
         if let Some(list) = node.list {
-            stripped[list] |= differs(meaning(node, policy), &verdicts[node.contact]);
+            stripped[list as usize] |=
+                differs(meaning(node, policy), &verdicts[node.contact as usize]);
         }
     }
     let nodes = document.nodes.iter().filter_map(|node| Some((node.list?, &node.element)));
     let times = document.times.iter().map(|time| (time.list, &time.element));
     for (list, element) in nodes.chain(times) {
-        if stripped[list] {
-            let removal = Edit { span: element.clone(), with: "".into(), bridge: Bridge::None };
+        if stripped[list as usize] {
+            let removal = Edit { span: *element, with: "".into(), bridge: Bridge::None };
             plan.edits.push(removal);
         }
     }

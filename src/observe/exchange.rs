@@ -127,7 +127,7 @@ impl Exchange {
     fn mismatch(&self, finding: &Finding, original: &[u8]) {
         let kind = finding.kind.as_str();
         self.metrics.mismatches.get_or_create(&KindLabel { kind: Name(kind) }).inc();
-        let list_id = finding.list_id.clone().map(|id| String::from_utf8_lossy(&original[id]));
+        let list_id = finding.list_id.map(|id| String::from_utf8_lossy(&original[id.range()]));
         let was = Value(&finding.was).to_string();
         let now = match finding.now {
             Written::Nothing => was.clone(),

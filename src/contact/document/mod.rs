@@ -9,11 +9,9 @@ mod general;
 mod plain;
 mod walk;
 
-use std::ops::Range;
-
 use encoding_rs::Encoding;
 
-use super::edit::{Bridge, Edit};
+use super::edit::{Bridge, Edit, Span};
 use super::{ID_ORIGIN, NAMESPACE, Source, Uninspectable, value};
 
 /// The deepest nesting of elements that is inspected.
@@ -36,7 +34,7 @@ pub(super) struct Document {
 #[derive(Debug, PartialEq)]
 pub(super) struct Contact {
     /// Its start tag, and the qualified name in it.
-    pub tag: Range<usize>,
+    pub tag: Span,
     pub name: String,
     /// Written as `<Contact/>`.
     pub self_closing: bool,
@@ -47,22 +45,22 @@ pub(super) struct Contact {
 /// A `ContactLists/ContactList` of a contact.
 #[derive(Debug, PartialEq)]
 pub(super) struct List {
-    pub contact: usize,
+    pub contact: u32,
     /// The value of its `id`.
-    pub id: Option<Range<usize>>,
+    pub id: Option<Span>,
 }
 
 /// An `OptInSource` that counts: a child of a `Contact` or of one of its lists.
 #[derive(Debug, PartialEq)]
 pub(super) struct Node {
-    pub contact: usize,
+    pub contact: u32,
     /// The list that it is a child of; `None` at contact level.
-    pub list: Option<usize>,
+    pub list: Option<u32>,
     /// The whole element.
-    pub element: Range<usize>,
+    pub element: Span,
     pub spelling: Spelling,
     /// Over these bytes a value is written.
-    pub slot: Range<usize>,
+    pub slot: Span,
     pub fit: Fit,
 }
 
@@ -87,16 +85,16 @@ pub(super) enum Fit {
 /// An `OptInTime` of a list.
 #[derive(Debug, PartialEq)]
 pub(super) struct Time {
-    pub list: usize,
-    pub element: Range<usize>,
+    pub list: u32,
+    pub element: Span,
 }
 
 /// An id under the proxy's own origin.
 #[derive(Debug, PartialEq)]
 pub(super) struct OwnId {
-    pub list: Option<usize>,
+    pub list: Option<u32>,
     /// Its origin: scheme and authority.
-    pub origin: Range<usize>,
+    pub origin: Span,
     /// The same as text.
     pub written: Box<str>,
     bridge: Bridge,
@@ -105,7 +103,7 @@ pub(super) struct OwnId {
 impl OwnId {
     /// The edit that puts the API's own origin back.
     pub fn restored(&self) -> Edit {
-        Edit { span: self.origin.clone(), with: ID_ORIGIN.into(), bridge: self.bridge }
+        Edit { span: self.origin, with: ID_ORIGIN.into(), bridge: self.bridge }
     }
 }
 
@@ -116,7 +114,7 @@ impl Node {
             Fit::Text(bridge) => (source.as_str().into(), *bridge),
             Fit::SelfClosing(name) => (format!(">{source}</{name}>").into(), Bridge::None),
         };
-        Edit { span: self.slot.clone(), with, bridge }
+        Edit { span: self.slot, with, bridge }
     }
 }
 
@@ -126,13 +124,13 @@ impl Contact {
     pub fn declare(&self, source: Source) -> Edit {
         let prefix = self.name.strip_suffix("Contact").unwrap_or_default();
         let node = format!("<{prefix}OptInSource>{source}</{prefix}OptInSource>");
-        let end = self.tag.end;
+        let end = self.tag.range().end;
         let (span, with) = if self.self_closing {
             (end - "/>".len()..end, format!(">{node}</{}>", self.name))
         } else {
             (end..end, node)
         };
-        Edit { span, with: with.into(), bridge: Bridge::None }
+        Edit { span: Span::new(span), with: with.into(), bridge: Bridge::None }
     }
 }
 
@@ -152,7 +150,10 @@ pub(super) fn read(
 
 /// The text of a body, if it may be plain.
 fn plain_text<'b>(body: &'b [u8], charset: Option<&str>) -> Option<&'b str> {
-    if !charset.is_none_or(is_inspectable_charset) || body.starts_with(UTF8_BOM) {
+    if !charset.is_none_or(is_inspectable_charset)
+        || body.starts_with(UTF8_BOM)
+        || body.len() > Span::LONGEST_BODY
+    {
         return None;
     }
     std::str::from_utf8(body).ok()
@@ -164,6 +165,9 @@ fn read_generally(
     charset: Option<&str>,
     own_host: Option<&str>,
 ) -> Result<Document, Uninspectable> {
+    if body.len() > Span::LONGEST_BODY {
+        return Err(Uninspectable::TooLarge);
+    }
     if has_wide_characters(body) || !charset.is_none_or(is_inspectable_charset) {
         return Err(Uninspectable::Encoding);
     }

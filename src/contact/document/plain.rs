@@ -73,6 +73,10 @@ impl<'t> Plain<'t> {
         let in_root = !self.walk.open.is_empty();
         loop {
             let rest = &self.bytes[at..];
+            // Tags often stand side by side: a look costs less than a search.
+            if in_root && rest.first() == Some(&b'<') {
+                return Some(Some(at));
+            }
             let found = memchr::memchr2(b'<', b'&', rest);
             let text = &rest[..found.unwrap_or(rest.len())];
             if !in_root && !text.iter().copied().all(value::is_space) {
@@ -114,16 +118,22 @@ impl<'t> Plain<'t> {
         let mut local = start + 1;
         let mut at = start + 1;
         loop {
-            match self.bytes.get(at)? {
-                b'>' | b'/' | b' ' | b'\t' | b'\r' | b'\n' => break,
-                b':' if at == start + 1 => return None,
-                b':' if local == start + 1 => local = at + 1,
-                byte if value::is_name_byte(*byte) => {}
-                _ => return None,
+            let byte = *self.bytes.get(at)?;
+            if byte == b':' {
+                match at == start + 1 {
+                    true => return None,
+                    false if local == start + 1 => local = at + 1,
+                    false => {}
+                }
+            } else if !value::is_name_byte(byte) {
+                break;
             }
             at += 1;
         }
         let name = start + 1..at;
+        if !matches!(self.bytes[at], b'>' | b'/' | b' ' | b'\t' | b'\r' | b'\n') {
+            return None;
+        }
         let mut id = None;
         let self_closing = loop {
             match self.bytes.get(at)? {

@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use super::{Contact, Document, Fit, List, MAX_DEPTH, Node, OwnId, Spelling, Time};
-use crate::contact::edit::Bridge;
+use crate::contact::edit::{Bridge, Span};
 use crate::contact::{ID_ORIGIN, Source, Uninspectable, value};
 
 /// An element that is open.
@@ -11,8 +11,8 @@ pub(super) struct Open {
     /// Its qualified name, in the text.
     pub name: Range<usize>,
     kind: Element,
-    contact: Option<usize>,
-    list: Option<usize>,
+    contact: Option<u32>,
+    list: Option<u32>,
     /// Where its content starts.
     content: usize,
     has_children: bool,
@@ -115,7 +115,7 @@ impl<'t> Walk<'t> {
                 if open.kind == Element::List
                     && let Some(list) = self.found.lists.last_mut()
                 {
-                    list.id = Some(id.start + self.base..id.end + self.base);
+                    list.id = Some(Span::new(id.start + self.base..id.end + self.base));
                 }
                 self.own_id(&open, id);
             }
@@ -145,10 +145,10 @@ impl<'t> Walk<'t> {
                 if let Some(contact) = open.contact
                     && is_ours()
                 {
-                    self.found.contacts[contact].holds_list = true;
+                    self.found.contacts[contact as usize].holds_list = true;
                     if parent == Element::Lists {
                         open.kind = Element::List;
-                        open.list = Some(self.found.lists.len());
+                        open.list = Some(self.found.lists.len() as u32);
                         self.found.lists.push(List { contact, id: None });
                     }
                 }
@@ -156,7 +156,7 @@ impl<'t> Walk<'t> {
             "ContactLists" if parent == Element::Contact && is_ours() => open.kind = Element::Lists,
             "Contact" if is_ours() => {
                 open.kind = Element::Contact;
-                open.contact = Some(self.found.contacts.len());
+                open.contact = Some(self.found.contacts.len() as u32);
                 open.list = None;
                 self.found.contacts.push(Contact {
                     tag: self.in_body(&tag.span),
@@ -241,8 +241,8 @@ impl<'t> Walk<'t> {
         }
     }
 
-    fn in_body(&self, span: &Range<usize>) -> Range<usize> {
-        span.start + self.base..span.end + self.base
+    fn in_body(&self, span: &Range<usize>) -> Span {
+        Span::new(span.start + self.base..span.end + self.base)
     }
 }
 
