@@ -1,1 +1,207 @@
-fn main() {}
+//! What a proxied update costs beside a proxy that only passes it on.
+//!
+//! `cargo bench --bench proxy` runs optin-proxy and a pass-through made of the same parts (hyper's server,
+//! hyper-util's pooled client), each on one thread of its own, before the same origin and under the
+//! same clients, in turns. The figure is the thread's own CPU time per request: wall time says little
+//! on a machine that others use too.
+#![allow(missing_docs, clippy::print_stdout, reason = "a program for people")]
+
+use std::convert::Infallible;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::mpsc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{Request, Response, Uri};
+use http_body_util::{BodyExt, Full};
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper_util::client::legacy::Client;
+use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::server::conn::auto;
+use optin_proxy::config::Layers;
+use optin_proxy::observe::metrics::Metrics;
+use optin_proxy::proxy::Server;
+use tokio::net::TcpListener;
+use tokio::sync::oneshot;
+use tokio_util::sync::CancellationToken;
+
+const CLIENTS: usize = 8;
+const REQUESTS: usize = 4_000;
+const ROUNDS: usize = 15;
+const PATH: &str = "/ws/customers/oakmill/contacts/1904";
+
+/// A thread with a runtime of its own; asked, it says how long it was on a CPU.
+struct Worker {
+    handle: tokio::runtime::Handle,
+}
+
+impl Worker {
+    fn start() -> Self {
+        let (send, receive) = mpsc::channel();
+        std::thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()
+                .expect("a runtime");
+            send.send(runtime.handle().clone()).expect("somebody waits");
+            runtime.block_on(std::future::pending::<()>());
+        });
+        Self { handle: receive.recv().expect("the thread starts") }
+    }
+
+    fn run<T: Send + 'static>(&self, future: impl Future<Output = T> + Send + 'static) -> T {
+        let (send, receive) = oneshot::channel();
+        self.handle.spawn(async move { send.send(future.await).ok() });
+        receive.blocking_recv().expect("it does not panic")
+    }
+
+    fn cpu_time(&self) -> Duration {
+        self.run(async {
+            let stat = std::fs::read_to_string("/proc/thread-self/schedstat").expect("Linux");
+            let nanoseconds = stat.split(' ').next().expect("a field").parse().expect("a number");
+            Duration::from_nanos(nanoseconds)
+        })
+    }
+}
+
+async fn serve<S, F>(listener: TcpListener, service: S)
+where
+    S: Fn(Request<Incoming>) -> F + Clone + Send + 'static,
+    F: Future<Output = Result<Response<AnyBody>, Infallible>> + Send + 'static,
+{
+    loop {
+        let (stream, _) = listener.accept().await.expect("a connection");
+        stream.set_nodelay(true).expect("a socket");
+        let service = service.clone();
+        tokio::spawn(async move {
+            let mut builder = auto::Builder::new(TokioExecutor::new());
+            builder.http1().timer(TokioTimer::new());
+            let _ = builder.serve_connection(TokioIo::new(stream), service_fn(service)).await;
+        });
+    }
+}
+
+type AnyBody = http_body_util::Either<Full<Bytes>, Incoming>;
+
+async fn bind() -> (TcpListener, SocketAddr) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+    let address = listener.local_addr().expect("bound");
+    (listener, address)
+}
+
+fn origin(worker: &Worker) -> SocketAddr {
+    worker.run(async {
+        let (listener, address) = bind().await;
+        tokio::spawn(serve(listener, |request: Request<Incoming>| async move {
+            let length = request.into_body().collect().await.expect("a body").to_bytes().len();
+            assert!(length > 0);
+            let mut response = Response::new(AnyBody::Left(Full::default()));
+            *response.status_mut() = http::StatusCode::NO_CONTENT;
+            Ok(response)
+        }));
+        address
+    })
+}
+
+/// A proxy that passes on what comes, body and all, and does nothing else.
+fn pass_through(worker: &Worker, upstream: SocketAddr) -> SocketAddr {
+    worker.run(async move {
+        let (listener, address) = bind().await;
+        let mut connector = HttpConnector::new();
+        connector.set_nodelay(true);
+        let client: Client<HttpConnector, Incoming> =
+            Client::builder(TokioExecutor::new()).pool_timer(TokioTimer::new()).build(connector);
+        tokio::spawn(serve(listener, move |mut request: Request<Incoming>| {
+            let path = request.uri().path_and_query().expect("a path").as_str();
+            let uri: Uri = format!("http://{upstream}{path}").parse().expect("a URI");
+            *request.uri_mut() = uri;
+            let answer = client.request(request);
+            async move { Ok(answer.await.expect("an answer").map(AnyBody::Right)) }
+        }));
+        address
+    })
+}
+
+fn optin_proxy(worker: &Worker, upstream: SocketAddr) -> SocketAddr {
+    worker.run(async move {
+        let mut layers = Layers::default();
+        layers.set("bench", "listen.address=127.0.0.1:0");
+        layers.set("bench", &format!("upstream.url=http://{upstream}"));
+        let config = Arc::new(layers.build().expect("valid"));
+        let server = Server::bind(config, Arc::new(Metrics::default())).await.expect("it starts");
+        let address = server.address();
+        tokio::spawn(server.run(CancellationToken::new()));
+        address
+    })
+}
+
+/// Sends this many updates over a few kept connections.
+fn load(worker: &Worker, proxy: SocketAddr, body: &'static [u8], requests: usize) {
+    worker.run(async move {
+        let mut clients = tokio::task::JoinSet::new();
+        for _ in 0..CLIENTS {
+            clients.spawn(async move {
+                let stream = tokio::net::TcpStream::connect(proxy).await.expect("it listens");
+                stream.set_nodelay(true).expect("a socket");
+                let (mut sender, connection) =
+                    hyper::client::conn::http1::handshake(TokioIo::new(stream))
+                        .await
+                        .expect("HTTP");
+                tokio::spawn(connection);
+                for _ in 0..requests / CLIENTS {
+                    let request = Request::put(PATH)
+                        .header("host", "127.0.0.1:8080")
+                        .header("authorization", "Basic QVBJS0VZJWpvZXNmbG93ZXJzOnNlY3JldA==")
+                        .header("content-type", "application/atom+xml")
+                        .header("user-agent", "bench/1.0")
+                        .body(Full::new(Bytes::from_static(body)))
+                        .expect("a request");
+                    let answer = sender.send_request(request).await.expect("an answer");
+                    assert_eq!(answer.status(), 204);
+                    answer.into_body().collect().await.expect("a body");
+                }
+            });
+        }
+        clients.join_all().await;
+    });
+}
+
+fn median(mut times: Vec<f64>) -> f64 {
+    times.sort_by(f64::total_cmp);
+    times[times.len() / 2]
+}
+
+fn main() {
+    if std::env::args().any(|argument| argument == "--test" || argument == "--list") {
+        return;
+    }
+    let recipe = include_bytes!("../tests/corpus/in/recipe.xml");
+    let clean = include_bytes!("../tests/corpus/out/recipe.xml");
+    let (clients, origins) = (Worker::start(), Worker::start());
+    let (plain, ours) = (Worker::start(), Worker::start());
+    let upstream = origin(&origins);
+    let plain_address = pass_through(&plain, upstream);
+    let our_address = optin_proxy(&ours, upstream);
+    println!("{:<28}{:>14}{:>14}{:>8}", "CPU time per PUT", "pass-through", "optin-proxy", "ratio");
+    for (name, body) in [("recipe, 2 edits", &recipe[..]), ("the same, clean", &clean[..])] {
+        for address in [plain_address, our_address] {
+            load(&clients, address, body, 1_000);
+        }
+        let (mut plain_times, mut our_times) = (Vec::new(), Vec::new());
+        for _ in 0..ROUNDS {
+            for (worker, address, times) in
+                [(&plain, plain_address, &mut plain_times), (&ours, our_address, &mut our_times)]
+            {
+                let before = worker.cpu_time();
+                load(&clients, address, body, REQUESTS);
+                times.push((worker.cpu_time() - before).as_secs_f64() * 1e6 / REQUESTS as f64);
+            }
+        }
+        let ratios = plain_times.iter().zip(&our_times).map(|(plain, ours)| ours / plain).collect();
+        let (plain, ours) = (median(plain_times), median(our_times));
+        println!("{name:<28}{plain:>11.1} us{ours:>11.1} us{:>8.2}", median(ratios));
+    }
+}
