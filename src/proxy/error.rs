@@ -5,7 +5,7 @@ use http::header::{ALLOW, CONTENT_TYPE};
 use http::{HeaderName, HeaderValue, Response, StatusCode};
 
 use super::body::{Body, BodyError};
-use super::upstream::UpstreamError;
+use super::upstream::{Fault, UpstreamError};
 use crate::contact::Uninspectable;
 
 /// RFC 9209
@@ -46,6 +46,11 @@ pub(crate) struct Problem {
 }
 
 impl Error {
+    /// The upstream never saw the request.
+    pub fn is_stale(&self) -> bool {
+        matches!(self, Self::Upstream(error) if error.fault == Fault::Stale)
+    }
+
     pub fn problem(&self) -> Problem {
         match self {
             Self::Upstream(error) => {

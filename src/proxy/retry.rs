@@ -1,4 +1,5 @@
-//! The retry: a transition refusal that contradicts what was sent is not the client's to see.
+//! Sending again: a transition refusal that contradicts what was sent is not the client's to see, nor is a
+//! connection that was stale.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -6,7 +7,7 @@ use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use http::header::{AUTHORIZATION, RETRY_AFTER};
-use http::{Request, Response, StatusCode};
+use http::{Method, Request, Response, StatusCode};
 use http_body_util::BodyExt;
 use tokio::time::Instant;
 use tower::Service;
@@ -21,7 +22,7 @@ use crate::config::{self, Config};
 use crate::contact::refusal::{INSPECTED, Sent, Verdict};
 use crate::observe::exchange::{Exchange, Retried};
 
-/// Sends a transiently refused update again.
+/// Sends again what was refused transiently, or never seen.
 pub(super) struct Retry {
     config: Arc<Config>,
     budget: Budget,
@@ -46,16 +47,21 @@ where
         self.budget.deposit();
         let exchange = request.extensions().get::<Arc<Exchange>>().cloned().unwrap_or_default();
         exchange.attempted();
-        let Some(Subject(sent)) = request.extensions().get().copied() else {
-            return inner.call(request).await;
-        };
+        let subject = request.extensions().get().copied();
         let schedule = Schedule::start(&self.config.retry);
-        // Only what may be refused transiently is kept for another attempt.
-        let spare = (sent.update && sent.claims_contact && !carries_nonce(&request))
-            .then(|| replica(&request))
-            .flatten();
+        let spare = is_idempotent(request.method()).then(|| replica(&request)).flatten();
 
-        let mut answer = self.judge(inner.call(request).await?, sent, &exchange).await;
+        let first = match (inner.call(request).await, &spare) {
+            // As every proxy deals with it: once more, on another connection.
+            (Err(error), Some(spare)) if error.is_stale() => match replica(spare) {
+                Some(again) => inner.call(again).await?,
+                None => return Err(error),
+            },
+            (answer, _) => answer?,
+        };
+        let Some(Subject(sent)) = subject else { return Ok(first) };
+        let spare = spare.filter(|request| !carries_nonce(request));
+        let mut answer = self.judge(first, sent, &exchange).await;
         for attempt in 1.. {
             let Some(Verdict::Transient) = answer.verdict else { break };
             let next = spare.as_ref().and_then(replica);
@@ -157,8 +163,13 @@ impl<'c> Schedule<'c> {
     }
 }
 
+/// RFC 9110 section 9.2.2.
+fn is_idempotent(method: &Method) -> bool {
+    [Method::GET, Method::HEAD, Method::PUT, Method::DELETE, Method::OPTIONS].contains(method)
+}
+
 /// The same request again. `None` if its body is gone once sent.
-pub(super) fn replica(request: &Request<Body>) -> Option<Request<Body>> {
+fn replica(request: &Request<Body>) -> Option<Request<Body>> {
     let Body::Buffered(bytes) = request.body() else { return None };
     let mut replica = Request::new(Body::Buffered(bytes.clone()));
     *replica.method_mut() = request.method().clone();

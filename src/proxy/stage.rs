@@ -31,25 +31,24 @@ impl<T, Inner> Layer<Inner> for StageLayer<T> {
     type Service = StageService<T, Inner>;
 
     fn layer(&self, inner: Inner) -> Self::Service {
-        StageService { stage: Arc::clone(&self.0), inner }
+        StageService(Arc::new((Arc::clone(&self.0), inner)))
     }
 }
 
-pub(super) struct StageService<T, Inner> {
-    stage: Arc<T>,
-    inner: Inner,
-}
+/// A stage and what lies beneath it, behind one reference count: a request clones each level once, not
+/// each level with all below it.
+pub(super) struct StageService<T, Inner>(Arc<(Arc<T>, Inner)>);
 
-impl<T, Inner: Clone> Clone for StageService<T, Inner> {
+impl<T, Inner> Clone for StageService<T, Inner> {
     fn clone(&self) -> Self {
-        Self { stage: Arc::clone(&self.stage), inner: self.inner.clone() }
+        Self(Arc::clone(&self.0))
     }
 }
 
 impl<T, Inner, Request> Service<Request> for StageService<T, Inner>
 where
     T: Stage<Request, Inner>,
-    Inner: Clone + Send + 'static,
+    Inner: Clone + Send + Sync + 'static,
     Request: Send + 'static,
 {
     type Response = T::Response;
@@ -61,8 +60,7 @@ where
     }
 
     fn call(&mut self, request: Request) -> Self::Future {
-        let stage = Arc::clone(&self.stage);
-        let inner = self.inner.clone();
-        Box::pin(async move { stage.handle(request, inner).await })
+        let shared = Arc::clone(&self.0);
+        Box::pin(async move { shared.0.handle(request, shared.1.clone()).await })
     }
 }

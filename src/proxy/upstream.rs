@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use http::{Method, Request, Response, StatusCode, Uri};
+use http::{Request, Response, StatusCode, Uri};
 use hyper::body::Incoming;
 use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder, MaybeHttpsStream};
 use hyper_util::client::legacy::connect::HttpConnector;
@@ -22,7 +22,6 @@ use tower::Service;
 use super::body::{Body, BodyError, Progress, Side, Streaming};
 use super::error::Error;
 use super::io::{History, Remembering};
-use super::retry::replica;
 use crate::config::{self, Config};
 
 /// The most connections kept open without a request on them.
@@ -30,7 +29,9 @@ const MAX_IDLE: usize = 64;
 
 /// Sends requests to the API.
 #[derive(Clone)]
-pub(super) struct Upstream {
+pub(super) struct Upstream(Arc<Inner>);
+
+struct Inner {
     client: Client<Connector, Body>,
     config: Arc<Config>,
 }
@@ -73,21 +74,17 @@ impl Upstream {
             .pool_max_idle_per_host(MAX_IDLE)
             .http1_preserve_header_case(true)
             .build(connector);
-        Ok(Self { client, config })
+        Ok(Self(Arc::new(Inner { client, config })))
     }
+}
 
-    async fn send(self, mut request: Request<Body>) -> Result<Response<Body>, Error> {
-        let spare = is_idempotent(request.method()).then(|| replica(&request)).flatten();
+impl Inner {
+    async fn send(&self, mut request: Request<Body>) -> Result<Response<Body>, Error> {
         let progress = match request.body_mut() {
             Body::Streaming(stream) => Some(stream.watch()),
             _ => None,
         };
-        let answer = match (self.attempt(request, progress).await, spare) {
-            // Never seen by the upstream, as every proxy deals with it: once more, on another
-            // connection.
-            (Err(Failed::Stale), Some(spare)) => self.attempt(spare, None).await,
-            (answer, _) => answer,
-        };
+        let answer = self.attempt(request, progress).await;
         let incoming = answer.map_err(|failed| failed.into_error(&self.config.upstream))?;
         let idle = self.config.limits.idle_timeout;
         Ok(incoming.map(|body| Body::Streaming(Streaming::new(body, Side::Upstream, idle))))
@@ -127,13 +124,9 @@ impl Service<Request<Body>> for Upstream {
     }
 
     fn call(&mut self, request: Request<Body>) -> Self::Future {
-        Box::pin(self.clone().send(request))
+        let inner = Arc::clone(&self.0);
+        Box::pin(async move { inner.send(request).await })
     }
-}
-
-/// RFC 9110 section 9.2.2.
-fn is_idempotent(method: &Method) -> bool {
-    [Method::GET, Method::HEAD, Method::PUT, Method::DELETE, Method::OPTIONS].contains(method)
 }
 
 /// Why the upstream gave no answer: who is at fault, and in which phase.
@@ -159,6 +152,8 @@ pub(crate) enum Fault {
     ResponseTimeout,
     Garbage,
     Terminated,
+    /// The upstream had closed the connection before, and never saw the request.
+    Stale,
 }
 
 impl Fault {
@@ -172,7 +167,7 @@ impl Fault {
             Self::Tls => "upstream-tls-failed",
             Self::ResponseTimeout => "upstream-response-timeout",
             Self::Garbage => "upstream-answer-malformed",
-            Self::Terminated => "upstream-connection-closed",
+            Self::Terminated | Self::Stale => "upstream-connection-closed",
         }
     }
 
@@ -181,7 +176,9 @@ impl Fault {
             Self::Dns => "resolving the name",
             Self::ConnectTimeout | Self::Refused | Self::Unreachable => "connecting",
             Self::Certificate | Self::Tls => "TLS handshake",
-            Self::ResponseTimeout | Self::Garbage | Self::Terminated => "waiting for the answer",
+            Self::ResponseTimeout | Self::Garbage | Self::Terminated | Self::Stale => {
+                "waiting for the answer"
+            }
         }
     }
 
@@ -195,7 +192,7 @@ impl Fault {
             Self::Tls => "tls_protocol_error",
             Self::ResponseTimeout => "http_response_timeout",
             Self::Garbage => "http_protocol_error",
-            Self::Terminated => "connection_terminated",
+            Self::Terminated | Self::Stale => "connection_terminated",
         }
     }
 
@@ -220,7 +217,7 @@ impl Fault {
             Self::ResponseTimeout => {
                 "It may have been applied all the same: look before sending a create again."
             }
-            Self::Garbage | Self::Terminated => {
+            Self::Garbage | Self::Terminated | Self::Stale => {
                 "It may have been applied all the same: look before sending a create again."
             }
         }
@@ -229,8 +226,6 @@ impl Fault {
 
 /// How an attempt ended without an answer.
 enum Failed {
-    /// On a connection that the upstream had closed before.
-    Stale,
     /// The client's body broke off, so the request had to.
     RequestBody(BodyError),
     Fault(Fault, String),
@@ -240,7 +235,6 @@ impl Failed {
     fn into_error(self, upstream: &config::Upstream) -> Error {
         let (fault, message) = match self {
             Self::RequestBody(error) => return Error::RequestBody(error),
-            Self::Stale => (Fault::Terminated, "connection closed before any answer".to_owned()),
             Self::Fault(fault, message) => (fault, message),
         };
         Error::Upstream(UpstreamError { host: upstream.authority.to_string(), fault, message })
@@ -258,7 +252,7 @@ impl From<legacy::Error> for Failed {
             connected.get_extras(&mut extensions);
             let history = extensions.get::<History>();
             if !connected.is_negotiated_h2() && history.is_some_and(History::was_stale) {
-                return Self::Stale;
+                return Self::Fault(Fault::Stale, "connection closed before any answer".into());
             }
         }
         let message = causes().last().map(ToString::to_string).unwrap_or_default();
