@@ -28,7 +28,7 @@ use tokio::net::TcpListener;
 use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 
-const CLIENTS: usize = 8;
+const CLIENTS: usize = 32;
 const REQUESTS: usize = 4_000;
 const ROUNDS: usize = 15;
 const PATH: &str = "/ws/customers/oakmill/contacts/1904";

@@ -9,37 +9,48 @@ use http::header::{
 };
 use http::uri::{Authority, PathAndQuery, Scheme};
 use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, Uri, Version};
-use tower::Service;
 
 use super::body::Body;
 use super::error::Error;
-use super::stage::Stage;
+use super::stage::{Handle, Stage};
 use crate::config::Config;
 
 const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
 
-/// The pseudonym of RFC 9110 section 7.6.3: a vendor need not learn internal names.
-const PSEUDONYM: &str = "optin-proxy";
+/// How the message came here, and the pseudonym of RFC 9110 section 7.6.3: a vendor need not learn
+/// internal names.
+fn via(version: Version) -> HeaderValue {
+    HeaderValue::from_static(match version {
+        Version::HTTP_2 => "2 optin-proxy",
+        Version::HTTP_10 => "1.0 optin-proxy",
+        _ => "1.1 optin-proxy",
+    })
+}
 
 /// Makes a request the upstream's, and its answer the client's.
+#[derive(Clone)]
 pub(super) struct Headers {
-    pub config: Arc<Config>,
+    config: Arc<Config>,
+    /// The upstream's authority.
+    host: HeaderValue,
+}
+
+impl Headers {
+    pub fn new(config: Arc<Config>) -> Self {
+        let host = HeaderValue::from_str(config.upstream.authority.as_str());
+        Self { config, host: host.expect("an authority is visible ASCII") }
+    }
 }
 
 impl<S> Stage<Request<Body>, S> for Headers
 where
-    S: Service<Request<Body>, Response = Response<Body>, Error = Error> + Send + 'static,
-    S::Future: Send,
+    S: Handle<Request<Body>, Response = Response<Body>, Error = Error>,
 {
     type Response = Response<Body>;
     type Error = Error;
 
-    async fn handle(
-        &self,
-        mut request: Request<Body>,
-        mut inner: S,
-    ) -> Result<Response<Body>, Error> {
+    async fn handle(&self, mut request: Request<Body>, inner: &S) -> Result<Response<Body>, Error> {
         let upstream = &self.config.upstream;
         // The client's own address of the proxy: what a Location must come back as.
         let downstream = request.headers().get(HOST).cloned();
@@ -58,19 +69,13 @@ where
         {
             request.headers_mut().remove(EXPECT);
         }
-        let via = match request.version() {
-            Version::HTTP_2 => "2",
-            Version::HTTP_10 => "1.0",
-            _ => "1.1",
-        };
-        let via = HeaderValue::from_str(&format!("{via} {PSEUDONYM}"));
-        request.headers_mut().append(VIA, via.expect("the pseudonym is visible ASCII"));
-        let host = HeaderValue::from_str(upstream.authority.as_str());
-        request.headers_mut().insert(HOST, host.expect("an authority is visible ASCII"));
+        let via = via(request.version());
+        request.headers_mut().append(VIA, via);
+        request.headers_mut().insert(HOST, self.host.clone());
         *request.uri_mut() = upstream_uri(request.uri(), &upstream.scheme, &upstream.authority)?;
         *request.version_mut() = Version::HTTP_11;
 
-        let mut response = inner.call(request).await?;
+        let mut response = inner.handle(request).await?;
 
         *response.version_mut() = Version::HTTP_11;
         strip_hop_by_hop(response.headers_mut());

@@ -1,21 +1,23 @@
 //! Accepting connections, and ending them in order.
 
+use std::convert::Infallible;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use http::{Request, Response};
 use hyper::body::Incoming;
+use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
-use hyper_util::service::TowerToHyperService;
 use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use tower::Service;
 
 use super::io::Deadlines;
 use super::stack::{Observed, stack};
+use super::stage::Handle;
 use super::upstream::{SetupError, Upstream};
 use crate::config::{Config, Limits};
 use crate::observe::metrics::Metrics;
@@ -68,7 +70,7 @@ impl Server {
     /// Serves until `stop`, then finishes what is in flight within `listen.drain_timeout`. Returns
     /// whether all of it was finished.
     pub async fn run(self, stop: CancellationToken) -> bool {
-        let service = stack(&self.config, &self.metrics, self.upstream);
+        let stack = Arc::new(stack(&self.config, &self.metrics, self.upstream));
         let connections = TaskTracker::new();
         let builder = connection_builder(&self.config.limits);
         loop {
@@ -87,7 +89,7 @@ impl Server {
             let serving = serve(
                 stream,
                 builder.clone(),
-                service.clone(),
+                Arc::clone(&stack),
                 stop.clone(),
                 self.config.limits.clone(),
             );
@@ -131,26 +133,23 @@ fn connection_builder(limits: &Limits) -> auto::Builder<TokioExecutor> {
 }
 
 /// One connection, HTTP/1 or HTTP/2 by its first bytes, until its end.
-async fn serve<S>(
+async fn serve<H>(
     stream: TcpStream,
     builder: auto::Builder<TokioExecutor>,
-    service: S,
+    stack: Arc<H>,
     stop: CancellationToken,
     limits: Limits,
 ) where
-    S: Service<
-            http::Request<Incoming>,
-            Response = http::Response<Observed>,
-            Error = std::convert::Infallible,
-            Future: Send + 'static,
-        > + Clone
-        + Send
-        + 'static,
+    H: Handle<Request<Incoming>, Response = Response<Observed>, Error = Infallible>,
 {
     // Answers are written whole: waiting for more would only delay them.
     let _ = stream.set_nodelay(true);
     let io = TokioIo::new(Deadlines::new(stream, limits.header_timeout, limits.idle_timeout));
-    let connection = builder.serve_connection(io, TowerToHyperService::new(service));
+    let service = service_fn(move |request| {
+        let stack = Arc::clone(&stack);
+        async move { stack.handle(request).await }
+    });
+    let connection = builder.serve_connection(io, service);
     tokio::pin!(connection);
     let ended = tokio::select! {
         ended = connection.as_mut() => ended,

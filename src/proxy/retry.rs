@@ -10,40 +10,39 @@ use http::header::{AUTHORIZATION, RETRY_AFTER};
 use http::{Method, Request, Response, StatusCode};
 use http_body_util::BodyExt;
 use tokio::time::Instant;
-use tower::Service;
 
 use super::body::{self, Body, Rest};
 use super::budget::Budget;
 use super::coding::Coding;
 use super::error::Error;
 use super::sanitize::Subject;
-use super::stage::Stage;
+use super::stage::{Handle, Stage};
 use crate::config::{self, Config};
 use crate::contact::refusal::{INSPECTED, Sent, Verdict};
 use crate::observe::exchange::{Exchange, Retried};
 
 /// Sends again what was refused transiently, or never seen.
+#[derive(Clone)]
 pub(super) struct Retry {
     config: Arc<Config>,
-    budget: Budget,
+    budget: Arc<Budget>,
 }
 
 impl Retry {
     pub fn new(config: Arc<Config>) -> Self {
         let budget = Budget::new(config.retry.budget, config.retry.budget_floor);
-        Self { config, budget }
+        Self { config, budget: Arc::new(budget) }
     }
 }
 
 impl<S> Stage<Request<Body>, S> for Retry
 where
-    S: Service<Request<Body>, Response = Response<Body>, Error = Error> + Send + 'static,
-    S::Future: Send,
+    S: Handle<Request<Body>, Response = Response<Body>, Error = Error>,
 {
     type Response = Response<Body>;
     type Error = Error;
 
-    async fn handle(&self, request: Request<Body>, mut inner: S) -> Result<Response<Body>, Error> {
+    async fn handle(&self, request: Request<Body>, inner: &S) -> Result<Response<Body>, Error> {
         self.budget.deposit();
         let exchange = request.extensions().get::<Arc<Exchange>>().cloned().unwrap_or_default();
         exchange.attempted();
@@ -51,14 +50,7 @@ where
         let schedule = Schedule::start(&self.config.retry);
         let spare = is_idempotent(request.method()).then(|| replica(&request)).flatten();
 
-        let first = match (inner.call(request).await, &spare) {
-            // As every proxy deals with it: once more, on another connection.
-            (Err(error), Some(spare)) if error.is_stale() => match replica(spare) {
-                Some(again) => inner.call(again).await?,
-                None => return Err(error),
-            },
-            (answer, _) => answer?,
-        };
+        let first = ask(inner, request, spare.as_ref()).await?;
         let Some(Subject(sent)) = subject else { return Ok(first) };
         let spare = spare.filter(|request| !carries_nonce(request));
         let mut answer = self.judge(first, sent, &exchange).await;
@@ -77,7 +69,8 @@ where
             }
             tokio::time::sleep(pause).await;
             exchange.attempted();
-            match tokio::time::timeout_at(schedule.deadline, inner.call(next)).await {
+            match tokio::time::timeout_at(schedule.deadline, ask(inner, next, spare.as_ref())).await
+            {
                 Ok(Ok(response)) => {
                     answer = self.judge(response, sent, &exchange).await;
                     exchange.retried(match answer.verdict {
@@ -100,6 +93,24 @@ where
             }
         }
         Ok(answer.response)
+    }
+}
+
+/// Asks once; and once more on another connection, as every proxy does, if the first one was stale.
+async fn ask<S>(
+    inner: &S,
+    request: Request<Body>,
+    spare: Option<&Request<Body>>,
+) -> Result<Response<Body>, Error>
+where
+    S: Handle<Request<Body>, Response = Response<Body>, Error = Error>,
+{
+    match inner.handle(request).await {
+        Err(error) if error.is_stale() => match spare.and_then(replica) {
+            Some(again) => inner.handle(again).await,
+            None => Err(error),
+        },
+        answer => answer,
     }
 }
 

@@ -7,19 +7,19 @@ use http::header::{CONTENT_LENGTH, CONTENT_TYPE, HOST, TRAILER};
 use http::{HeaderMap, HeaderName, HeaderValue, Request, Response};
 use http_body::Body as _;
 use hyper::body::Incoming;
-use tower::Service;
 
 use super::body::{self, Ahead, Body, Rest, Side, Streaming};
 use super::coding::{Coding, DecodeError};
 use super::error::Error;
 use super::route::Route;
-use super::stage::Stage;
+use super::stage::{Handle, Stage};
 use crate::config::{Config, Uninspectable as OnUninspectable};
 use crate::contact::refusal::Sent;
 use crate::contact::{self, Mode, Sanitized, Uninspectable};
 use crate::observe::exchange::{Exchange, Inspection};
 
 /// Makes the opt-in sources of a contact write consistent.
+#[derive(Clone)]
 pub(super) struct Sanitize {
     pub config: Arc<Config>,
 }
@@ -38,17 +38,12 @@ const DIGESTS: [HeaderName; 4] = [
 
 impl<S> Stage<Request<Incoming>, S> for Sanitize
 where
-    S: Service<Request<Body>, Response = Response<Body>, Error = Error> + Send + 'static,
-    S::Future: Send,
+    S: Handle<Request<Body>, Response = Response<Body>, Error = Error>,
 {
     type Response = Response<Body>;
     type Error = Error;
 
-    async fn handle(
-        &self,
-        request: Request<Incoming>,
-        mut inner: S,
-    ) -> Result<Response<Body>, Error> {
+    async fn handle(&self, request: Request<Incoming>, inner: &S) -> Result<Response<Body>, Error> {
         let (parts, incoming) = request.into_parts();
         let route = Route::of(&parts.method, &parts.uri);
         let ended = incoming.is_end_stream();
@@ -69,7 +64,7 @@ where
             }
             body
         };
-        inner.call(request.map(|()| body)).await
+        inner.handle(request.map(|()| body)).await
     }
 }
 

@@ -10,14 +10,14 @@ use http::header::HOST;
 use http::{HeaderName, HeaderValue, Request, Response};
 use http_body::{Body as _, Frame, SizeHint};
 use hyper::body::Incoming;
-use tower::{Service, ServiceBuilder};
+use tower::ServiceBuilder;
 
 use super::body::{Body, BodyError};
 use super::error::Error;
 use super::headers::Headers;
 use super::retry::Retry;
 use super::sanitize::Sanitize;
-use super::stage::{Stage, layer};
+use super::stage::{Handle, Stage, StageLayer};
 use super::upstream::Upstream;
 use crate::config::Config;
 use crate::observe::exchange::{Exchange, Line};
@@ -28,27 +28,20 @@ pub(super) fn stack(
     config: &Arc<Config>,
     metrics: &Arc<Metrics>,
     upstream: Upstream,
-) -> impl Service<
-    Request<Incoming>,
-    Response = Response<Observed>,
-    Error = Infallible,
-    Future: Send + 'static,
-> + Clone
-+ Send
-+ 'static {
+) -> impl Handle<Request<Incoming>, Response = Response<Observed>, Error = Infallible> {
     ServiceBuilder::new()
         // Outermost, so that one line and one report tell the client's view, whatever happens below.
-        .layer(layer(Observe { config: Arc::clone(config), metrics: Arc::clone(metrics) }))
+        .layer(StageLayer(Observe { config: Arc::clone(config), metrics: Arc::clone(metrics) }))
         // The only place where an error becomes a response.
-        .layer(layer(Problems))
+        .layer(StageLayer(Problems))
         // Before anything is read: a target that is not served costs nothing.
-        .layer(layer(Target { config: Arc::clone(config) }))
+        .layer(StageLayer(Target { config: Arc::clone(config) }))
         // Above the retry: a body is inspected once, and what is sent again is what was sent.
-        .layer(layer(Sanitize { config: Arc::clone(config) }))
+        .layer(StageLayer(Sanitize { config: Arc::clone(config) }))
         // Above the headers: each attempt is a request of its own to the upstream.
-        .layer(layer(Retry::new(Arc::clone(config))))
+        .layer(StageLayer(Retry::new(Arc::clone(config))))
         // Just above the wire, so that nothing above sees the upstream's side of the message.
-        .layer(layer(Headers { config: Arc::clone(config) }))
+        .layer(StageLayer(Headers::new(Arc::clone(config))))
         .service(upstream)
 }
 
@@ -56,6 +49,7 @@ pub(super) fn stack(
 const REPORT: HeaderName = HeaderName::from_static("optin-proxy");
 
 /// Keeps the record of an exchange.
+#[derive(Clone)]
 struct Observe {
     config: Arc<Config>,
     metrics: Arc<Metrics>,
@@ -63,8 +57,7 @@ struct Observe {
 
 impl<S> Stage<Request<Incoming>, S> for Observe
 where
-    S: Service<Request<Incoming>, Response = Response<Body>, Error = Infallible> + Send + 'static,
-    S::Future: Send,
+    S: Handle<Request<Incoming>, Response = Response<Body>, Error = Infallible>,
 {
     type Response = Response<Observed>;
     type Error = Infallible;
@@ -72,14 +65,14 @@ where
     async fn handle(
         &self,
         mut request: Request<Incoming>,
-        mut inner: S,
+        inner: &S,
     ) -> Result<Response<Observed>, Infallible> {
         let exchange = Arc::new(Exchange::begin(&request, Arc::clone(&self.metrics)));
         request.extensions_mut().insert(Arc::clone(&exchange));
         // Written even if the client goes away and this future with it.
         let mut line = Line { exchange, complete: false, sent: 0 };
 
-        let mut response = inner.call(request).await?;
+        let mut response = inner.handle(request).await?;
 
         line.exchange.answered(response.status());
         if self.config.log.report_header
@@ -133,12 +126,12 @@ impl http_body::Body for Observed {
 }
 
 /// Answers for the proxy where it has an answer of its own.
+#[derive(Clone)]
 struct Problems;
 
 impl<S> Stage<Request<Incoming>, S> for Problems
 where
-    S: Service<Request<Incoming>, Response = Response<Body>, Error = Error> + Send + 'static,
-    S::Future: Send,
+    S: Handle<Request<Incoming>, Response = Response<Body>, Error = Error>,
 {
     type Response = Response<Body>;
     type Error = Infallible;
@@ -146,10 +139,10 @@ where
     async fn handle(
         &self,
         request: Request<Incoming>,
-        mut inner: S,
+        inner: &S,
     ) -> Result<Response<Body>, Infallible> {
         let exchange = request.extensions().get::<Arc<Exchange>>().cloned().unwrap_or_default();
-        Ok(match inner.call(request).await {
+        Ok(match inner.handle(request).await {
             Ok(response) => response,
             Err(error) => {
                 let problem = error.problem();
@@ -161,14 +154,14 @@ where
 }
 
 /// Decides whether a target is served, and names its host in one way.
+#[derive(Clone)]
 struct Target {
     config: Arc<Config>,
 }
 
 impl<S> Stage<Request<Incoming>, S> for Target
 where
-    S: Service<Request<Incoming>, Response = Response<Body>, Error = Error> + Send + 'static,
-    S::Future: Send,
+    S: Handle<Request<Incoming>, Response = Response<Body>, Error = Error>,
 {
     type Response = Response<Body>;
     type Error = Error;
@@ -176,7 +169,7 @@ where
     async fn handle(
         &self,
         mut request: Request<Incoming>,
-        mut inner: S,
+        inner: &S,
     ) -> Result<Response<Body>, Error> {
         if request.method() == http::Method::CONNECT {
             return Err(Error::Connect);
@@ -193,6 +186,6 @@ where
                 request.headers_mut().insert(HOST, host);
             }
         }
-        inner.call(request).await
+        inner.handle(request).await
     }
 }

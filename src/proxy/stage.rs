@@ -1,13 +1,26 @@
-//! A tower layer whose logic is one `async fn` that reads from top to bottom.
+//! The stack's building block: a stage whose logic is one `async fn` that reads from top to bottom.
+//!
+//! Stages are tower layers, put together by tower's `ServiceBuilder`. They do not call each other as
+//! `tower::Service`s, though: a `Service` must name its future's type, which for an `async fn` means a
+//! box per stage and request. With futures nested instead, a request through the whole stack
+//! allocates none of them; measured, that was a tenth of its CPU time.
 
 use std::future::Future;
-use std::pin::Pin;
-use std::sync::Arc;
-use std::task::{Context, Poll};
 
-use tower::{Layer, Service};
+use tower::Layer;
 
-/// One stage of the way of a request: what it does with a request, given what lies beneath it.
+/// What takes a request and gives an answer: the stack, or any part of it from a stage downwards.
+pub(super) trait Handle<Request>: Send + Sync + 'static {
+    type Response;
+    type Error;
+
+    fn handle(
+        &self,
+        request: Request,
+    ) -> impl Future<Output = Result<Self::Response, Self::Error>> + Send;
+}
+
+/// One stage: what it does with a request, given what lies beneath it.
 pub(super) trait Stage<Request, Inner>: Send + Sync + 'static {
     type Response;
     type Error;
@@ -15,52 +28,40 @@ pub(super) trait Stage<Request, Inner>: Send + Sync + 'static {
     fn handle(
         &self,
         request: Request,
-        inner: Inner,
+        inner: &Inner,
     ) -> impl Future<Output = Result<Self::Response, Self::Error>> + Send;
 }
 
-/// Makes a tower layer of a stage. What lies beneath it must always be ready, as everything in this
-/// stack is: nothing queues.
-pub(super) struct StageLayer<T>(Arc<T>);
+/// A stage before it has something beneath it.
+#[derive(Clone)]
+pub(super) struct StageLayer<T>(pub T);
 
-pub(super) fn layer<T>(stage: T) -> StageLayer<T> {
-    StageLayer(Arc::new(stage))
-}
-
-impl<T, Inner> Layer<Inner> for StageLayer<T> {
-    type Service = StageService<T, Inner>;
+impl<T: Clone, Inner> Layer<Inner> for StageLayer<T> {
+    type Service = Staged<T, Inner>;
 
     fn layer(&self, inner: Inner) -> Self::Service {
-        StageService(Arc::new((Arc::clone(&self.0), inner)))
+        Staged { stage: self.0.clone(), inner }
     }
 }
 
-/// A stage and what lies beneath it, behind one reference count: a request clones each level once, not
-/// each level with all below it.
-pub(super) struct StageService<T, Inner>(Arc<(Arc<T>, Inner)>);
-
-impl<T, Inner> Clone for StageService<T, Inner> {
-    fn clone(&self) -> Self {
-        Self(Arc::clone(&self.0))
-    }
+/// A stage and what lies beneath it.
+pub(super) struct Staged<T, Inner> {
+    stage: T,
+    inner: Inner,
 }
 
-impl<T, Inner, Request> Service<Request> for StageService<T, Inner>
+impl<T, Inner, Request> Handle<Request> for Staged<T, Inner>
 where
     T: Stage<Request, Inner>,
-    Inner: Clone + Send + Sync + 'static,
-    Request: Send + 'static,
+    Inner: Send + Sync + 'static,
 {
     type Response = T::Response;
     type Error = T::Error;
-    type Future = Pin<Box<dyn Future<Output = Result<T::Response, T::Error>> + Send>>;
 
-    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
-        Poll::Ready(Ok(()))
-    }
-
-    fn call(&mut self, request: Request) -> Self::Future {
-        let shared = Arc::clone(&self.0);
-        Box::pin(async move { shared.0.handle(request, shared.1.clone()).await })
+    fn handle(
+        &self,
+        request: Request,
+    ) -> impl Future<Output = Result<Self::Response, Self::Error>> + Send {
+        self.stage.handle(request, &self.inner)
     }
 }

@@ -22,16 +22,14 @@ use tower::Service;
 use super::body::{Body, BodyError, Progress, Side, Streaming};
 use super::error::Error;
 use super::io::{History, Remembering};
+use super::stage::Handle;
 use crate::config::{self, Config};
 
 /// The most connections kept open without a request on them.
 const MAX_IDLE: usize = 64;
 
 /// Sends requests to the API.
-#[derive(Clone)]
-pub(super) struct Upstream(Arc<Inner>);
-
-struct Inner {
+pub(super) struct Upstream {
     client: Client<Connector, Body>,
     config: Arc<Config>,
 }
@@ -74,20 +72,7 @@ impl Upstream {
             .pool_max_idle_per_host(MAX_IDLE)
             .http1_preserve_header_case(true)
             .build(connector);
-        Ok(Self(Arc::new(Inner { client, config })))
-    }
-}
-
-impl Inner {
-    async fn send(&self, mut request: Request<Body>) -> Result<Response<Body>, Error> {
-        let progress = match request.body_mut() {
-            Body::Streaming(stream) => Some(stream.watch()),
-            _ => None,
-        };
-        let answer = self.attempt(request, progress).await;
-        let incoming = answer.map_err(|failed| failed.into_error(&self.config.upstream))?;
-        let idle = self.config.limits.idle_timeout;
-        Ok(incoming.map(|body| Body::Streaming(Streaming::new(body, Side::Upstream, idle))))
+        Ok(Self { client, config })
     }
 
     /// One attempt, with `upstream.response_timeout` for the first byte of the answer. While a body
@@ -114,18 +99,19 @@ impl Inner {
     }
 }
 
-impl Service<Request<Body>> for Upstream {
+impl Handle<Request<Body>> for Upstream {
     type Response = Response<Body>;
     type Error = Error;
-    type Future = Pin<Box<dyn Future<Output = Result<Response<Body>, Error>> + Send>>;
 
-    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Error>> {
-        Poll::Ready(Ok(()))
-    }
-
-    fn call(&mut self, request: Request<Body>) -> Self::Future {
-        let inner = Arc::clone(&self.0);
-        Box::pin(async move { inner.send(request).await })
+    async fn handle(&self, mut request: Request<Body>) -> Result<Response<Body>, Error> {
+        let progress = match request.body_mut() {
+            Body::Streaming(stream) => Some(stream.watch()),
+            _ => None,
+        };
+        let answer = self.attempt(request, progress).await;
+        let incoming = answer.map_err(|failed| failed.into_error(&self.config.upstream))?;
+        let idle = self.config.limits.idle_timeout;
+        Ok(incoming.map(|body| Body::Streaming(Streaming::new(body, Side::Upstream, idle))))
     }
 }
 
