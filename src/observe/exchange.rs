@@ -1,5 +1,6 @@
 //! One request and its answer, as the operator hears of them.
 
+use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Instant;
@@ -11,7 +12,7 @@ use http::{HeaderValue, Method, Request, StatusCode, Uri};
 use super::metrics::{BodyLabel, KindLabel, Metrics, Name, RetryLabel, VerdictLabel};
 use super::redact::{Account, Agent, Id, Value};
 use crate::contact::refusal::Verdict;
-use crate::contact::{Finding, Uninspectable, Written};
+use crate::contact::{Finding, Kind, Uninspectable, Written};
 use crate::proxy::error::Error;
 use crate::proxy::route::{self, Resource};
 
@@ -99,15 +100,16 @@ impl Exchange {
             Inspection::Uninspectable(reason) => {
                 tracing::warn!(
                     request_id = %self.id(),
-                    account = self.account().map(tracing::field::display),
-                    contact_id = self.contact_id().map(tracing::field::display),
-                    user_agent = self.user_agent().map(tracing::field::display),
+                    account = self.account().map(display),
+                    contact_id = self.contact_id().map(display),
+                    user_agent = self.user_agent().map(display),
                     reason = reason.as_str(),
                     "uninspected"
                 );
                 Tally::Uninspected(reason)
             }
             Inspection::Contact { findings, edits, original } => {
+                self.count(&findings);
                 findings.iter().for_each(|finding| self.mismatch(finding, &original));
                 self.metrics.edits.inc_by(edits as u64);
                 let acted_on = findings.iter().filter(|finding| finding.acted_on()).count();
@@ -124,24 +126,28 @@ impl Exchange {
         let _ = self.result.set(tally);
     }
 
+    /// A look-up for each kind, not for each of what may be thousands.
+    fn count(&self, findings: &[Finding]) {
+        for kind in Kind::ALL {
+            let found = findings.iter().filter(|finding| finding.kind == kind).count();
+            if found > 0 {
+                let label = KindLabel { kind: Name(kind.as_str()) };
+                self.metrics.mismatches.get_or_create(&label).inc_by(found as u64);
+            }
+        }
+    }
+
     fn mismatch(&self, finding: &Finding, original: &[u8]) {
-        let kind = finding.kind.as_str();
-        self.metrics.mismatches.get_or_create(&KindLabel { kind: Name(kind) }).inc();
-        let list_id = finding.list_id.map(|id| String::from_utf8_lossy(&original[id.range()]));
-        let was = Value(&finding.was).to_string();
-        let now = match finding.now {
-            Written::Nothing => was.clone(),
-            written => written.to_string(),
-        };
+        // Arguments are looked at only if somebody listens.
         tracing::warn!(
-            kind,
+            kind = finding.kind.as_str(),
             request_id = %self.id(),
-            account = self.account().map(tracing::field::display),
-            contact_id = self.contact_id().map(tracing::field::display),
-            list_id = list_id.as_deref().map(last_segment).map(Id).map(tracing::field::display),
-            was,
-            now,
-            user_agent = self.user_agent().map(tracing::field::display),
+            account = self.account().map(display),
+            contact_id = self.contact_id().map(display),
+            list_id = list_id(finding, original).as_deref().map(Id).map(display),
+            was = %Value(&finding.was),
+            now = %Now(finding),
+            user_agent = self.user_agent().map(display),
             "mismatch"
         );
     }
@@ -256,8 +262,8 @@ impl Exchange {
             request_id = %self.id(),
             method = %self.method,
             route = route::template(self.uri.path()),
-            account = self.account().map(tracing::field::display),
-            contact_id = self.contact_id().map(tracing::field::display),
+            account = self.account().map(display),
+            contact_id = self.contact_id().map(display),
             status = self.status.get().map(StatusCode::as_u16),
             outcome = tally.map(|tally| self.outcome_of(tally)),
             findings,
@@ -268,12 +274,12 @@ impl Exchange {
             sent,
             complete,
             duration_ms = elapsed.as_micros() as f64 / 1000.0,
-            user_agent = self.user_agent().map(tracing::field::display),
+            user_agent = self.user_agent().map(display),
             "request"
         );
     }
 
-    fn id(&self) -> impl std::fmt::Display {
+    fn id(&self) -> impl fmt::Display {
         format!("{:016x}", self.id)
     }
 
@@ -297,8 +303,21 @@ impl Exchange {
 }
 
 /// A list's number: the end of its id.
-fn last_segment(id: &str) -> &str {
-    id.trim_end_matches('/').rsplit('/').next().unwrap_or(id)
+fn list_id(finding: &Finding, original: &[u8]) -> Option<String> {
+    let id = String::from_utf8_lossy(&original[finding.list_id?.range()]);
+    id.trim_end_matches('/').rsplit('/').next().map(str::to_owned)
+}
+
+/// What stands in the place of a finding now.
+struct Now<'a>(&'a Finding);
+
+impl fmt::Display for Now<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0.now {
+            Written::Nothing => Value(&self.0.was).fmt(f),
+            written => written.fmt(f),
+        }
+    }
 }
 
 /// Writes the line of an exchange once nothing holds it any more, however it ended.

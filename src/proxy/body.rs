@@ -224,6 +224,15 @@ pub(super) async fn read_ahead(mut body: Streaming, cap: usize) -> Result<Ahead,
     let mut length = 0;
     while let Some(frame) = body.frame().await {
         let frame = frame?;
+        // Most bodies come in one piece: it is all there is, and needs no queue.
+        if start.is_empty() && http_body::Body::is_end_stream(&body) && frame.is_data() {
+            let data = frame.into_data().unwrap_or_default();
+            if data.len() <= cap {
+                return Ok(Ahead::Whole(data));
+            }
+            start.push_back(Frame::data(data));
+            return Ok(Ahead::More { start, rest: body });
+        }
         length += frame.data_ref().map_or(0, Bytes::len);
         start.push_back(frame);
         if length > cap {

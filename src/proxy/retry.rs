@@ -42,17 +42,20 @@ where
     type Response = Response<Body>;
     type Error = Error;
 
-    async fn handle(&self, request: Request<Body>, inner: &S) -> Result<Response<Body>, Error> {
+    async fn handle(&self, mut request: Request<Body>, inner: &S) -> Result<Response<Body>, Error> {
         self.budget.deposit();
-        let exchange = request.extensions().get::<Arc<Exchange>>().cloned().unwrap_or_default();
+        // Taken out, since nothing beneath asks for them and a replica would have to carry them.
+        let extensions = request.extensions_mut();
+        let exchange = extensions.remove::<Arc<Exchange>>().unwrap_or_default();
+        let subject = extensions.remove();
         exchange.attempted();
-        let subject = request.extensions().get().copied();
-        let schedule = Schedule::start(&self.config.retry);
+        let started = Instant::now();
         let spare = is_idempotent(request.method()).then(|| replica(&request)).flatten();
 
         let first = ask(inner, request, spare.as_ref()).await?;
         let Some(Subject(sent)) = subject else { return Ok(first) };
         let spare = spare.filter(|request| !carries_nonce(request));
+        let schedule = Schedule::from(started, &self.config.retry);
         let mut answer = self.judge(first, sent, &exchange).await;
         for attempt in 1.. {
             let Some(Verdict::Transient) = answer.verdict else { break };
@@ -156,8 +159,8 @@ struct Schedule<'c> {
 }
 
 impl<'c> Schedule<'c> {
-    fn start(config: &'c config::Retry) -> Self {
-        Self { config, deadline: Instant::now() + config.deadline }
+    fn from(started: Instant, config: &'c config::Retry) -> Self {
+        Self { config, deadline: started + config.deadline }
     }
 
     /// How long to wait after this attempt, the first being 1. `None` if it was the last.

@@ -47,6 +47,8 @@ where
         let (parts, incoming) = request.into_parts();
         let route = Route::of(&parts.method, &parts.uri);
         let ended = incoming.is_end_stream();
+        // Known only from a Content-Length: a body in chunks is framed anew below.
+        let announced = incoming.size_hint().exact();
         let stream = Streaming::new(incoming, Side::Downstream, self.config.limits.idle_timeout);
         let mut request = Request::from_parts(parts, ());
         let is_subject = route != Route::Other && self.config.sanitize.policy.mode != Mode::Off;
@@ -59,8 +61,10 @@ where
             self.note(&mut request, found, update)?;
             if let Body::Buffered(bytes) = &body {
                 let headers = request.headers_mut();
-                headers.insert(CONTENT_LENGTH, HeaderValue::from(bytes.len()));
                 headers.remove(TRAILER);
+                if announced != Some(bytes.len() as u64) {
+                    headers.insert(CONTENT_LENGTH, HeaderValue::from(bytes.len()));
+                }
             }
             body
         };
