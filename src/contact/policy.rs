@@ -225,19 +225,11 @@ pub(super) struct Plan {
     pub claims_contact: bool,
 }
 
-/// From so many nodes on, room for findings is made at once: growing step by step costs more than it
-/// saves (a tenth of the time for 1,500 lists).
-const MANY: usize = 64;
-
 /// Judges every contact of a document.
 pub(super) fn plan(document: &Document, update: bool, policy: &Policy) -> Plan {
     let mut plan = Plan::default();
     let verdicts = judge_contacts(document, update, policy, &mut plan);
     let stripped = plan_stripping(document, &verdicts, policy, &mut plan);
-    if document.nodes.len() > MANY {
-        plan.findings.reserve(document.nodes.len());
-        plan.edits.reserve(document.nodes.len());
-    }
     for node in &document.nodes {
         let verdict = &verdicts[node.contact as usize];
         match node.list {
@@ -245,6 +237,11 @@ pub(super) fn plan(document: &Document, update: bool, policy: &Policy) -> Plan {
             Some(list) => {
                 let list_id = document.lists[list as usize].id;
                 let stripped = stripped.get(list as usize) == Some(&true);
+                // Where one list differs, most do: room for all at once, a tenth of the time.
+                if plan.findings.len() == 1 && plan.findings.capacity() < document.nodes.len() {
+                    plan.findings.reserve_exact(document.nodes.len());
+                    plan.edits.reserve_exact(document.nodes.len());
+                }
                 plan_list(node, list_id, verdict, stripped, policy, &mut plan);
             }
         }

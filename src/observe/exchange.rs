@@ -9,7 +9,7 @@ use bytes::Bytes;
 use http::header::USER_AGENT;
 use http::{HeaderValue, Method, Request, StatusCode, Uri};
 
-use super::metrics::{BodyLabel, KindLabel, Metrics, Name, RetryLabel, VerdictLabel};
+use super::metrics::{BodyLabel, Metrics, Name, RetryLabel, VerdictLabel};
 use super::redact::{Account, Agent, Id, Value};
 use crate::contact::refusal::Verdict;
 use crate::contact::{Finding, Kind, Uninspectable, Written};
@@ -126,13 +126,11 @@ impl Exchange {
         let _ = self.result.set(tally);
     }
 
-    /// A look-up for each kind, not for each of what may be thousands.
     fn count(&self, findings: &[Finding]) {
         for kind in Kind::ALL {
             let found = findings.iter().filter(|finding| finding.kind == kind).count();
             if found > 0 {
-                let label = KindLabel { kind: Name(kind.as_str()) };
-                self.metrics.mismatches.get_or_create(&label).inc_by(found as u64);
+                self.metrics.mismatches(kind).inc_by(found as u64);
             }
         }
     }

@@ -21,7 +21,7 @@ pub struct Metrics {
     /// From the request's head to the end of the answer, in seconds.
     pub duration: Histogram,
     /// Findings, by kind.
-    pub mismatches: Family<KindLabel, Counter>,
+    mismatches: [Counter; Kind::ALL.len()],
     /// Places edited in bodies.
     pub edits: Counter,
     /// Bodies of contact writes, by what became of them.
@@ -93,7 +93,7 @@ impl Default for Metrics {
             registry: Registry::with_prefix("optin_proxy"),
             requests: Counter::default(),
             duration: Histogram::new(BUCKETS),
-            mismatches: Family::default(),
+            mismatches: Default::default(),
             edits: Counter::default(),
             bodies: Family::default(),
             refusals: Family::default(),
@@ -108,7 +108,12 @@ impl Default for Metrics {
             "From the request's head to the end of the answer",
             metrics.duration.clone(),
         );
-        registry.register("mismatches", "Findings in contact writes", metrics.mismatches.clone());
+        // Series that exist from the start can be alerted on before anything happened; and each is
+        // looked up here once, not with every finding.
+        let mismatches = Family::<KindLabel, Counter>::default();
+        registry.register("mismatches", "Findings in contact writes", mismatches.clone());
+        metrics.mismatches = Kind::ALL
+            .map(|kind| mismatches.get_or_create_owned(&KindLabel { kind: Name(kind.as_str()) }));
         registry.register("edits", "Places edited in bodies", metrics.edits.clone());
         registry.register("bodies", "Bodies of contact writes", metrics.bodies.clone());
         registry.register(
@@ -129,10 +134,6 @@ impl Default for Metrics {
         );
         let build = Build { version: env!("CARGO_PKG_VERSION") };
         registry.register("build", "The running program", Info::new(build));
-        // Series that exist from the start can be alerted on before anything happened.
-        for kind in Kind::ALL {
-            drop(metrics.mismatches.get_or_create(&KindLabel { kind: Name(kind.as_str()) }));
-        }
         for verdict in [Verdict::Transient, Verdict::Legitimate] {
             drop(metrics.refusals.get_or_create(&VerdictLabel { verdict: Name(verdict.as_str()) }));
         }
@@ -141,6 +142,11 @@ impl Default for Metrics {
 }
 
 impl Metrics {
+    /// Findings of one kind.
+    pub fn mismatches(&self, kind: Kind) -> &Counter {
+        &self.mismatches[kind as usize]
+    }
+
     /// All of them in the OpenMetrics text format.
     pub fn encode(&self) -> String {
         let mut text = String::new();
