@@ -79,8 +79,13 @@ async fn serve(config: Arc<Config>) -> Result<(), Failure> {
         }
     };
     match finished {
-        Ok(true) => tracing::info!("stopped"),
-        Ok(false) => tracing::warn!("stopped with requests unfinished at listen.drain_timeout"),
+        Ok(0) => tracing::info!("stopped"),
+        Ok(cut) => {
+            tracing::warn!(
+                connections = cut,
+                "stopped with requests unfinished at listen.drain_timeout"
+            );
+        }
         Err(error) => return Err(Failure::Failed(format!("the listener failed: {error}"))),
     }
     Ok(())

@@ -67,9 +67,9 @@ impl Server {
         self.address
     }
 
-    /// Serves until `stop`, then finishes what is in flight within `listen.drain_timeout`. Returns
-    /// whether all of it was finished.
-    pub async fn run(self, stop: CancellationToken) -> bool {
+    /// Serves until `stop`, then finishes what is in flight within `listen.drain_timeout`. Returns how
+    /// many connections were cut because they did not end by then.
+    pub async fn run(self, stop: CancellationToken) -> usize {
         let stack = Arc::new(stack(&self.config, &self.metrics, self.upstream));
         let connections = TaskTracker::new();
         let builder = connection_builder(&self.config.limits);
@@ -102,7 +102,8 @@ impl Server {
         }
         drop(self.listener);
         connections.close();
-        tokio::time::timeout(self.config.listen.drain_timeout, connections.wait()).await.is_ok()
+        let drained = tokio::time::timeout(self.config.listen.drain_timeout, connections.wait());
+        if drained.await.is_ok() { 0 } else { connections.len() }
     }
 }
 

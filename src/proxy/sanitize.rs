@@ -12,6 +12,7 @@ use super::body::{self, Ahead, Body, Rest, Side, Streaming};
 use super::coding::{Coding, DecodeError};
 use super::error::Error;
 use super::route::Route;
+use super::stack::AbsoluteForm;
 use super::stage::{Handle, Stage};
 use crate::config::{Config, Uninspectable as OnUninspectable};
 use crate::contact::refusal::Sent;
@@ -173,6 +174,9 @@ impl Sanitize {
 
 /// The name under which the client knows the proxy: only a base URL puts it into ids.
 fn own_host(request: &Request<()>) -> Option<&str> {
+    if request.extensions().get::<AbsoluteForm>().is_some() {
+        return None;
+    }
     request.headers().get(HOST)?.to_str().ok()
 }
 

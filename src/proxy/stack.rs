@@ -153,6 +153,11 @@ where
     }
 }
 
+/// Marks a request of a client that knows this proxy as a proxy, not as the API: no id of it carries
+/// the proxy's own origin.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct AbsoluteForm;
+
 /// Decides whether a target is served, and names its host in one way.
 #[derive(Clone)]
 struct Target {
@@ -177,8 +182,11 @@ where
         if let Some(authority) = request.uri().authority().cloned() {
             let is_absolute_form = request.version() != http::Version::HTTP_2;
             let upstream = &self.config.upstream.authority;
-            if is_absolute_form && !authority.host().eq_ignore_ascii_case(upstream.host()) {
-                return Err(Error::ForeignTarget);
+            if is_absolute_form {
+                if !authority.host().eq_ignore_ascii_case(upstream.host()) {
+                    return Err(Error::ForeignTarget);
+                }
+                request.extensions_mut().insert(AbsoluteForm);
             }
             // RFC 9112 section 3.2.2: the target's authority counts, whatever Host says. HTTP/2 has
             // it in :authority.

@@ -1,5 +1,6 @@
 //! `optin-proxy sanitize`, as a support engineer uses it.
 
+use crate::contact::{C, U, entry};
 use crate::support::binary::run;
 use crate::support::{BARE, RECIPE, RECIPE_OUT};
 
@@ -103,4 +104,128 @@ fn a_file_that_is_not_there_is_a_clear_error() {
     let output = run(&["sanitize", "/nowhere/body.xml"], b"");
     assert_eq!(output.code, Some(1));
     assert!(output.stderr.contains("/nowhere/body.xml"), "{}", output.stderr);
+}
+
+/// Body, settings, body that must come out, findings with whether each was acted on.
+type Row = (String, &'static [&'static str], String, &'static [(&'static str, bool)]);
+
+/// SPEC section 1's table through the program: every row with every setting. The details are held by
+/// the domain's own tests.
+#[test]
+fn every_row_of_the_table_holds_under_every_setting() {
+    let rows: Vec<Row> = vec![
+        (entry(&[C], &[Some(U)]), &[], entry(&[C], &[Some(C)]), &[("list_differs", true)]),
+        (entry(&[C], &[Some("")]), &[], entry(&[C], &[Some(C)]), &[("list_differs", true)]),
+        (
+            entry(&[C], &[Some(U)]),
+            &["lists=strip"],
+            entry(&[C], &[None]),
+            &[("list_differs", true)],
+        ),
+        (
+            entry(&[C], &[Some(U)]),
+            &["lists=leave"],
+            entry(&[C], &[Some(U)]),
+            &[("list_differs", false)],
+        ),
+        (entry(&[], &[Some(C)]), &[], entry(&[], &[Some(C)]), &[("undeclared", false)]),
+        (
+            entry(&[""], &[Some(C)]),
+            &["undeclared=from-lists"],
+            entry(&[C], &[Some(C)]),
+            &[("undeclared", true)],
+        ),
+        (
+            entry(&[""], &[None]),
+            &["undeclared=customer"],
+            entry(&[U], &[None]),
+            &[("undeclared", true)],
+        ),
+        (
+            entry(&[""], &[None]),
+            &["undeclared=contact"],
+            entry(&[C], &[None]),
+            &[("undeclared", true)],
+        ),
+        (entry(&[C, U], &[None]), &[], entry(&[C, U], &[None]), &[("ambiguous", false)]),
+        (
+            entry(&[C, U], &[None]),
+            &["ambiguous=first"],
+            entry(&[C, C], &[None]),
+            &[("ambiguous", true)],
+        ),
+        (
+            entry(&[C, U], &[None]),
+            &["ambiguous=last"],
+            entry(&[U, U], &[None]),
+            &[("ambiguous", true)],
+        ),
+        (
+            entry(&[C, U], &[None]),
+            &["ambiguous=customer"],
+            entry(&[U, U], &[None]),
+            &[("ambiguous", true)],
+        ),
+        (
+            entry(&[U, ""], &[None]),
+            &["ambiguous=contact"],
+            entry(&[C, C], &[None]),
+            &[("ambiguous", true)],
+        ),
+        (
+            entry(&[], &[Some(C), Some(U)]),
+            &[],
+            entry(&[], &[Some(C), Some(U)]),
+            &[("undeclared", false), ("lists_disagree", false)],
+        ),
+        (
+            entry(&[""], &[Some(C), Some(U)]),
+            &["undeclared=customer"],
+            entry(&[U], &[Some(U), Some(U)]),
+            &[("undeclared", true), ("lists_disagree", true), ("list_differs", true)],
+        ),
+        (entry(&[C], &[]), &[], entry(&[U], &[]), &[("removal_by_contact", true)]),
+        (entry(&[C], &[]), &["removal=leave"], entry(&[C], &[]), &[("removal_by_contact", false)]),
+        (entry(&["X"], &[None]), &[], entry(&["X"], &[None]), &[("unknown_value", false)]),
+        (
+            entry(&["X"], &[None]),
+            &["aliases.X=ACTION_BY_CONTACT"],
+            entry(&[C], &[None]),
+            &[("unknown_value", true)],
+        ),
+        (
+            entry(&[U], &[None]).replace("http://api/", "http://127.0.0.1:8080/"),
+            &[],
+            entry(&[U], &[None]).replace("http://api/", "http://api.constantcontact.com/"),
+            &[("own_origin", true)],
+        ),
+        (
+            entry(&[U], &[None]).replace("http://api/", "http://127.0.0.1:8080/"),
+            &["restore_ids=false"],
+            entry(&[U], &[None]).replace("http://api/", "http://127.0.0.1:8080/"),
+            &[("own_origin", false)],
+        ),
+        (
+            entry(&[C], &[Some(U)]),
+            &["mode=observe"],
+            entry(&[C], &[Some(U)]),
+            &[("list_differs", false)],
+        ),
+        (entry(&[C], &[Some(U)]), &["mode=off"], entry(&[C], &[Some(U)]), &[]),
+    ];
+    for (body, settings, expected, findings) in rows {
+        let settings: Vec<String> =
+            settings.iter().map(|it| format!("--set=sanitize.{it}")).collect();
+        let mut arguments = vec!["sanitize", "--format", "json"];
+        arguments.extend(settings.iter().map(String::as_str));
+        let output = run(&arguments, body.as_bytes());
+        assert_eq!(String::from_utf8_lossy(&output.stdout), expected, "{settings:?}");
+        let json: serde_json::Value = serde_json::from_str(&output.stderr).expect("JSON");
+        let found: Vec<_> = json["findings"].as_array().expect("a list").iter().collect();
+        let found: Vec<_> = found
+            .iter()
+            .map(|it| (it["kind"].as_str().expect("a kind"), it["rewritten"] == true))
+            .collect();
+        assert_eq!(found, findings, "{settings:?} {body}");
+    }
 }

@@ -141,6 +141,18 @@ async fn an_absolute_form_target_counts_more_than_host_and_only_the_upstream_is_
 }
 
 #[tokio::test]
+async fn an_absolute_form_client_has_no_ids_of_the_proxys_own() {
+    let origin = Origin::start([Reply::Write(no_content())]).await;
+    let proxy = Proxy::before(&origin, &[]).await;
+    let own = origin.address.to_string();
+    let body = include_str!("../corpus/in/own-origin.xml").replace("127.0.0.1:8080", &own);
+    let target = format!("http://{own}{CONTACT}");
+    let answer = proxy.ask(&request("PUT", &target, "", body.as_bytes())).await;
+    assert_eq!(answer.outcome(), "clean");
+    assert_eq!(origin.request().body, body.as_bytes());
+}
+
+#[tokio::test]
 async fn expect_is_answered_here_before_the_body_and_goes_no_further() {
     let origin = Origin::start([Reply::Write(no_content())]).await;
     let proxy = Proxy::before(&origin, &[]).await;
