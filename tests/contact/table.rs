@@ -342,6 +342,41 @@ fn the_charset_of_the_header_counts() {
     }
 }
 
+/// Regression: bytes beyond ASCII were masked by underscores, which made a known value of this one.
+#[test]
+fn a_value_with_other_bytes_in_it_is_unknown() {
+    let body = entry(&["ACTION\u{a0}BY\u{a0}CONTACT"], &[Some(U)]);
+    let body: bytes::Bytes = body.chars().map(|char| char as u8).collect::<Vec<u8>>().into();
+    let Sanitized::Contact(contact) = sanitize(&body, &UPDATE, &Policy::default()) else {
+        panic!("it can be inspected")
+    };
+    assert_eq!(kinds(&contact), [(UnknownValue, false)]);
+    assert_eq!(contact.body, body);
+    assert!(!contact.claims_contact);
+}
+
+/// Regression: an id in a tag that is removed as a whole was restored as well.
+#[test]
+fn a_stripped_node_may_carry_an_id() {
+    let policy = with(|policy| policy.lists = Lists::Strip);
+    let body = entry(&[C], &[Some(U)])
+        .replace(&format!("<OptInSource>{U}</OptInSource>"), &format!("<OptInSource id=\"http://own/1\">{U}</OptInSource><OptInTime id='http://own/2'>x</OptInTime>"));
+    let request = Request { own_host: Some("own"), ..UPDATE };
+    let contact = inspected(&body, &request, &policy);
+    assert_eq!(text(&contact), entry(&[C], &[None]));
+}
+
+/// A prefix beyond ASCII in a legacy charset can be told from no other such prefix.
+#[test]
+fn a_prefix_that_cannot_be_read_is_not_guessed() {
+    let body = b"<\xe9:Contact xmlns:\xe9='http://ws.constantcontact.com/ns/1.0/'/>";
+    let sanitized = sanitize(&body[..].into(), &UPDATE, &Policy::default());
+    assert!(
+        matches!(sanitized, Sanitized::Uninspectable(Uninspectable::Encoding)),
+        "{sanitized:?}"
+    );
+}
+
 /// Regression: an edit inside an element that another edit replaces as a whole cannot be spliced.
 #[test]
 fn nothing_is_looked_for_inside_a_value() {

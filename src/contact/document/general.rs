@@ -15,14 +15,15 @@ use quick_xml::name::{NamespaceResolver, ResolveResult};
 use super::walk::{Tag, Walk};
 use super::{Document, NAMESPACE, Uninspectable, is_inspectable_charset, value};
 
-/// Reads `text`, which starts at `base` in the body.
+/// Reads `text`, which stands for `bytes` and starts at `base` in the body.
 pub(super) fn read(
     text: &str,
+    bytes: &[u8],
     base: usize,
     own_host: Option<&str>,
 ) -> Result<Document, Uninspectable> {
     let mut reader = NsReader::from_str(text);
-    let mut walk = Walk::new(text, base, own_host);
+    let mut walk = Walk::new(text, bytes, base, own_host);
     let mut start = 0;
     loop {
         let event = reader.read_event().map_err(|error| reason(&error))?;

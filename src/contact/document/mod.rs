@@ -173,16 +173,18 @@ fn read_generally(
     }
     // quick-xml swallows a byte order mark without counting it in its positions.
     let base = if body.starts_with(UTF8_BOM) { UTF8_BOM.len() } else { 0 };
-    match std::str::from_utf8(&body[base..]) {
-        Ok(text) => general::read(text, base, own_host),
-        // Some legacy charset. Markup is ASCII in all that are inspected, so the reader may see any
-        // letter in the place of bytes beyond ASCII: spans stay the same, and an edit touches none.
+    let bytes = &body[base..];
+    match std::str::from_utf8(bytes) {
+        Ok(text) => general::read(text, bytes, base, own_host),
+        // Some legacy charset. Markup is ASCII in all that are inspected, so the reader may see a
+        // letter in the place of bytes beyond ASCII: one that is in no name that matters. Spans stay
+        // the same, and values are read from the body itself.
         Err(_) => {
-            let masked: String = body[base..]
+            let masked: String = bytes
                 .iter()
-                .map(|&byte| if byte.is_ascii() { byte as char } else { '_' })
+                .map(|&byte| if byte.is_ascii() { byte as char } else { 'z' })
                 .collect();
-            general::read(&masked, base, own_host)
+            general::read(&masked, bytes, base, own_host)
         }
     }
 }

@@ -21,7 +21,7 @@ pub(super) fn read(text: &str, own_host: Option<&str>) -> Option<Document> {
     let mut reader = Plain {
         text,
         bytes: text.as_bytes(),
-        walk: Walk::new(text, 0, own_host),
+        walk: Walk::new(text, text.as_bytes(), 0, own_host),
         bindings: Vec::new(),
     };
     let mut at = reader.declaration()?;

@@ -44,7 +44,10 @@ pub(super) struct Tag {
 
 /// The state of one pass over a text.
 pub(super) struct Walk<'t> {
+    /// What names are read from. Of a legacy charset, only ASCII is the body's own.
     text: &'t str,
+    /// The same stretch of the body itself: what values are read from.
+    bytes: &'t [u8],
     /// Where `text` starts in the body.
     base: usize,
     own_host: Option<&'t str>,
@@ -54,11 +57,12 @@ pub(super) struct Walk<'t> {
 }
 
 impl<'t> Walk<'t> {
-    pub fn new(text: &'t str, base: usize, own_host: Option<&'t str>) -> Self {
+    pub fn new(text: &'t str, bytes: &'t [u8], base: usize, own_host: Option<&'t str>) -> Self {
         // Where the client used the API's own name, its ids need no restoring.
         let is_api = |host: &str| ID_ORIGIN.strip_prefix("http://") == Some(host);
         Self {
             text,
+            bytes,
             base,
             own_host: own_host.filter(|host| !is_api(host)),
             open: Vec::with_capacity(16),
@@ -109,7 +113,14 @@ impl<'t> Walk<'t> {
         };
         if !sealed {
             self.classify(&tag, &mut open, parent, is_ours);
-            if (open.kind == Element::List || self.own_host.is_some())
+            if open.kind != Element::Other
+                && self.bytes[tag.name.clone()] != *self.text[tag.name.clone()].as_bytes()
+            {
+                // A prefix that only looks like another, and that could not be written.
+                return Err(Uninspectable::Encoding);
+            }
+            let replaceable = matches!(open.kind, Element::Source | Element::Time);
+            if (open.kind == Element::List || (self.own_host.is_some() && !replaceable))
                 && let Some(id) = id()
             {
                 if open.kind == Element::List
@@ -190,13 +201,14 @@ impl<'t> Walk<'t> {
         let content = open.content..tag.start;
         match open.kind {
             Element::Source if open.has_children => {
-                let trimmed = value::trimmed(self.text[content.clone()].as_bytes());
+                let trimmed = value::trimmed(&self.bytes[content.clone()]);
                 let slot = content.start + trimmed.start..content.start + trimmed.end;
-                let spelling = Spelling::Other(self.text[slot.clone()].into());
+                let spelling =
+                    Spelling::Other(String::from_utf8_lossy(&self.bytes[slot.clone()]).into());
                 self.node(&open, tag.end, spelling, slot, Fit::Text(Bridge::None));
             }
             Element::Source => {
-                let raw = self.text[content.clone()].as_bytes();
+                let raw = &self.bytes[content.clone()];
                 let value = value::read(raw, content.start).ok_or(Uninspectable::Malformed)?;
                 let spelling = match Source::from_bytes(&value.text) {
                     Some(source) => Spelling::Known(source),
@@ -231,7 +243,7 @@ impl<'t> Walk<'t> {
     /// Notes an id if its value is `http(s)://` and the own host, then `/` or its end.
     fn own_id(&mut self, open: &Open, content: Range<usize>) {
         let Some(host) = self.own_host else { return };
-        let raw = self.text[content.clone()].as_bytes();
+        let raw = &self.bytes[content.clone()];
         let Some(value) = value::read(raw, content.start) else { return };
         let Some(length) = own_origin(&value.text, host) else { return };
         if let Some((origin, bridge)) = value.head(raw, content.start, length) {
