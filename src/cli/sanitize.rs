@@ -93,9 +93,12 @@ impl Sanitize {
             io::copy(&mut input, &mut stdout)?;
             stdout.flush()?;
         }
-        report.print(self.format)?;
+        let printed = report.print(self.format);
         let clean = report.findings.is_empty() && report.uninspectable.is_none();
-        if self.check && !clean { Err(Failure::Negative) } else { Ok(()) }
+        if self.check && !clean {
+            return Err(Failure::Negative);
+        }
+        Ok(printed?)
     }
 }
 

@@ -54,9 +54,10 @@ async fn serve(config: Arc<Config>) -> Result<(), Failure> {
         .await
         .map_err(|error| Failure::Failed(error.to_string()))?;
     let admin = bind_admin(&config.admin, metrics, stop.clone()).await?;
-    writeln!(io::stdout(), "listening on {}", server.address())?;
+    // Whoever started the proxy need not listen to it: it serves all the same.
+    let _ = writeln!(io::stdout(), "listening on {}", server.address());
     if let Some(admin) = admin {
-        writeln!(io::stdout(), "listening on {} (admin)", admin.address())?;
+        let _ = writeln!(io::stdout(), "listening on {} (admin)", admin.address());
         tokio::spawn(admin.run());
     }
     tracing::info!(

@@ -44,16 +44,15 @@ impl Simulate {
                 ))
             })?;
             let address = simulator.address();
-            let mut stdout = io::stdout().lock();
-            writeln!(stdout, "listening on {address}")?;
-            writeln!(
-                stdout,
-                "account {ACCOUNT}: http://{address}/ws/customers/{ACCOUNT}/contacts"
-            )?;
-            writeln!(stdout, "credentials {CREDENTIALS}")?;
-            writeln!(stdout, "Authorization: Basic {}", STANDARD.encode(CREDENTIALS))?;
-            stdout.flush()?;
-            drop(stdout);
+            let said = format!(
+                "listening on {address}\n\
+                 account {ACCOUNT}: http://{address}/ws/customers/{ACCOUNT}/contacts\n\
+                 credentials {CREDENTIALS}\n\
+                 Authorization: Basic {}\n",
+                STANDARD.encode(CREDENTIALS)
+            );
+            // Whoever started it need not listen to it: it serves all the same.
+            let _ = io::stdout().write_all(said.as_bytes());
             let stop = CancellationToken::new();
             let serving = tokio::spawn(simulator.run(stop.clone()));
             signals.next().await;

@@ -24,7 +24,12 @@ pub struct Value<'a>(pub &'a Was);
 const LONGEST: usize = 128;
 
 fn is_address(text: &str) -> bool {
-    text.contains('@') || text.to_ascii_lowercase().contains("%40")
+    let mut plain = text.to_owned();
+    // Escaped once, or more often.
+    while plain.contains("%25") {
+        plain = plain.replace("%25", "%");
+    }
+    plain.contains('@') || plain.contains("%40")
 }
 
 fn is_made_of(text: &str, extra: &str) -> bool {
@@ -49,12 +54,18 @@ impl fmt::Display for Id<'_> {
 
 impl fmt::Display for Agent<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let end = self.0.char_indices().map(|(at, _)| at).nth(LONGEST).unwrap_or(self.0.len());
-        for (position, word) in self.0[..end].split(' ').enumerate() {
+        let mut printed = 0;
+        for (position, word) in self.0.split(' ').enumerate() {
+            // Whole words only: half an address is one still.
+            let word = if is_address(word) { "(e-mail address)" } else { word };
+            printed += word.len() + 1;
+            if printed > LONGEST + 1 {
+                return f.write_str(" ...");
+            }
             if position > 0 {
                 f.write_str(" ")?;
             }
-            f.write_str(if is_address(word) { "(e-mail address)" } else { word })?;
+            f.write_str(word)?;
         }
         Ok(())
     }
@@ -81,7 +92,8 @@ mod tests {
 
     #[test]
     fn addresses_are_printed_in_no_spelling() {
-        for text in ["jo@example.org", "jo%40example.org", "JO%40EXAMPLE.ORG"] {
+        for text in ["jo@example.org", "jo%40example.org", "JO%40EXAMPLE.ORG", "jo%2540example.org"]
+        {
             assert_eq!(Account(text).to_string(), "(e-mail address)");
             assert!(!Id(text).to_string().contains("xample"));
             let agent = format!("Shop/1.0 (+{text}) PHP");

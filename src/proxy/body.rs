@@ -220,40 +220,44 @@ pub(super) enum Ahead {
 /// Reads a body to its end, or until it is longer than `cap` bytes. Trailers of a whole body are
 /// dropped: it is framed anew, by its length.
 pub(super) async fn read_ahead(mut body: Streaming, cap: usize) -> Result<Ahead, BodyError> {
-    let mut start = VecDeque::new();
-    let mut length = 0;
+    let mut gathered = Gathered::default();
     while let Some(frame) = body.frame().await {
-        let frame = frame?;
-        // Most bodies come in one piece: it is all there is, and needs no queue.
-        if start.is_empty() && http_body::Body::is_end_stream(&body) && frame.is_data() {
-            let data = frame.into_data().unwrap_or_default();
-            if data.len() <= cap {
-                return Ok(Ahead::Whole(data));
-            }
-            start.push_back(Frame::data(data));
-            return Ok(Ahead::More { start, rest: body });
+        if let Ok(data) = frame?.into_data() {
+            gathered.push(data);
         }
-        length += frame.data_ref().map_or(0, Bytes::len);
-        start.push_back(frame);
-        if length > cap {
+        if gathered.len() > cap {
+            let start = VecDeque::from([Frame::data(gathered.into_bytes())]);
             return Ok(Ahead::More { start, rest: body });
         }
     }
-    Ok(Ahead::Whole(join(&start, length)))
+    Ok(Ahead::Whole(gathered.into_bytes()))
 }
 
-/// The data of all frames. A single one is not copied.
-pub(super) fn join(frames: &VecDeque<Frame<Bytes>>, length: usize) -> Bytes {
-    let mut data = frames.iter().filter_map(Frame::data_ref).filter(|data| !data.is_empty());
-    match (data.next(), data.next()) {
-        (None, _) => Bytes::new(),
-        (Some(only), None) => only.clone(),
-        (Some(first), Some(second)) => {
-            let mut joined = BytesMut::with_capacity(length);
-            joined.extend_from_slice(first);
-            joined.extend_from_slice(second);
-            data.for_each(|data| joined.extend_from_slice(data));
-            joined.freeze()
+/// Data put together as it comes. A single piece is not copied; many small ones take no more room than
+/// their bytes.
+#[derive(Debug, Default)]
+pub(super) struct Gathered {
+    first: Bytes,
+    all: BytesMut,
+}
+
+impl Gathered {
+    pub fn push(&mut self, data: Bytes) {
+        if self.len() == 0 {
+            self.first = data;
+            return;
         }
+        if self.all.is_empty() {
+            self.all.extend_from_slice(&std::mem::take(&mut self.first));
+        }
+        self.all.extend_from_slice(&data);
+    }
+
+    pub fn len(&self) -> usize {
+        self.first.len() + self.all.len()
+    }
+
+    pub fn into_bytes(self) -> Bytes {
+        if self.all.is_empty() { self.first } else { self.all.freeze() }
     }
 }

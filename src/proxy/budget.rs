@@ -64,8 +64,8 @@ impl Budget {
             .filter(|slot| (slot >> 32) + WINDOW > second)
             .map(|slot| slot & 0xFFFF_FFFF)
             .sum();
-        let allowed =
-            (requests as f64 * self.ratio) as usize + self.floor as usize * WINDOW as usize;
+        let floor = (self.floor as usize).saturating_mul(WINDOW as usize);
+        let allowed = ((requests as f64 * self.ratio) as usize).saturating_add(floor);
         // Nothing in this block can panic, so a poisoned lock is as good as any.
         let mut retries = self.retries.lock().unwrap_or_else(PoisonError::into_inner);
         while retries.front().is_some_and(|granted| now - *granted >= Duration::from_secs(WINDOW)) {

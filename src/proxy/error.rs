@@ -29,6 +29,9 @@ pub(crate) enum Error {
     /// An absolute-form target that is not the API.
     #[error("the target is not the API's host")]
     ForeignTarget,
+    /// A transfer coding beside chunked.
+    #[error("the transfer coding is not known")]
+    TransferCoding,
     /// A target that cannot be put behind the API's origin.
     #[error("the request target is not a path")]
     BadTarget,
@@ -118,11 +121,19 @@ impl Error {
                     .into(),
                 token: "http_request_denied",
             },
+            Self::TransferCoding => Problem {
+                status: StatusCode::NOT_IMPLEMENTED,
+                name: "transfer-coding-unknown",
+                title: "The transfer coding is not known",
+                detail: "Send the body chunked or with its length; compress it with Content-Encoding."
+                    .into(),
+                token: "http_request_error",
+            },
             Self::BadTarget => Problem {
                 status: StatusCode::BAD_REQUEST,
                 name: "target-malformed",
                 title: "The request target is malformed",
-                detail: "Write the target as a path that starts with a slash.".into(),
+                detail: "Write the target as a path that starts with a slash, and no user name before the host.".into(),
                 token: "http_request_error",
             },
         }

@@ -95,15 +95,30 @@ impl Server {
             );
             let metrics = Arc::clone(&self.metrics);
             connections.spawn(async move {
-                metrics.connections.inc();
+                let _counted = Counted::new(metrics);
                 serving.await;
-                metrics.connections.dec();
             });
         }
         drop(self.listener);
         connections.close();
         let drained = tokio::time::timeout(self.config.listen.drain_timeout, connections.wait());
         if drained.await.is_ok() { 0 } else { connections.len() }
+    }
+}
+
+/// An open connection in the gauge, however it ends.
+struct Counted(Arc<Metrics>);
+
+impl Counted {
+    fn new(metrics: Arc<Metrics>) -> Self {
+        metrics.connections.inc();
+        Self(metrics)
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.connections.dec();
     }
 }
 

@@ -1,17 +1,17 @@
 //! Sending again: a transition refusal that contradicts what was sent is not the client's to see, nor is a
 //! connection that was stale.
 
-use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use http::header::{AUTHORIZATION, RETRY_AFTER};
 use http::{Method, Request, Response, StatusCode};
+use http_body::Frame;
 use http_body_util::BodyExt;
 use tokio::time::Instant;
 
-use super::body::{self, Body, Rest};
+use super::body::{Body, Gathered, Rest};
 use super::budget::Budget;
 use super::coding::Coding;
 use super::error::Error;
@@ -56,7 +56,7 @@ where
         let Some(Subject(sent)) = subject else { return Ok(first) };
         let spare = spare.filter(|request| !carries_nonce(request));
         let schedule = Schedule::from(started, &self.config.retry);
-        let mut answer = self.judge(first, sent, &exchange).await;
+        let mut answer = self.judge(first, sent, schedule.deadline, &exchange).await;
         for attempt in 1.. {
             let Some(Verdict::Transient) = answer.verdict else { break };
             let next = spare.as_ref().and_then(replica);
@@ -75,7 +75,7 @@ where
             match tokio::time::timeout_at(schedule.deadline, ask(inner, next, spare.as_ref())).await
             {
                 Ok(Ok(response)) => {
-                    answer = self.judge(response, sent, &exchange).await;
+                    answer = self.judge(response, sent, schedule.deadline, &exchange).await;
                     exchange.retried(match answer.verdict {
                         Some(_) => Retried::Refused,
                         None if answer.response.status().as_u16() < 400 => Retried::Rescued,
@@ -119,11 +119,17 @@ where
 
 impl Retry {
     /// Looks whether an answer is a refusal, without taking anything from it.
-    async fn judge(&self, response: Response<Body>, sent: Sent, exchange: &Exchange) -> Answer {
+    async fn judge(
+        &self,
+        response: Response<Body>,
+        sent: Sent,
+        deadline: Instant,
+        exchange: &Exchange,
+    ) -> Answer {
         if response.status() != StatusCode::BAD_REQUEST {
             return Answer { response, verdict: None };
         }
-        let (response, start) = peek(response, self.config.upstream.response_timeout).await;
+        let (response, start) = peek(response, deadline).await;
         // A coding that we cannot undo may still be a wrong label on plain text.
         let coding = Coding::of(response.headers()).unwrap_or(Coding::Identity);
         let text = coding.decode_start(&start, INSPECTED);
@@ -205,30 +211,31 @@ fn carries_nonce(request: &Request<Body>) -> bool {
     in_header || request.uri().query().is_some_and(|query| query.contains("oauth_nonce="))
 }
 
-/// The start of a response's body, and the response as it was, body and all.
-async fn peek(response: Response<Body>, within: Duration) -> (Response<Body>, Bytes) {
+/// The start of a response's body, and the response as it was, body and all. An answer that dawdles
+/// beyond the deadline is relayed without a judgement.
+async fn peek(response: Response<Body>, deadline: Instant) -> (Response<Body>, Bytes) {
     let (parts, body) = response.into_parts();
     let Body::Streaming(mut stream) = body else {
         return (Response::from_parts(parts, body), Bytes::new());
     };
-    let mut start = VecDeque::new();
-    let mut length = 0;
-    let deadline = Instant::now() + within;
+    let mut start = Gathered::default();
+    let mut trailers = None;
     let rest = loop {
-        if length >= INSPECTED {
+        if start.len() >= INSPECTED {
             break Rest::Stream(stream);
         }
         match tokio::time::timeout_at(deadline, stream.frame()).await {
-            Ok(Some(Ok(frame))) => {
-                length += frame.data_ref().map_or(0, Bytes::len);
-                start.push_back(frame);
-            }
+            Ok(Some(Ok(frame))) => match frame.into_data() {
+                Ok(data) => start.push(data),
+                Err(frame) => trailers = Some(frame),
+            },
             Ok(None) => break Rest::End,
             // The client is to see that it broke off, after all that came before.
             Ok(Some(Err(error))) => break Rest::Broken(Some(error)),
             Err(_) => break Rest::Stream(stream),
         }
     };
-    let text = body::join(&start, length);
-    (Response::from_parts(parts, Body::Resumed(start, rest)), text)
+    let text = start.into_bytes();
+    let frames = Some(Frame::data(text.clone())).into_iter().chain(trailers).collect();
+    (Response::from_parts(parts, Body::Resumed(frames, rest)), text)
 }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
-use http::header::HOST;
+use http::header::{HOST, TRANSFER_ENCODING};
 use http::{HeaderName, HeaderValue, Request, Response};
 use http_body::{Body as _, Frame, SizeHint};
 use hyper::body::Incoming;
@@ -75,6 +75,8 @@ where
         let mut response = inner.handle(request).await?;
 
         line.exchange.answered(response.status());
+        // Nobody else's report is taken for ours.
+        response.headers_mut().remove(REPORT);
         if self.config.log.report_header
             && let Some(report) = line.exchange.report()
         {
@@ -142,12 +144,15 @@ where
         inner: &S,
     ) -> Result<Response<Body>, Infallible> {
         let exchange = request.extensions().get::<Arc<Exchange>>().cloned().unwrap_or_default();
+        let to_head = request.method() == http::Method::HEAD;
         Ok(match inner.handle(request).await {
             Ok(response) => response,
             Err(error) => {
                 let problem = error.problem();
                 exchange.failed(problem.name, &error);
-                problem.into_response()
+                let response = problem.into_response();
+                // hyper drops a body to HEAD on HTTP/1 only.
+                if to_head { response.map(|_| Body::empty()) } else { response }
             }
         })
     }
@@ -179,11 +184,27 @@ where
         if request.method() == http::Method::CONNECT {
             return Err(Error::Connect);
         }
+        // hyper undoes chunks, and would drop the name of any other transfer coding with them.
+        if request
+            .headers()
+            .get_all(TRANSFER_ENCODING)
+            .into_iter()
+            .any(|coding| !coding.as_bytes().trim_ascii().eq_ignore_ascii_case(b"chunked"))
+        {
+            return Err(Error::TransferCoding);
+        }
         if let Some(authority) = request.uri().authority().cloned() {
+            if authority.as_str().contains('@') {
+                return Err(Error::BadTarget);
+            }
             let is_absolute_form = request.version() != http::Version::HTTP_2;
             let upstream = &self.config.upstream.authority;
             if is_absolute_form {
-                if !authority.host().eq_ignore_ascii_case(upstream.host()) {
+                let same_host = authority.host().eq_ignore_ascii_case(upstream.host());
+                let port = authority.port_u16();
+                if !same_host
+                    || !(port == upstream.port_u16() || port.is_none_or(|port| port == 80))
+                {
                     return Err(Error::ForeignTarget);
                 }
                 request.extensions_mut().insert(AbsoluteForm);

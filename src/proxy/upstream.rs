@@ -19,7 +19,7 @@ use rustls::{ClientConfig, RootCertStore};
 use tokio::net::TcpStream;
 use tower::Service;
 
-use super::body::{Body, BodyError, Progress, Side, Streaming};
+use super::body::{Body, BodyError, Progress, Rest, Side, Streaming};
 use super::error::Error;
 use super::io::{History, Remembering};
 use super::stage::Handle;
@@ -27,6 +27,10 @@ use crate::config::{self, Config};
 
 /// The most connections kept open without a request on them.
 const MAX_IDLE: usize = 64;
+
+/// How often an HTTP/2 connection is asked whether it lives, and how long it may take to say so.
+const PING_INTERVAL: Duration = Duration::from_secs(10);
+const PING_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Sends requests to the API.
 pub(super) struct Upstream {
@@ -59,6 +63,8 @@ impl Upstream {
         let mut http = HttpConnector::new_with_resolver(Resolver(GaiResolver::new()));
         http.enforce_http(false);
         http.set_nodelay(true);
+        // Shared out among the addresses of a name, so that a dead one does not use it all up.
+        http.set_connect_timeout(Some(config.upstream.connect_timeout));
         let https = HttpsConnectorBuilder::new()
             .with_tls_config(tls(&config.upstream)?)
             .https_or_http()
@@ -71,6 +77,10 @@ impl Upstream {
             .pool_idle_timeout(config.upstream.keep_alive)
             .pool_max_idle_per_host(MAX_IDLE)
             .http1_preserve_header_case(true)
+            // A shared HTTP/2 connection is never idle for long: only pings tell that its path died.
+            .http2_keep_alive_interval(PING_INTERVAL)
+            .http2_keep_alive_timeout(PING_TIMEOUT)
+            .http2_keep_alive_while_idle(true)
             .build(connector);
         Ok(Self { client, config })
     }
@@ -105,8 +115,10 @@ impl Handle<Request<Body>> for Upstream {
 
     async fn handle(&self, mut request: Request<Body>) -> Result<Response<Body>, Error> {
         let progress = match request.body_mut() {
-            Body::Streaming(stream) => Some(stream.watch()),
-            _ => None,
+            Body::Streaming(stream) | Body::Resumed(_, Rest::Stream(stream)) => {
+                Some(stream.watch())
+            }
+            Body::Buffered(_) | Body::Resumed(..) => None,
         };
         let answer = self.attempt(request, progress).await;
         let incoming = answer.map_err(|failed| failed.into_error(&self.config.upstream))?;

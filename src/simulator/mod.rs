@@ -15,6 +15,7 @@ mod xml;
 
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use bytes::Bytes;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
@@ -62,7 +63,7 @@ pub struct World(Arc<Mutex<State>>);
 
 impl World {
     fn state(&self) -> MutexGuard<'_, State> {
-        // A request that panicked has changed nothing halfway: state changes last.
+        // Simulated data is as good after a panic as before.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -107,7 +108,11 @@ impl Simulator {
                 () = stop.cancelled() => break,
                 accepted = self.listener.accept() => accepted,
             };
-            let Ok((stream, _)) = accepted else { continue };
+            let Ok((stream, _)) = accepted else {
+                // No descriptors left, most likely: without a pause this would spin.
+                tokio::time::sleep(Duration::from_millis(100)).await;
+                continue;
+            };
             let world = self.world.clone();
             let stop = stop.clone();
             connections.spawn(async move {

@@ -191,8 +191,9 @@ impl State {
             {
                 return Err(transition_refused(id));
             }
-            // Active -> Removed: refused to the contact (documented by staff; the wording is assumed).
-            (Status::Active, Source::Contact) if removal => {
+            // A removal: refused to the contact (documented by staff for an active one, assumed for the
+            // others; so is the wording).
+            (_, Source::Contact) if removal => {
                 let message = "Error 400: Update failed: a contact cannot be removed from all lists \
                                with ACTION_BY_CONTACT";
                 return Err(Refusal::BadRequest(message.into()));
@@ -383,7 +384,7 @@ impl State {
 struct Sent {
     email: String,
     declared: Option<Source>,
-    /// Every known value in the body, contact level first.
+    /// Every known value in the body, in its order.
     sources: Vec<Source>,
     /// Id and own source of each list.
     lists: Vec<(String, Option<Source>)>,
@@ -401,13 +402,18 @@ impl Sent {
             "ACTION_BY_CUSTOMER" => Some(Source::Customer),
             _ => None,
         };
-        let declared: Vec<Source> = contact.children("OptInSource").filter_map(source).collect();
+        let declared = contact.children("OptInSource").find_map(source);
+        let mut sources = Vec::new();
+        document.visit(&mut |element| {
+            if element.name == "OptInSource" && element.namespace == NAMESPACE {
+                sources.extend(source(element));
+            }
+        });
         let lists: Vec<(String, Option<Source>)> = contact
             .children("ContactLists")
             .flat_map(|lists| lists.children("ContactList"))
             .map(|list| (list.id.clone(), list.children("OptInSource").find_map(source)))
             .collect();
-        let listed = lists.iter().filter_map(|(_, source)| *source);
         let special = [
             "EmailAddress",
             "OptInSource",
@@ -422,8 +428,8 @@ impl Sent {
                 .child("EmailAddress")
                 .map(|it| it.text.trim().to_owned())
                 .unwrap_or_default(),
-            declared: declared.first().copied(),
-            sources: declared.iter().copied().chain(listed).collect(),
+            declared,
+            sources,
             fields: contact
                 .children
                 .iter()

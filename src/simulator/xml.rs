@@ -26,6 +26,12 @@ impl Element {
         self.children(name).next()
     }
 
+    /// Shows every element, this one first, in the order of the document.
+    pub fn visit(&self, see: &mut impl FnMut(&Element)) {
+        see(self);
+        self.children.iter().for_each(|child| child.visit(see));
+    }
+
     /// The first element of that name, this one included, in the order of the document.
     pub fn find(&self, namespace: &str, name: &str) -> Option<&Element> {
         if self.name == name && self.namespace == namespace {

@@ -1,8 +1,8 @@
 //! Where the opt-in sources stand: spans of raw bytes.
 //!
-//! Two readers answer that, and agree (a property test holds them to it). [`plain`] reads what nearly all
+//! Two readers answer that, and agree (a property test holds them to it). `plain.rs` reads what nearly all
 //! clients send, tags and text, several times faster than any general tokenizer; at the first thing
-//! that is not plain it gives up. [`general`] then reads everything on quick-xml's namespace-aware
+//! that is not plain it gives up. `general.rs` then reads everything on quick-xml's namespace-aware
 //! reader, and it alone says why a document cannot be inspected.
 
 mod general;
