@@ -53,7 +53,6 @@ impl Demo {
 
     async fn show(self) -> Result<(), Failure> {
         let started = Instant::now();
-        let mut signals = Signals::listen()?;
         let stop = CancellationToken::new();
         let mut running = JoinSet::new();
         let failed = |error: &dyn std::fmt::Display| Failure::Failed(error.to_string());
@@ -61,7 +60,7 @@ impl Demo {
         // Two simulated APIs with the same seed: what one client does to one of them must not change
         // what the other client meets.
         let options =
-            Options { flake_rate: FLAKE_RATE, contacts: self.updates, ..Options::default() };
+            Options { flake_rate: FLAKE_RATE, contacts: self.updates + 3, ..Options::default() };
         let mut apis = Vec::new();
         for _ in 0..2 {
             let simulator =
@@ -103,10 +102,10 @@ impl Demo {
         )?;
         let well = proxied.iter().all(|update| update.status.is_success());
         if self.stay {
-            write!(out, "{}", to_try(&direct.to_string(), &proxy.to_string()))?;
+            write!(out, "{}", to_try(&direct.to_string(), &proxy.to_string(), self.updates))?;
             out.flush()?;
             drop(out);
-            signals.next().await;
+            Signals::listen()?.next().await;
         }
         stop.cancel();
         running.join_all().await;
@@ -322,27 +321,22 @@ fn table(straight: &[Update], proxied: &[Update]) -> String {
     text
 }
 
-fn to_try(direct: &str, proxy: &str) -> String {
+/// Commands for a contact that the demo has not touched, one of those that are unsubscribed.
+fn to_try(direct: &str, proxy: &str, updates: u64) -> String {
+    let contact = (updates + 1..).find(|contact| Case::of(*contact) == Case::Echoed).unwrap_or(1);
     let put = |base: &str| {
         format!(
-            "curl -sS {auth} http://{base}/ws/customers/{ACCOUNT}/contacts/1 \\\n  \
+            "curl -sS {auth} http://{base}/ws/customers/{ACCOUNT}/contacts/{contact} \\\n  \
              | sed 's#</EmailAddress>#&<OptInSource>ACTION_BY_CONTACT</OptInSource>#' \\\n  \
              | curl -sS -i {auth} -X PUT -H 'Content-Type: application/atom+xml' --data-binary @- \\\n      \
-             http://{base}/ws/customers/{ACCOUNT}/contacts/1\n",
+             http://{base}/ws/customers/{ACCOUNT}/contacts/{contact}\n",
             auth = format_args!("-u '{CREDENTIALS}'"),
         )
     };
-    let clear = |base: &str| {
-        format!(
-            "curl -sS -u '{CREDENTIALS}' -X DELETE http://{base}/ws/customers/{ACCOUNT}/contacts/1\n"
-        )
-    };
     format!(
-        "\nAll of it stays up until Ctrl-C. Unsubscribe a contact, then re-subscribe it: through the proxy\n\n\
-         {}{}\nand straight to the API, a few times\n\n{}{}",
-        clear(proxy),
+        "\nAll of it stays up until Ctrl-C. Re-subscribe a contact: through the proxy\n\n{}\n\
+         and straight to the API, which may refuse it\n\n{}",
         put(proxy),
-        clear(direct),
         put(direct),
     )
 }

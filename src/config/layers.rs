@@ -115,17 +115,18 @@ impl Layers {
     /// Adds the variables `OPTIN_PROXY_SECTION__KEY`.
     pub fn environment(&mut self, variables: impl Iterator<Item = (String, String)>) {
         for (name, text) in variables {
-            let Some(key) = name.strip_prefix(ENVIRONMENT) else { continue };
+            let Some(variable) = name.strip_prefix(ENVIRONMENT) else { continue };
             let origin = Origin::Variable(name.clone());
-            let Some((section, rest)) = key.split_once("__") else {
-                // Not every variable with our name is a key, but this one was meant as one.
-                let lower = key.to_ascii_lowercase();
-                if let Some((section, key)) =
-                    lower.split_once('_').filter(|(section, _)| schema().contains_key(*section))
-                {
+            let Some((section, rest)) = variable.split_once("__") else {
+                // Not every variable with our name is a key (Kubernetes makes some of services' names),
+                // but one that is nearly a key's was meant as one.
+                let meant = all_keys().into_iter().find(|(section, key)| {
+                    let name = format!("{section}_{key}").to_ascii_uppercase();
+                    strsim::normalized_damerau_levenshtein(&name, variable) >= 0.85
+                });
+                if let Some((section, key)) = meant {
                     self.problems.push(format!(
-                        "{origin}: two underscores separate section and key: \
-                         {ENVIRONMENT}{}__{}",
+                        "{origin}: two underscores separate section and key: {ENVIRONMENT}{}__{}",
                         section.to_ascii_uppercase(),
                         key.to_ascii_uppercase()
                     ));
@@ -210,7 +211,12 @@ impl Layers {
         let mut config = Config::build(file).map_err(|(key, message)| {
             ConfigError(vec![format!("{}: {key}: {message}", place(key))])
         })?;
-        config.admin.required = self.origins.contains_key("admin.address");
+        // The shipped file repeats the default, and chooses nothing by that.
+        config.admin.required = match self.origins.get("admin.address") {
+            Some(Origin::File { .. }) => config.resolved.admin != File::default().admin,
+            Some(Origin::Variable(_) | Origin::Argument(_)) => true,
+            None => false,
+        };
         Ok(config)
     }
 }
@@ -218,6 +224,16 @@ impl Layers {
 /// All keys with their defaults.
 fn schema() -> Table {
     Table::try_from(File::default()).expect("the defaults are TOML: a test writes them")
+}
+
+/// Section and name of every key.
+fn all_keys() -> Vec<(String, String)> {
+    let mut all = Vec::new();
+    for (section, keys) in schema() {
+        let Value::Table(keys) = keys else { continue };
+        all.extend(keys.into_iter().map(|(key, _)| (section.clone(), key)));
+    }
+    all
 }
 
 fn default_of(path: &[&str]) -> Option<Value> {
@@ -233,6 +249,9 @@ fn is_open(path: &[&str]) -> bool {
 /// Says that a key is unknown, and which one it may be.
 fn unknown(path: &[&str]) -> String {
     let path = path.join(".");
+    if schema().contains_key(&path) {
+        return format!("`{path}` is a section: name a key of it, like {path}.key=value");
+    }
     let mut known: Vec<String> = Vec::new();
     for (section, keys) in &schema() {
         if !path.contains('.') {

@@ -6,16 +6,18 @@
 pub mod file;
 mod layers;
 
-use std::path::PathBuf;
 use std::time::Duration;
 
 use http::uri::{Authority, Scheme, Uri};
+use rustls::RootCertStore;
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject;
 
 pub use file::{File, LogFormat, LogLevel, Uninspectable};
 pub use layers::{ConfigError, Layers};
 
 use crate::contact::refusal::Pattern;
-use crate::contact::{Policy, Span};
+use crate::contact::{Policy, Source, Span};
 
 /// A valid configuration.
 #[derive(Debug, Clone)]
@@ -54,8 +56,8 @@ pub struct Upstream {
     pub scheme: Scheme,
     /// Host, and the port if it is not the scheme's own.
     pub authority: Authority,
-    /// Certificate authorities to trust instead of the system's: a PEM file.
-    pub ca_file: Option<PathBuf>,
+    /// Certificate authorities to trust instead of the system's.
+    pub authorities: Option<Vec<CertificateDer<'static>>>,
     /// The longest wait for a connection: name look-up, TCP and TLS together.
     pub connect_timeout: Duration,
     /// The longest wait for the first byte of an answer, per attempt.
@@ -132,8 +134,15 @@ impl Config {
         let (scheme, authority) = parse_upstream(&file.upstream.url)?;
         check_address("listen.address", &file.listen.address)?;
         check_address("admin.address", &file.admin.address)?;
+        let authorities = load_authorities(&file.upstream.ca_file)?;
         let pattern = Pattern::new(&file.retry.pattern)
             .map_err(|error| ("retry.pattern", error.to_string()))?;
+        for known in [Source::Contact, Source::Customer] {
+            if file.sanitize.aliases.contains_key(known.as_str()) {
+                let why = format!("{known} is a value of the API's own, and stands for itself");
+                return Err(("sanitize.aliases", why));
+            }
+        }
         if file.retry.max_attempts == 0 {
             return Err(("retry.max_attempts", "must be 1 (no retry) or more".into()));
         }
@@ -164,9 +173,7 @@ impl Config {
             upstream: Upstream {
                 scheme,
                 authority,
-                ca_file: Some(&file.upstream.ca_file)
-                    .filter(|path| !path.is_empty())
-                    .map(PathBuf::from),
+                authorities,
                 connect_timeout: file.upstream.connect_timeout.0,
                 response_timeout: file.upstream.response_timeout.0,
                 keep_alive: file.upstream.keep_alive.0,
@@ -237,6 +244,32 @@ fn parse_upstream(url: &str) -> Result<(Scheme, Authority), (&'static str, Strin
         return Err(fault("has a path, but requests keep their own"));
     }
     Ok((scheme.clone(), authority.clone()))
+}
+
+/// The certificates in `upstream.ca_file`; `None` if there is none.
+fn load_authorities(
+    path: &str,
+) -> Result<Option<Vec<CertificateDer<'static>>>, (&'static str, String)> {
+    if path.is_empty() {
+        return Ok(None);
+    }
+    let fault = |why: String| {
+        (
+            "upstream.ca_file",
+            format!("{path}: {why}; name a PEM file with the certificates to trust"),
+        )
+    };
+    let certificates = CertificateDer::pem_file_iter(path)
+        .and_then(Iterator::collect::<Result<Vec<_>, _>>)
+        .map_err(|error| fault(error.to_string()))?;
+    let mut roots = RootCertStore::empty();
+    for certificate in &certificates {
+        roots.add(certificate.clone()).map_err(|error| fault(error.to_string()))?;
+    }
+    if certificates.is_empty() {
+        return Err(fault("holds no certificate".into()));
+    }
+    Ok(Some(certificates))
 }
 
 fn check_address(key: &'static str, address: &str) -> Result<(), (&'static str, String)> {

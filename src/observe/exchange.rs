@@ -269,6 +269,8 @@ impl Exchange {
             reason,
             attempts = self.attempts.load(Ordering::Relaxed),
             problem = self.error.get(),
+            // Nothing was answered: the connection ended before there was anything to answer with.
+            client_gone = self.status.get().is_none().then_some(true),
             sent,
             complete,
             duration_ms = elapsed.as_micros() as f64 / 1000.0,

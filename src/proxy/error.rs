@@ -29,6 +29,9 @@ pub(crate) enum Error {
     /// An absolute-form target that is not the API.
     #[error("the target is not the API's host")]
     ForeignTarget,
+    /// More than one `Host`.
+    #[error("the request names several hosts")]
+    SeveralHosts,
     /// A transfer coding beside chunked.
     #[error("the transfer coding is not known")]
     TransferCoding,
@@ -127,6 +130,13 @@ impl Error {
                 title: "The transfer coding is not known",
                 detail: "Send the body chunked or with its length; compress it with Content-Encoding."
                     .into(),
+                token: "http_request_error",
+            },
+            Self::SeveralHosts => Problem {
+                status: StatusCode::BAD_REQUEST,
+                name: "several-hosts",
+                title: "The request names several hosts",
+                detail: "Send one Host field.".into(),
                 token: "http_request_error",
             },
             Self::BadTarget => Problem {

@@ -193,6 +193,10 @@ where
         {
             return Err(Error::TransferCoding);
         }
+        // RFC 9112 section 3.2: which of two is meant, nobody can say.
+        if request.headers().get_all(HOST).into_iter().count() > 1 {
+            return Err(Error::SeveralHosts);
+        }
         if let Some(authority) = request.uri().authority().cloned() {
             if authority.as_str().contains('@') {
                 return Err(Error::BadTarget);

@@ -38,27 +38,16 @@ pub(super) struct Upstream {
     config: Arc<Config>,
 }
 
-/// Why the upstream side cannot be set up.
+/// The TLS library refuses its own defaults.
 #[derive(Debug, thiserror::Error)]
-pub enum SetupError {
-    /// `upstream.ca_file`
-    #[error("upstream.ca_file: {path}: {fault}; name a PEM file with the certificates to trust")]
-    CaFile {
-        /// The file as configured.
-        path: String,
-        /// What is wrong with it.
-        fault: String,
-    },
-    /// The TLS library refuses its own defaults.
-    #[error("cannot set up TLS: {0}")]
-    Tls(#[from] rustls::Error),
-}
+#[error("cannot set up TLS: {0}")]
+pub struct SetupError(#[from] rustls::Error);
 
 impl Upstream {
     /// Prepares connections to `upstream.url`; none is opened yet.
     ///
     /// # Errors
-    /// If the certificate authorities cannot be loaded.
+    /// If TLS cannot be set up.
     pub fn new(config: Arc<Config>) -> Result<Self, SetupError> {
         let mut http = HttpConnector::new_with_resolver(Resolver(GaiResolver::new()));
         http.enforce_http(false);
@@ -370,20 +359,8 @@ impl Service<Name> for Resolver {
 /// Whom to trust: `upstream.ca_file` alone if given, else the system's roots, else Mozilla's.
 fn tls(upstream: &config::Upstream) -> Result<ClientConfig, SetupError> {
     let mut roots = RootCertStore::empty();
-    if let Some(path) = &upstream.ca_file {
-        use rustls::pki_types::CertificateDer;
-        use rustls::pki_types::pem::PemObject;
-
-        let fault = |fault: String| SetupError::CaFile { path: path.display().to_string(), fault };
-        let certificates =
-            CertificateDer::pem_file_iter(path).map_err(|error| fault(error.to_string()))?;
-        for certificate in certificates {
-            let certificate = certificate.map_err(|error| fault(error.to_string()))?;
-            roots.add(certificate).map_err(|error| fault(error.to_string()))?;
-        }
-        if roots.is_empty() {
-            return Err(fault("holds no certificate".into()));
-        }
+    if let Some(authorities) = &upstream.authorities {
+        roots.add_parsable_certificates(authorities.iter().cloned());
     } else {
         roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
         if roots.is_empty() {

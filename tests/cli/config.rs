@@ -174,6 +174,11 @@ fn mistakes_in_the_environment_and_in_arguments_name_their_place() {
         );
     }
     for (arguments, expected) in [
+        (&["check", "--set", "retry=3"][..], "--set: `retry` is a section: name a key of it"),
+        (
+            &["check", "--set", "sanitize.aliases.ACTION_BY_CUSTOMER=ACTION_BY_CONTACT"],
+            "default: sanitize.aliases: ACTION_BY_CUSTOMER is a value of the API's own",
+        ),
         (
             &["check", "--set", "retry.budget"][..],
             "--set: write section.key=value, not `retry.budget`",
@@ -202,11 +207,39 @@ fn mistakes_in_the_environment_and_in_arguments_name_their_place() {
 #[test]
 fn values_that_look_like_something_else_are_taken_as_the_text_that_is_expected() {
     let mut layers = Layers::default();
-    layers.set("test", "upstream.ca_file=1");
+    layers.set("test", "retry.pattern=1");
     layers.set("test", "sanitize.max_body=2KiB");
     layers.set("test", "log.report_header=false");
-    let config = layers.build().expect("valid");
-    assert_eq!(config.upstream.ca_file.as_deref(), Some(std::path::Path::new("1")));
-    assert_eq!(config.sanitize.max_body, 2048);
-    assert!(!config.log.report_header);
+    let said = layers.build().expect_err("no group").to_string();
+    assert!(said.starts_with("test: retry.pattern: has no group"), "{said}");
+}
+
+#[test]
+fn authorities_that_cannot_be_loaded_are_a_clear_error_before_anything_is_bound() {
+    let empty = file("");
+    let broken = file("-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n");
+    let paths = [empty.path().to_str(), broken.path().to_str(), Some("/nowhere/ca.pem")];
+    for path in paths.map(|path| path.expect("UTF-8")) {
+        for command in ["check", "serve"] {
+            let output = run(&[command, "--set", &format!("upstream.ca_file={path}")], b"");
+            assert_eq!(output.code, Some(2), "{command} {path}");
+            let said = output.stderr;
+            assert!(said.contains("upstream.ca_file") && said.contains(path), "{said}");
+        }
+    }
+}
+
+/// Kubernetes gives every pod variables named after the services around it.
+#[test]
+fn variables_that_only_begin_like_ours_are_not_ours() {
+    for (name, ours) in [
+        ("OPTIN_PROXY_ADMIN_SERVICE_HOST", false),
+        ("OPTIN_PROXY_PORT_8080_TCP", false),
+        ("OPTIN_PROXY_UPSTREM_URL", true),
+        ("OPTIN_PROXY_LOG_LEVEL", true),
+    ] {
+        let mut check = command(&["check"]);
+        check.env(name, "x");
+        assert_eq!(run_command(check, b"").code, Some(if ours { 2 } else { 0 }), "{name}");
+    }
 }

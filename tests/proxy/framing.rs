@@ -180,3 +180,38 @@ async fn a_truncated_body_never_reaches_the_upstream_as_a_whole_one() {
     }
     assert!(origin.requests().is_empty());
 }
+
+#[tokio::test]
+async fn a_transfer_coding_beside_chunked_is_refused_rather_than_forgotten() {
+    let origin = Origin::start([]).await;
+    let proxy = Proxy::before(&origin, &[]).await;
+    let asked = "PUT /x HTTP/1.1\r\nHost: p\r\nTransfer-Encoding: gzip, chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n";
+    let answer = proxy.ask(asked.as_bytes()).await;
+    assert_eq!((answer.status, answer.problem()), (501, "transfer-coding-unknown".to_owned()));
+    assert!(origin.requests().is_empty());
+}
+
+#[tokio::test]
+async fn several_hosts_are_refused() {
+    let origin = Origin::start([]).await;
+    let proxy = Proxy::before(&origin, &[]).await;
+    let answer = proxy.ask(b"GET /x HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n").await;
+    assert_eq!((answer.status, answer.problem()), (400, "several-hosts".to_owned()));
+    assert!(origin.requests().is_empty());
+}
+
+#[tokio::test]
+async fn an_answer_of_the_proxys_own_to_head_has_no_body_on_http_2_either() {
+    let origin = Origin::start([]).await;
+    let url = origin.url();
+    drop(origin);
+    let proxy = Proxy::start(&url, &[]).await;
+    let client: Http<_, Full<Bytes>> =
+        Http::builder(TokioExecutor::new()).http2_only(true).build_http();
+    let request = http::Request::head(format!("http://{}/x", proxy.address))
+        .body(Full::default())
+        .expect("a request");
+    let answer = client.request(request).await.expect("an answer");
+    assert_eq!(answer.status(), 502);
+    assert!(answer.into_body().collect().await.expect("a body").to_bytes().is_empty());
+}
