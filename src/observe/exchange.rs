@@ -242,7 +242,7 @@ impl Exchange {
         let report = format!(
             "findings={findings}, rewritten={rewritten}, attempts={attempts}, outcome={outcome}"
         );
-        HeaderValue::from_str(&report).ok()
+        HeaderValue::from_maybe_shared(Bytes::from(report)).ok()
     }
 
     /// The one line of this exchange. `complete` is false if the client did not get the whole answer.
