@@ -21,6 +21,9 @@ use crate::config::{self, Config};
 use crate::contact::refusal::{INSPECTED, Sent, Verdict};
 use crate::observe::exchange::{Exchange, Retried};
 
+/// How long the start of a refusal's body may take to follow its head, even beyond the deadline.
+const GRACE: Duration = Duration::from_secs(1);
+
 /// Sends again what was refused transiently, or never seen.
 #[derive(Clone)]
 pub(super) struct Retry {
@@ -129,6 +132,8 @@ impl Retry {
         if response.status() != StatusCode::BAD_REQUEST {
             return Answer { response, verdict: None };
         }
+        // An answer whose head came late, or with no deadline left, is judged all the same.
+        let deadline = deadline.max(Instant::now() + GRACE);
         let (response, start) = peek(response, deadline).await;
         // A coding that we cannot undo may still be a wrong label on plain text.
         let coding = Coding::of(response.headers()).unwrap_or(Coding::Identity);

@@ -1,10 +1,12 @@
 //! The retry: what is sent again, how often, and what the client gets.
 
 use std::io::Write as _;
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use flate2::Compression;
 use flate2::write::GzEncoder;
+use tokio::sync::Notify;
 
 use crate::support::origin::{Origin, Reply};
 use crate::support::proxy::Proxy;
@@ -238,6 +240,34 @@ async fn a_retry_without_an_answer_ends_at_the_deadline_with_the_last_refusal() 
     assert_eq!((answer.status, answer.outcome()), (400, "exhausted"));
     assert_eq!(answer.body, REFUSAL.as_bytes());
     assert_eq!(origin.requests().len(), 2);
+}
+
+/// Regression: beyond the deadline, a refusal whose body came behind its head was taken for none.
+#[tokio::test]
+async fn a_refusal_is_judged_even_if_no_time_is_left_for_a_retry() {
+    let by_owner = include_bytes!("../corpus/in/reverse.xml");
+    for (body, outcome) in [(BARE, "exhausted"), (&by_owner[..], "refused")] {
+        let (head, text) = {
+            let whole = refusal();
+            let border = whole.len() - REFUSAL.len();
+            (whole[..border].to_vec(), whole[border..].to_vec())
+        };
+        let go_on = Arc::new(Notify::new());
+        let origin = Origin::start([Reply::Pause(head, Arc::clone(&go_on), text)]).await;
+        let proxy = Proxy::before(&origin, &["retry.deadline=0s"]).await;
+        let mut client = proxy.client().await;
+        client.send(&put(body)).await;
+        origin.arrived(1).await;
+        // Time for the head to get to the proxy by itself.
+        for _ in 0..1000 {
+            tokio::task::yield_now().await;
+        }
+        go_on.notify_one();
+        let answer = client.answer(false).await;
+        assert_eq!((answer.status, answer.outcome()), (400, outcome));
+        assert_eq!(answer.body, REFUSAL.as_bytes());
+        assert_eq!(origin.requests().len(), 1);
+    }
 }
 
 #[tokio::test]
