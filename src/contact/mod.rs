@@ -4,7 +4,7 @@
 //! Everything here is a pure function over bytes: no HTTP, no async, no log. The way through it:
 //!
 //! 1. [`document`] finds the spans of the `OptInSource` nodes and ids, or says why it cannot;
-//! 2. [`policy`] compares them with the application's declaration and plans edits;
+//! 2. [`policy`] compares them with the application's declaration and plans edits, as [`settings`] say;
 //! 3. [`edit`] splices the edits into the raw bytes;
 //! 4. [`refusal`] judges the API's answer to what was sent.
 //!
@@ -26,6 +26,7 @@ pub mod document;
 pub mod edit;
 pub mod policy;
 pub mod refusal;
+pub mod settings;
 mod value;
 
 use std::fmt;
@@ -34,9 +35,8 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 pub use edit::Span;
-pub use policy::{
-    Ambiguous, Finding, Kind, Lists, Mode, Policy, Removal, Undeclared, Was, Written,
-};
+pub use policy::{Finding, Kind, Was, Written};
+pub use settings::{Ambiguous, Lists, Mode, Policy, Removal, Undeclared};
 
 /// The namespace of the v1 contact schema (API-V1: "Where a contact is written").
 pub const NAMESPACE: &str = "http://ws.constantcontact.com/ns/1.0/";

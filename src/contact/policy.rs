@@ -3,102 +3,14 @@
 //! The one rule above all others: with the default [`Policy`], no edit writes ACTION_BY_CONTACT unless
 //! exactly that was the contact's one, unambiguous declaration.
 
-use std::collections::BTreeMap;
 use std::fmt;
 
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 
 use super::document::{Document, Node, Spelling};
 use super::edit::{Bridge, Edit, Span};
+use super::settings::{Ambiguous, Lists, Mode, Policy, Removal, Undeclared};
 use super::{ID_ORIGIN, Source};
-
-/// What to do about each kind of inconsistency: the `[sanitize]` section of the configuration.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Policy {
-    /// Whether to change anything.
-    pub mode: Mode,
-    /// A list source that differs from the declaration.
-    pub lists: Lists,
-    /// A contact without a declaration.
-    pub undeclared: Undeclared,
-    /// A contact with contradictory declarations.
-    pub ambiguous: Ambiguous,
-    /// A removal declared as the contact's own act, which the API refuses (API-V1: "What the values mean").
-    pub removal: Removal,
-    /// Leave ids under the proxy's own origin instead of restoring the API's.
-    pub keep_own_ids: bool,
-    /// Other spellings, and the value that each stands for.
-    pub aliases: BTreeMap<String, Source>,
-}
-
-/// `sanitize.mode`
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Mode {
-    /// Report and change.
-    #[default]
-    Enforce,
-    /// Report all, change nothing.
-    Observe,
-    /// Do not look.
-    Off,
-}
-
-/// `sanitize.lists`
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Lists {
-    /// Set it to the declaration.
-    #[default]
-    Align,
-    /// Remove the list's OptInSource and OptInTime.
-    Strip,
-    /// Report it only.
-    Leave,
-}
-
-/// `sanitize.undeclared`
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Undeclared {
-    /// Report it only.
-    #[default]
-    Leave,
-    /// Declare what all lists say, if all say the same. Can claim more consent than declared.
-    FromLists,
-    /// Declare ACTION_BY_CUSTOMER.
-    Customer,
-    /// Declare ACTION_BY_CONTACT. Claims consent that nobody declared.
-    Contact,
-}
-
-/// `sanitize.ambiguous`
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Ambiguous {
-    /// Report it only.
-    #[default]
-    Leave,
-    /// The first one's value holds, if it is a known one. Can claim more consent than declared.
-    First,
-    /// The last one's value holds, if it is a known one. Can claim more consent than declared.
-    Last,
-    /// ACTION_BY_CUSTOMER holds.
-    Customer,
-    /// ACTION_BY_CONTACT holds. Can claim more consent than declared.
-    Contact,
-}
-
-/// `sanitize.removal`
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Removal {
-    /// Set it to ACTION_BY_CUSTOMER.
-    #[default]
-    Customer,
-    /// Report it only.
-    Leave,
-}
 
 /// What kind of inconsistency a finding is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
