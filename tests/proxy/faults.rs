@@ -1,13 +1,18 @@
 //! What goes wrong upstream or downstream, and what the client is told.
 
 use std::sync::Arc;
+use std::time::Duration;
 
-use tokio::sync::Notify;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::sync::{Notify, oneshot};
 
-use crate::support::origin::{Origin, Reply};
+use crate::support::clock::Clock;
+use crate::support::origin::{Origin, Reply, read_head};
 use crate::support::proxy::Proxy;
 use crate::support::tls::Authority;
-use crate::support::{BARE, CONTACTS, RECIPE, RECIPE_OUT, answer, no_content, put, request};
+use crate::support::{
+    BARE, CONTACT, CONTACTS, RECIPE, RECIPE_OUT, answer, no_content, put, request,
+};
 
 const GET: &[u8] = b"GET /x HTTP/1.1\r\nHost: p\r\n\r\n";
 
@@ -189,15 +194,51 @@ async fn an_upload_that_the_upstream_does_not_read_ends_in_504() {
     let mut client = proxy.client().await;
     client.send(b"POST /upload HTTP/1.1\r\nHost: p\r\nContent-Length: 100000000\r\n\r\n").await;
     let (mut reading, mut writing) = client.stream.into_split();
-    let uploading = tokio::spawn(async move {
-        use tokio::io::AsyncWriteExt;
-        while writing.write_all(&[0; 65_536]).await.is_ok() {}
-    });
+    let uploading =
+        tokio::spawn(async move { while writing.write_all(&[0; 65_536]).await.is_ok() {} });
     let _never_read = listener.accept().await.expect("the proxy connects");
-    let head =
-        crate::support::origin::read_head(&mut reading, &mut Vec::new()).await.expect("an answer");
+    let head = read_head(&mut reading, &mut Vec::new()).await.expect("an answer");
     assert!(head.starts_with("HTTP/1.1 504 "), "{head}");
     uploading.abort();
+}
+
+#[tokio::test]
+async fn an_upload_that_moves_may_take_longer_than_an_answer() {
+    // Regression: a contact write over sanitize.max_body was cut, though its bytes still came.
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+    let url = format!("http://{}", listener.local_addr().expect("bound"));
+    let proxy = Proxy::start(
+        &url,
+        &[
+            "sanitize.max_body=1KiB",
+            "upstream.response_timeout=60s",
+            "limits.idle_timeout=60s",
+            "limits.header_timeout=1h",
+        ],
+    )
+    .await;
+    let clock = Clock::hold();
+    let mut client = proxy.client().await;
+    let head = format!("PUT {CONTACT} HTTP/1.1\r\nHost: p\r\nTransfer-Encoding: chunked\r\n\r\n");
+    client.send(head.as_bytes()).await;
+    let chunk = [b"800\r\n", &[b'x'; 2048][..], b"\r\n"].concat();
+    client.send(&chunk).await;
+    let (mut upstream, _) = listener.accept().await.expect("the proxy connects");
+    let mut received = Vec::new();
+    read_head(&mut upstream, &mut received).await.expect("a head");
+    for chunks in 1..=4 {
+        while received.iter().filter(|&&byte| byte == b'x').count() < chunks * 2048 {
+            assert!(upstream.read_buf(&mut received).await.expect("it comes") > 0, "it was cut");
+        }
+        clock.advance(Duration::from_secs(40)).await;
+        client.send(&chunk).await;
+    }
+    client.send(b"0\r\n\r\n").await;
+    while !received.ends_with(b"\r\n0\r\n\r\n") {
+        assert!(upstream.read_buf(&mut received).await.expect("it comes") > 0, "it was cut");
+    }
+    upstream.write_all(&no_content()).await.expect("a socket");
+    assert_eq!(client.answer(false).await.status, 204);
 }
 
 #[tokio::test]
@@ -256,6 +297,41 @@ async fn http_2_is_spoken_to_an_upstream_that_offers_it() {
     let head = String::from_utf8_lossy(&answer.body).into_owned();
     assert_eq!(head, format!("HTTP/2.0 {} {}", crate::support::CONTACT, RECIPE_OUT.len()));
     serving.abort();
+}
+
+#[tokio::test]
+async fn an_http_2_connection_whose_path_died_is_noticed_by_its_pings() {
+    let authority = Authority::new();
+    let acceptor = authority.acceptor("localhost", &["h2"]);
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+    let url = format!("https://localhost:{}", listener.local_addr().expect("bound").port());
+    let (send, sent) = oneshot::channel();
+    tokio::spawn(async move {
+        let (stream, _) = listener.accept().await.expect("a connection");
+        let mut stream = acceptor.accept(stream).await.expect("TLS");
+        // Its settings, and not a word more.
+        stream.write_all(&[0, 0, 0, 4, 0, 0, 0, 0, 0]).await.expect("a socket");
+        // The preface, the settings and the request.
+        stream.read_exact(&mut [0; 24 + 9]).await.expect("it comes");
+        send.send(()).expect("the test waits");
+        while matches!(stream.read(&mut [0; 1024]).await, Ok(1..)) {}
+    });
+    let ca_file = format!("upstream.ca_file={}", authority.file().display());
+    let proxy = Proxy::start(&url, &[&ca_file, "upstream.response_timeout=60s"]).await;
+    let clock = Clock::hold();
+    let mut client = proxy.client().await;
+    client.send(GET).await;
+    sent.await.expect("the proxy connects");
+    let answer = client.answer(false);
+    tokio::pin!(answer);
+    let answer = loop {
+        tokio::select! {
+            answer = &mut answer => break answer,
+            () = clock.advance(Duration::from_secs(1)) => {}
+        }
+    };
+    // Without pings it would be 504, a minute after the request.
+    assert_eq!((answer.status, answer.problem()), (502, "upstream-connection-closed".to_owned()));
 }
 
 #[tokio::test]

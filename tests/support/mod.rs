@@ -3,6 +3,7 @@
 
 pub mod binary;
 pub mod client;
+pub mod clock;
 pub mod origin;
 pub mod proxy;
 pub mod tls;

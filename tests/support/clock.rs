@@ -1,0 +1,24 @@
+//! Time that passes only when a test says so.
+
+use std::sync::mpsc;
+use std::time::Duration;
+
+/// tokio's clock, held. A paused clock alone jumps ahead whenever the runtime waits for a socket; a
+/// blocking task under way keeps it from that.
+pub struct Clock {
+    _release: mpsc::Sender<()>,
+}
+
+impl Clock {
+    /// Holds the clock of this runtime, which must have one thread, until dropped.
+    pub fn hold() -> Self {
+        tokio::time::pause();
+        let (release, released) = mpsc::channel();
+        tokio::task::spawn_blocking(move || released.recv().is_err());
+        Self { _release: release }
+    }
+
+    pub async fn advance(&self, by: Duration) {
+        tokio::time::advance(by).await;
+    }
+}
