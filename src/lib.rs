@@ -26,6 +26,7 @@
 pub mod cli;
 pub mod config;
 pub mod contact;
+pub mod intercept;
 pub mod observe;
 pub mod proxy;
 pub mod simulator;

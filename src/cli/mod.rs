@@ -1,7 +1,11 @@
 //! The commands: one file each.
 
+mod ca;
 mod check;
 mod demo;
+mod doctor;
+mod env;
+mod exec;
 mod sanitize;
 mod serve;
 mod simulate;
@@ -35,6 +39,14 @@ enum Command {
     Demo(demo::Demo),
     /// Run a simulated v1 API, for integration tests of one's own
     Simulate(simulate::Simulate),
+    /// Make, show or export the certificate authority of HTTPS_PROXY mode
+    Ca(ca::Ca),
+    /// Print the environment that leads a program through the proxy
+    Env(env::Env),
+    /// Run a command whose https requests go through the proxy
+    Exec(exec::Exec),
+    /// Look for what keeps the proxy from working, and say what to do
+    Doctor(doctor::Doctor),
     /// Print a completion script for a shell
     Completions {
         /// The shell to complete for
@@ -95,6 +107,12 @@ enum Failure {
     /// Exit status 1.
     #[error("{0}")]
     Failed(String),
+    /// A command that could not be run, and the exit status for that.
+    #[error("{message}")]
+    Command { message: String, status: u8 },
+    /// The exit status of a command that was run, and nothing to say.
+    #[error("status {0}")]
+    Status(u8),
     /// Exit status 1, and nothing more to say.
     #[error("no")]
     Negative,
@@ -111,6 +129,10 @@ pub fn run() -> ExitCode {
         Command::Check(check) => check.run(),
         Command::Demo(demo) => demo.run(),
         Command::Simulate(simulate) => simulate.run(),
+        Command::Ca(ca) => ca.run(),
+        Command::Env(env) => env.run(),
+        Command::Exec(exec) => exec.run(),
+        Command::Doctor(doctor) => doctor.run(),
         Command::Completions { shell } => completions(shell),
     };
     match done {
@@ -118,10 +140,15 @@ pub fn run() -> ExitCode {
         // Whoever reads our output may stop reading.
         Err(Failure::Io(error)) if error.kind() == io::ErrorKind::BrokenPipe => ExitCode::SUCCESS,
         Err(Failure::Negative) => ExitCode::from(1),
+        Err(Failure::Status(status)) => ExitCode::from(status),
         Err(failure) => {
             // Nobody may be left to hear it.
             let _ = writeln!(io::stderr(), "optin-proxy: {failure}");
-            ExitCode::from(if matches!(failure, Failure::Config(_)) { 2 } else { 1 })
+            ExitCode::from(match failure {
+                Failure::Config(_) => 2,
+                Failure::Command { status, .. } => status,
+                _ => 1,
+            })
         }
     }
 }

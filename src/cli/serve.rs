@@ -50,13 +50,14 @@ async fn serve(config: Arc<Config>) -> Result<(), Failure> {
     let mut signals = Signals::listen()?;
     let metrics = Arc::new(Metrics::default());
     let stop = CancellationToken::new();
-    let server = Server::bind(Arc::clone(&config), Arc::clone(&metrics))
+    let mut server = Server::bind(Arc::clone(&config), Arc::clone(&metrics))
         .await
         .map_err(|error| Failure::Failed(error.to_string()))?;
     let admin = bind_admin(&config.admin, metrics, stop.clone()).await?;
     // Whoever started the proxy need not listen to it: it serves all the same.
     let _ = writeln!(io::stdout(), "listening on {}", server.address());
     if let Some(admin) = admin {
+        server.also_own(admin.address());
         let _ = writeln!(io::stdout(), "listening on {} (admin)", admin.address());
         tokio::spawn(admin.run());
     }

@@ -1,6 +1,7 @@
 //! `optin-proxy simulate`
 
 use std::io::{self, Write};
+use std::path::PathBuf;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -22,6 +23,12 @@ pub(super) struct Simulate {
     /// Same seed and same requests, same answers
     #[arg(long, default_value_t = Options::default().seed)]
     seed: u64,
+    /// Speak TLS, with a certificate authority made for this run
+    #[arg(long)]
+    tls: bool,
+    /// Where to write that authority's certificate, for upstream.ca_file
+    #[arg(long, value_name = "FILE", requires = "tls", default_value = "simulated-api-ca.pem")]
+    ca_out: PathBuf,
 }
 
 fn probability(text: &str) -> Result<f64, String> {
@@ -37,18 +44,31 @@ impl Simulate {
             let mut signals = Signals::listen()?;
             let options =
                 Options { flake_rate: self.flake_rate, seed: self.seed, ..Options::default() };
-            let simulator = Simulator::bind(&self.listen, options).await.map_err(|error| {
+            let mut simulator = Simulator::bind(&self.listen, options).await.map_err(|error| {
                 let listen = &self.listen;
                 Failure::Failed(format!(
                     "cannot listen on {listen}: {error}; choose another with --listen"
                 ))
             })?;
             let address = simulator.address();
+            let mut scheme = "http";
+            let mut trust = String::new();
+            if self.tls {
+                let failed = |error: &dyn std::fmt::Display| Failure::Failed(error.to_string());
+                let authority = simulator.with_tls().map_err(|error| failed(&error))?;
+                let file = self.ca_out.display();
+                std::fs::write(&self.ca_out, authority).map_err(|error| {
+                    failed(&format_args!("{file}: {error}; name another with --ca-out"))
+                })?;
+                scheme = "https";
+                trust = format!("certificate authority: {file}\n");
+            }
             let said = format!(
                 "listening on {address}\n\
-                 account {ACCOUNT}: http://{address}/ws/customers/{ACCOUNT}/contacts\n\
+                 account {ACCOUNT}: {scheme}://{address}/ws/customers/{ACCOUNT}/contacts\n\
                  credentials {CREDENTIALS}\n\
-                 Authorization: Basic {}\n",
+                 Authorization: Basic {}\n\
+                 {trust}",
                 STANDARD.encode(CREDENTIALS)
             );
             // Whoever started it need not listen to it: it serves all the same.

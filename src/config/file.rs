@@ -1,15 +1,17 @@
 //! The configuration as it is written, section by section. `proxy.toml` documents every key.
 
 use std::collections::BTreeMap;
-use std::fmt;
+use std::fmt::{self, Display};
 use std::str::FromStr;
 use std::time::Duration;
 
 use bytesize::ByteSize;
+use ipnet::IpNet;
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::contact::{Ambiguous, Lists, Mode, Removal, Source, Undeclared, refusal};
+use crate::intercept::{Host, OtherHosts, Pattern, Private};
 
 /// All sections.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -20,6 +22,7 @@ pub struct File {
     pub upstream: Upstream,
     pub sanitize: Sanitize,
     pub retry: Retry,
+    pub intercept: Intercept,
     pub limits: Limits,
     pub log: Log,
     pub admin: Admin,
@@ -32,11 +35,18 @@ pub struct File {
 pub struct Listen {
     pub address: String,
     pub drain_timeout: Span,
+    pub allow_from: List<IpNet>,
+    pub proxy_auth: Secret,
 }
 
 impl Default for Listen {
     fn default() -> Self {
-        Self { address: "127.0.0.1:8080".into(), drain_timeout: Span::from_secs(25) }
+        Self {
+            address: "127.0.0.1:8080".into(),
+            drain_timeout: Span::from_secs(25),
+            allow_from: List::default(),
+            proxy_auth: Secret::default(),
+        }
     }
 }
 
@@ -131,6 +141,36 @@ impl Default for Retry {
             deadline: Span::from_secs(10),
             budget: 0.2,
             budget_floor: 3,
+        }
+    }
+}
+
+/// `[intercept]`
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+#[allow(missing_docs, reason = "proxy.toml documents every key")]
+pub struct Intercept {
+    pub hosts: List<Host>,
+    pub ca_dir: String,
+    pub other_hosts: OtherHosts,
+    pub ports: List<u16>,
+    pub allow: List<Pattern>,
+    pub deny: List<Pattern>,
+    pub allow_private: List<Private>,
+    pub tunnel_idle_timeout: Span,
+}
+
+impl Default for Intercept {
+    fn default() -> Self {
+        Self {
+            hosts: List(vec![Host::Name("api.constantcontact.com".into())]),
+            ca_dir: String::new(),
+            other_hosts: OtherHosts::default(),
+            ports: List(vec![443]),
+            allow: List::default(),
+            deny: List::default(),
+            allow_private: List::default(),
+            tunnel_idle_timeout: Span::from_secs(10 * 60),
         }
     }
 }
@@ -266,6 +306,79 @@ impl fmt::Display for Size {
             Some((unit, name)) => write!(f, "{}{name}", self.0 / unit),
             None => write!(f, "{}B", self.0),
         }
+    }
+}
+
+/// Several values: an array, or text with commas between them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct List<T>(pub Vec<T>);
+
+impl<T> Default for List<T> {
+    fn default() -> Self {
+        Self(Vec::new())
+    }
+}
+
+impl<T: Serialize> Serialize for List<T> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        self.0.serialize(serializer)
+    }
+}
+
+impl<'de, T: FromStr<Err: Display>> Deserialize<'de> for List<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        /// One entry, before it is known what it means.
+        #[derive(Deserialize)]
+        #[serde(untagged, expecting = "write text, or an array of it")]
+        enum Written {
+            Text(String),
+            Number(i64),
+            Array(Vec<Written>),
+        }
+
+        fn entries(written: Written, into: &mut Vec<String>) {
+            match written {
+                Written::Text(text) => into.extend(
+                    text.split(',').map(str::trim).filter(|it| !it.is_empty()).map(str::to_owned),
+                ),
+                Written::Number(number) => into.push(number.to_string()),
+                Written::Array(all) => all.into_iter().for_each(|one| entries(one, into)),
+            }
+        }
+
+        let mut texts = Vec::new();
+        entries(Written::deserialize(deserializer)?, &mut texts);
+        let parse =
+            |text: String| text.parse().map_err(|why| D::Error::custom(format!("`{text}`: {why}")));
+        texts.into_iter().map(parse).collect::<Result<_, _>>().map(Self)
+    }
+}
+
+/// What nobody may read in a log or a print-out.
+#[derive(Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(transparent)]
+pub struct Secret(String);
+
+impl Secret {
+    /// The secret itself. `None` if there is none.
+    pub fn reveal(&self) -> Option<&str> {
+        Some(&*self.0).filter(|secret| !secret.is_empty())
+    }
+
+    const fn shown(&self) -> &'static str {
+        if self.0.is_empty() { "" } else { "(hidden)" }
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.shown())
+    }
+}
+
+impl Serialize for Secret {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(self.shown())
     }
 }
 

@@ -6,9 +6,12 @@
 pub mod file;
 mod layers;
 
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use http::uri::{Authority, Scheme, Uri};
+use ipnet::IpNet;
 use rustls::RootCertStore;
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
@@ -18,6 +21,8 @@ pub use layers::{ConfigError, Layers};
 
 use crate::contact::refusal::Pattern;
 use crate::contact::{Policy, Source, Span};
+use crate::intercept::Rules;
+use crate::proxy::Credentials;
 
 /// A valid configuration.
 #[derive(Debug, Clone)]
@@ -30,6 +35,8 @@ pub struct Config {
     pub sanitize: Sanitize,
     /// When a refusal is sent again.
     pub retry: Retry,
+    /// What becomes of CONNECT and of absolute-form targets.
+    pub intercept: Intercept,
     /// How long anything may take.
     pub limits: Limits,
     /// What is logged, and how.
@@ -47,7 +54,24 @@ pub struct Listen {
     pub address: String,
     /// How long requests in flight may take to finish on shutdown.
     pub drain_timeout: Duration,
+    /// The only clients that are served; empty for all.
+    pub allow_from: Vec<IpNet>,
+    /// What clients of the forward proxy must know.
+    pub proxy_auth: Option<Credentials>,
 }
+
+impl Listen {
+    /// Whether a listener at this address would be a proxy for whoever can reach it.
+    pub(crate) fn is_open(&self, address: IpAddr) -> bool {
+        !address.to_canonical().is_loopback()
+            && self.allow_from.is_empty()
+            && self.proxy_auth.is_none()
+    }
+}
+
+/// What to do about a listener that would serve everybody.
+pub(crate) const CLOSE_IT: &str = "other machines reach it: name those that may in listen.allow_from, or \
+    set listen.proxy_auth";
 
 /// `[upstream]`
 #[derive(Debug, Clone)]
@@ -96,6 +120,17 @@ pub struct Retry {
     pub budget_floor: u32,
 }
 
+/// `[intercept]`
+#[derive(Debug, Clone)]
+pub struct Intercept {
+    /// Where clients may be connected to.
+    pub rules: Rules,
+    /// Where the certificate authority is kept; `None` if neither the key nor the environment says.
+    pub ca_dir: Option<PathBuf>,
+    /// The longest silence of a tunnel.
+    pub tunnel_idle_timeout: Duration,
+}
+
 /// `[limits]`
 #[derive(Debug, Clone)]
 pub struct Limits {
@@ -134,6 +169,16 @@ impl Config {
         let (scheme, authority) = parse_upstream(&file.upstream.url)?;
         check_address("listen.address", &file.listen.address)?;
         check_address("admin.address", &file.admin.address)?;
+        let listen = Listen {
+            address: file.listen.address.clone(),
+            drain_timeout: file.listen.drain_timeout.0,
+            allow_from: file.listen.allow_from.0.clone(),
+            proxy_auth: load_credentials(&file.listen.proxy_auth)?,
+        };
+        let literal = listen.address.parse::<SocketAddr>();
+        if literal.is_ok_and(|address| listen.is_open(address.ip())) {
+            return Err(("listen.address", CLOSE_IT.into()));
+        }
         let authorities = load_authorities(&file.upstream.ca_file)?;
         let pattern = Pattern::new(&file.retry.pattern)
             .map_err(|error| ("retry.pattern", error.to_string()))?;
@@ -157,6 +202,7 @@ impl Config {
             ("upstream.response_timeout", file.upstream.response_timeout),
             ("limits.header_timeout", file.limits.header_timeout),
             ("limits.idle_timeout", file.limits.idle_timeout),
+            ("intercept.tunnel_idle_timeout", file.intercept.tunnel_idle_timeout),
         ] {
             if duration.0.is_zero() {
                 return Err((
@@ -166,10 +212,7 @@ impl Config {
             }
         }
         Ok(Self {
-            listen: Listen {
-                address: file.listen.address.clone(),
-                drain_timeout: file.listen.drain_timeout.0,
-            },
+            listen,
             upstream: Upstream {
                 scheme,
                 authority,
@@ -199,6 +242,18 @@ impl Config {
                 deadline: file.retry.deadline.0,
                 budget: file.retry.budget,
                 budget_floor: file.retry.budget_floor,
+            },
+            intercept: Intercept {
+                rules: Rules {
+                    hosts: file.intercept.hosts.0.clone(),
+                    other_hosts: file.intercept.other_hosts,
+                    ports: file.intercept.ports.0.clone(),
+                    allow: file.intercept.allow.0.clone(),
+                    deny: file.intercept.deny.0.clone(),
+                    allow_private: file.intercept.allow_private.0.clone(),
+                },
+                ca_dir: ca_dir(&file.intercept.ca_dir),
+                tunnel_idle_timeout: file.intercept.tunnel_idle_timeout.0,
             },
             limits: Limits {
                 header_timeout: file.limits.header_timeout.0,
@@ -270,6 +325,33 @@ fn load_authorities(
         return Err(fault("holds no certificate".into()));
     }
     Ok(Some(certificates))
+}
+
+/// `listen.proxy_auth`: the credentials themselves, or the file that holds them.
+fn load_credentials(written: &file::Secret) -> Result<Option<Credentials>, (&'static str, String)> {
+    let Some(secret) = written.reveal() else { return Ok(None) };
+    let read = secret.strip_prefix("file:").map(std::fs::read_to_string).transpose();
+    let read = read.map_err(|error| {
+        ("listen.proxy_auth", format!("cannot read the file that it names: {error}"))
+    })?;
+    let pair = read.as_deref().map_or(secret, |text| text.lines().next().unwrap_or_default());
+    // Not a word of it is repeated: what is wrong may be a password without its user.
+    let credentials = Credentials::new(pair).ok_or((
+        "listen.proxy_auth",
+        "must be user:password, or file:PATH of a file whose first line that is".to_owned(),
+    ))?;
+    Ok(Some(credentials))
+}
+
+/// The folder of the certificate authority, by the XDG base directory specification if none is written.
+fn ca_dir(written: &str) -> Option<PathBuf> {
+    if !written.is_empty() {
+        return Some(written.into());
+    }
+    let variable = |name| std::env::var_os(name).map(PathBuf::from).filter(|it| it.is_absolute());
+    let data = variable("XDG_DATA_HOME")
+        .or_else(|| variable("HOME").map(|home| home.join(".local").join("share")))?;
+    Some(data.join("optin-proxy"))
 }
 
 fn check_address(key: &'static str, address: &str) -> Result<(), (&'static str, String)> {

@@ -13,6 +13,7 @@ use super::metrics::{BodyLabel, Metrics, Name, RetryLabel, VerdictLabel};
 use super::redact::{Account, Agent, Id, Value};
 use crate::contact::refusal::Verdict;
 use crate::contact::{Finding, Kind, Uninspectable, Written};
+use crate::proxy::connect::{Peer, Target};
 use crate::proxy::error::Error;
 use crate::proxy::route::{self, Resource};
 
@@ -24,6 +25,10 @@ pub struct Exchange {
     method: Method,
     uri: Uri,
     user_agent: Option<HeaderValue>,
+    peer: Option<Peer>,
+    /// What a client of the forward proxy asked for, and what it was given.
+    target: OnceLock<Target>,
+    decision: OnceLock<Decision>,
     result: OnceLock<Tally>,
     attempts: AtomicU32,
     /// The verdict on the last attempt: 0 none, 1 transient, 2 legitimate.
@@ -68,14 +73,39 @@ pub(crate) enum Retried {
     Failed,
 }
 
+/// What a client of the forward proxy was given.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Decision {
+    /// The API, opened.
+    Intercepted,
+    /// A blind tunnel.
+    Tunneled,
+    /// A plain request, passed on.
+    Forwarded,
+}
+
+impl Decision {
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Intercepted => "intercepted",
+            Self::Tunneled => "tunneled",
+            Self::Forwarded => "forwarded",
+        }
+    }
+}
+
 impl Default for Exchange {
     fn default() -> Self {
-        Self::begin(&Request::new(()), Arc::default())
+        Self::new(&Request::new(()), None, Arc::default())
     }
 }
 
 impl Exchange {
-    pub(crate) fn begin<B>(request: &Request<B>, metrics: Arc<Metrics>) -> Self {
+    pub(crate) fn begin<B>(request: &Request<B>, peer: Peer, metrics: Arc<Metrics>) -> Self {
+        Self::new(request, Some(peer), metrics)
+    }
+
+    fn new<B>(request: &Request<B>, peer: Option<Peer>, metrics: Arc<Metrics>) -> Self {
         Self {
             metrics,
             id: fastrand::u64(..),
@@ -83,6 +113,9 @@ impl Exchange {
             method: request.method().clone(),
             uri: request.uri().clone(),
             user_agent: request.headers().get(USER_AGENT).cloned(),
+            peer,
+            target: OnceLock::new(),
+            decision: OnceLock::new(),
             result: OnceLock::new(),
             attempts: AtomicU32::new(0),
             verdict: AtomicU8::new(0),
@@ -91,6 +124,21 @@ impl Exchange {
             status: OnceLock::new(),
             error: OnceLock::new(),
         }
+    }
+
+    /// The connection that the request came on.
+    pub(crate) fn peer(&self) -> Option<&Peer> {
+        self.peer.as_ref()
+    }
+
+    /// A client of the forward proxy asks for this.
+    pub(crate) fn concerns(&self, target: &Target) {
+        let _ = self.target.set(target.clone());
+    }
+
+    /// What it was given.
+    pub(crate) fn decided(&self, decision: Decision) {
+        let _ = self.decision.set(decision);
     }
 
     /// An event for each finding, and the counters.
@@ -250,6 +298,11 @@ impl Exchange {
         let elapsed = self.started.elapsed();
         self.metrics.requests.inc();
         self.metrics.duration.observe(elapsed.as_secs_f64());
+        let decision = self.target.get().map(|_| {
+            let decision = self.decision.get().map_or("refused", |it| it.as_str());
+            self.metrics.forward(decision);
+            decision
+        });
         let tally = self.result.get().copied();
         let (findings, rewritten, reason) = match tally {
             Some(Tally::Inspected { findings, acted_on }) => (Some(findings), Some(acted_on), None),
@@ -262,6 +315,8 @@ impl Exchange {
             route = route::template(self.uri.path()),
             account = self.account().map(display),
             contact_id = self.contact_id().map(display),
+            target = self.target.get().map(display),
+            decision,
             status = self.status.get().map(StatusCode::as_u16),
             outcome = tally.map(|tally| self.outcome_of(tally)),
             findings,
@@ -279,7 +334,7 @@ impl Exchange {
         );
     }
 
-    fn id(&self) -> impl fmt::Display {
+    pub(crate) fn id(&self) -> impl fmt::Display + use<> {
         format!("{:016x}", self.id)
     }
 

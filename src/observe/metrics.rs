@@ -34,6 +34,14 @@ pub struct Metrics {
     pub budget_exhausted: Counter,
     /// Open downstream connections.
     pub connections: Gauge,
+    /// Targets of the forward proxy, by what became of them.
+    forwards: Family<DecisionLabel, Counter>,
+    /// TLS handshakes with clients, by how they ended.
+    handshakes: Family<ResultLabel, Counter>,
+    /// Open blind tunnels.
+    pub tunnels: Gauge,
+    /// Bytes through blind tunnels, by direction.
+    tunnel_bytes: Family<DirectionLabel, Counter>,
 }
 
 /// The label of `optin_proxy_mismatches_total`.
@@ -64,6 +72,21 @@ pub struct VerdictLabel {
 pub struct RetryLabel {
     /// `rescued`, `refused` or `failed`.
     pub outcome: Name,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct DecisionLabel {
+    decision: Name,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ResultLabel {
+    result: Name,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct DirectionLabel {
+    direction: Name,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -100,6 +123,10 @@ impl Default for Metrics {
             retries: Family::default(),
             budget_exhausted: Counter::default(),
             connections: Gauge::default(),
+            forwards: Family::default(),
+            handshakes: Family::default(),
+            tunnels: Gauge::default(),
+            tunnel_bytes: Family::default(),
         };
         let registry = &mut metrics.registry;
         registry.register("requests", "Requests answered or given up", metrics.requests.clone());
@@ -132,6 +159,22 @@ impl Default for Metrics {
             "Open downstream connections",
             metrics.connections.clone(),
         );
+        registry.register(
+            "forward_targets",
+            "Targets of the forward proxy",
+            metrics.forwards.clone(),
+        );
+        registry.register(
+            "tls_handshakes",
+            "TLS handshakes with clients of intercepted hosts",
+            metrics.handshakes.clone(),
+        );
+        registry.register("tunnels", "Open blind tunnels", metrics.tunnels.clone());
+        registry.register(
+            "tunnel_bytes",
+            "Bytes through blind tunnels that have ended",
+            metrics.tunnel_bytes.clone(),
+        );
         let build = Build { version: env!("CARGO_PKG_VERSION") };
         registry.register("build", "The running program", Info::new(build));
         for verdict in [Verdict::Transient, Verdict::Legitimate] {
@@ -145,6 +188,24 @@ impl Metrics {
     /// Findings of one kind.
     pub fn mismatches(&self, kind: Kind) -> &Counter {
         &self.mismatches[kind as usize]
+    }
+
+    /// A target of the forward proxy: `intercepted`, `tunneled`, `forwarded` or `refused`.
+    pub(crate) fn forward(&self, decision: &'static str) {
+        self.forwards.get_or_create(&DecisionLabel { decision: Name(decision) }).inc();
+    }
+
+    /// A TLS handshake: `completed`, or why it was not.
+    pub(crate) fn handshake(&self, result: &'static str) {
+        self.handshakes.get_or_create(&ResultLabel { result: Name(result) }).inc();
+    }
+
+    /// What passed through a blind tunnel, in bytes.
+    pub(crate) fn tunneled(&self, sent: u64, received: u64) {
+        for (direction, bytes) in [("sent", sent), ("received", received)] {
+            let label = DirectionLabel { direction: Name(direction) };
+            self.tunnel_bytes.get_or_create(&label).inc_by(bytes);
+        }
     }
 
     /// All of them in the OpenMetrics text format.

@@ -1,12 +1,14 @@
 //! What can go wrong with a request, and the only place where an error becomes a response.
 
 use bytes::Bytes;
-use http::header::{ALLOW, CONTENT_TYPE};
+use http::header::{CONTENT_TYPE, PROXY_AUTHENTICATE};
 use http::{HeaderName, HeaderValue, Response, StatusCode};
 
 use super::body::{Body, BodyError};
-use super::upstream::{Fault, UpstreamError};
+use super::upstream::{Fault, SetupError, UpstreamError};
 use crate::contact::Uninspectable;
+use crate::intercept::ca::CaError;
+use crate::intercept::{Denied, HostError};
 
 /// RFC 9209
 const PROXY_STATUS: HeaderName = HeaderName::from_static("proxy-status");
@@ -23,12 +25,36 @@ pub(crate) enum Error {
     /// `sanitize.uninspectable = "reject"`
     #[error("the body cannot be inspected: {0}")]
     Uninspectable(Uninspectable),
-    /// CONNECT
-    #[error("CONNECT is not served")]
-    Connect,
-    /// An absolute-form target that is not the API.
-    #[error("the target is not the API's host")]
-    ForeignTarget,
+    /// A target that the rules refuse.
+    #[error(transparent)]
+    Denied(#[from] Denied),
+    /// The target of a CONNECT is no host and port.
+    #[error("the target of CONNECT is no host and port{}", .0.map(|why| format!(": {why}")).unwrap_or_default())]
+    BadAuthority(Option<HostError>),
+    /// CONNECT within a tunnel that was opened.
+    #[error("CONNECT within a tunnel")]
+    NestedConnect,
+    /// An absolute-form target with https.
+    #[error("an https target without CONNECT")]
+    ConnectRequired,
+    /// A tunnel's request for another host.
+    #[error("the request names another host than its tunnel")]
+    OtherHost,
+    /// The client is not in `listen.allow_from`.
+    #[error("the client's address is not in listen.allow_from")]
+    ClientDenied,
+    /// The client did not say `listen.proxy_auth`.
+    #[error("no or wrong proxy credentials")]
+    ProxyAuth,
+    /// The request has been here before.
+    #[error("the request came from an optin-proxy")]
+    Loop,
+    /// The TLS library refuses its own defaults.
+    #[error(transparent)]
+    Setup(#[from] SetupError),
+    /// There is no authority to open the API's host with.
+    #[error(transparent)]
+    Authority(#[from] CaError),
     /// More than one `Host`.
     #[error("the request names several hosts")]
     SeveralHosts,
@@ -46,7 +72,7 @@ pub(crate) struct Problem {
     /// The last part of `type`, and the error's name in the log.
     pub name: &'static str,
     title: &'static str,
-    detail: String,
+    pub detail: String,
     /// The error token of RFC 9209 section 2.3.
     token: &'static str,
 }
@@ -64,8 +90,16 @@ impl Error {
                 Problem {
                     status: fault.status(),
                     name: fault.name(),
-                    title: "The API could not be reached",
-                    detail: format!("{error}. {}", fault.remedy()),
+                    title: if error.is_api {
+                        "The API could not be reached"
+                    } else {
+                        "The host could not be reached"
+                    },
+                    detail: if error.is_api {
+                        format!("{error}. {}", fault.remedy())
+                    } else {
+                        format!("{error}. Check its name, and that this machine may reach it.")
+                    },
                     token: fault.token(),
                 }
             }
@@ -105,24 +139,85 @@ impl Error {
                     token: "http_request_denied",
                 }
             }
-            Self::Connect => Problem {
-                status: StatusCode::METHOD_NOT_ALLOWED,
-                name: "connect-not-served",
-                title: "CONNECT is not served here",
-                detail:
-                    "Give the application this proxy's address as the API's base URL instead of as \
-                         its HTTPS proxy."
-                        .into(),
-                token: "http_request_denied",
-            },
-            Self::ForeignTarget => Problem {
+            Self::Denied(denied) => Problem {
                 status: StatusCode::FORBIDDEN,
                 name: "target-denied",
-                title: "This host is not served here",
-                detail: "The proxy forwards to the host of upstream.url only. Take it out of the \
-                         application's proxy settings for other hosts."
-                    .into(),
+                title: "This target is not served here",
+                detail: format!("{denied}."),
+                token: match denied {
+                    Denied::Private { .. } => "destination_ip_prohibited",
+                    _ => "http_request_denied",
+                },
+            },
+            Self::BadAuthority(why) => Problem {
+                status: StatusCode::BAD_REQUEST,
+                name: "target-malformed",
+                title: "The request target is malformed",
+                detail: match why {
+                    Some(why) => format!("Write CONNECT host:port, where {why}."),
+                    None => "Write CONNECT host:port, without a user name.".into(),
+                },
+                token: "http_request_error",
+            },
+            Self::NestedConnect => Problem {
+                status: StatusCode::FORBIDDEN,
+                name: "connect-in-tunnel",
+                title: "CONNECT is not served in a tunnel",
+                detail: "Ask the proxy itself for a tunnel, not the API.".into(),
                 token: "http_request_denied",
+            },
+            Self::ConnectRequired => Problem {
+                status: StatusCode::BAD_REQUEST,
+                name: "connect-required",
+                title: "https needs CONNECT",
+                detail: "Ask for a tunnel with CONNECT, and speak TLS within it.".into(),
+                token: "http_request_error",
+            },
+            Self::OtherHost => Problem {
+                status: StatusCode::MISDIRECTED_REQUEST,
+                name: "host-mismatch",
+                title: "The request names another host than its tunnel",
+                detail: "Send it through a tunnel of its own host, or with the host of this one.".into(),
+                token: "http_request_error",
+            },
+            Self::ClientDenied => Problem {
+                status: StatusCode::FORBIDDEN,
+                name: "client-denied",
+                title: "This client is not served",
+                detail: "Its address is in no network of listen.allow_from.".into(),
+                token: "http_request_denied",
+            },
+            Self::ProxyAuth => Problem {
+                status: StatusCode::PROXY_AUTHENTICATION_REQUIRED,
+                name: "proxy-auth-required",
+                title: "The proxy's credentials are needed",
+                detail: "Put the user and password of listen.proxy_auth into the proxy's URL.".into(),
+                token: "http_request_denied",
+            },
+            Self::Loop => Problem {
+                status: StatusCode::LOOP_DETECTED,
+                name: "loop",
+                title: "The request came from an optin-proxy",
+                detail: "It has Via: optin-proxy already. Check that upstream.url is the API and not a \
+                         proxy, and send requests through one optin-proxy only."
+                    .into(),
+                token: "proxy_loop_detected",
+            },
+            Self::Setup(error) => Problem {
+                status: StatusCode::INTERNAL_SERVER_ERROR,
+                name: "tls-unavailable",
+                title: "TLS cannot be set up",
+                detail: error.to_string(),
+                token: "proxy_internal_error",
+            },
+            Self::Authority(_) => Problem {
+                status: StatusCode::SERVICE_UNAVAILABLE,
+                name: "ca-unavailable",
+                title: "The API's host cannot be opened",
+                detail: "The proxy has no usable certificate authority: its log says why, and \
+                         `optin-proxy doctor` what to do."
+                    .into(),
+                token: "proxy_configuration_error",
             },
             Self::TransferCoding => Problem {
                 status: StatusCode::NOT_IMPLEMENTED,
@@ -181,9 +276,10 @@ impl Problem {
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
         let status = HeaderValue::from_str(&format!("optin-proxy; error={}", self.token));
         headers.insert(PROXY_STATUS, status.expect("tokens are visible ASCII"));
-        if self.status == StatusCode::METHOD_NOT_ALLOWED {
-            let allowed = "GET, HEAD, POST, PUT, DELETE, OPTIONS";
-            headers.insert(ALLOW, HeaderValue::from_static(allowed));
+        if self.status == StatusCode::PROXY_AUTHENTICATION_REQUIRED {
+            let challenge =
+                HeaderValue::from_static("Basic realm=\"optin-proxy\", charset=\"UTF-8\"");
+            headers.insert(PROXY_AUTHENTICATE, challenge);
         }
         response
     }

@@ -12,6 +12,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, Uri, Version};
 
 use super::body::Body;
 use super::error::Error;
+use super::stack::Forward;
 use super::stage::{Handle, Stage};
 use crate::config::Config;
 
@@ -52,8 +53,13 @@ where
 
     async fn handle(&self, mut request: Request<Body>, inner: &S) -> Result<Response<Body>, Error> {
         let upstream = &self.config.upstream;
-        // The client's own address of the proxy: what a Location must come back as.
-        let downstream = request.headers().get(HOST).cloned();
+        let forward = request.extensions().get::<Forward>().cloned();
+        // The client's own address of the proxy: what a Location must come back as. A client of the forward
+        // proxy knows the API by its own name.
+        let downstream = match forward {
+            None => request.headers_mut().insert(HOST, self.host.clone()),
+            Some(_) => None,
+        };
 
         let wants_trailers = accepts_trailers(request.headers());
         strip_hop_by_hop(request.headers_mut());
@@ -71,8 +77,15 @@ where
         }
         let via = via(request.version());
         request.headers_mut().append(VIA, via);
-        request.headers_mut().insert(HOST, self.host.clone());
-        *request.uri_mut() = upstream_uri(request.uri(), &upstream.scheme, &upstream.authority)?;
+        *request.uri_mut() = match forward {
+            Some(Forward::Elsewhere(target)) => {
+                let authority = target.to_string().parse().map_err(|_| Error::BadTarget)?;
+                upstream_uri(request.uri(), &Scheme::HTTP, &authority)?
+            }
+            Some(Forward::Api) | None => {
+                upstream_uri(request.uri(), &upstream.scheme, &upstream.authority)?
+            }
+        };
         *request.version_mut() = Version::HTTP_11;
 
         let mut response = inner.handle(request).await?;
@@ -86,6 +99,11 @@ where
         }
         Ok(response)
     }
+}
+
+/// Whether an optin-proxy has forwarded this request before (RFC 9110 section 7.6.3).
+pub(super) fn has_been_here(headers: &HeaderMap) -> bool {
+    tokens(headers, &VIA).any(|entry| entry.split_ascii_whitespace().nth(1) == Some("optin-proxy"))
 }
 
 /// The client's path and query, byte for byte, behind the upstream's origin.

@@ -4,31 +4,41 @@ use std::convert::Infallible;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use http::{Request, Response};
-use hyper::body::Incoming;
+use http::{HeaderValue, Response};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
-use tokio::net::{TcpListener, TcpStream};
+use rustls::ClientConfig;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::TcpListener;
+use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::io::Deadlines;
-use super::stack::{Observed, stack};
+use super::connect::{Connect, Opened, Peer, Stream, how_to_trust};
+use super::io::{Deadlines, Listening};
+use super::stack::{Arrived, Observed, stack};
 use super::stage::Handle;
-use super::upstream::{SetupError, Upstream};
-use crate::config::{Config, Limits};
+use super::upstream::{SetupError, Upstream, tls};
+use crate::config::{CLOSE_IT, Config, Limits};
+use crate::intercept::guard::Guard;
+use crate::intercept::leaf::Leaves;
 use crate::observe::metrics::Metrics;
+use crate::observe::redact::Agent;
 
 /// A proxy with its listener bound. Accepts nothing before [`Server::run`].
 pub struct Server {
     listener: TcpListener,
     address: SocketAddr,
+    /// This process's listeners.
+    own: Vec<SocketAddr>,
     config: Arc<Config>,
     metrics: Arc<Metrics>,
-    upstream: Upstream,
+    tls: ClientConfig,
+    leaves: Arc<Leaves>,
 }
 
 /// Why the proxy cannot start.
@@ -47,19 +57,35 @@ pub enum StartError {
     /// The upstream's side.
     #[error(transparent)]
     Setup(#[from] SetupError),
+    /// It would be a proxy for everybody.
+    #[error("listen.address: {address}: {CLOSE_IT}")]
+    Open {
+        /// What was bound.
+        address: SocketAddr,
+    },
 }
 
 impl Server {
     /// Binds the listener of `config`.
     ///
     /// # Errors
-    /// If the address cannot be had, or the upstream side cannot be set up.
+    /// If the address cannot be had or would serve everybody, or the upstream side cannot be set up.
     pub async fn bind(config: Arc<Config>, metrics: Arc<Metrics>) -> Result<Self, StartError> {
-        let upstream = Upstream::new(Arc::clone(&config))?;
+        let tls = tls(&config.upstream)?;
         let bind = |error| StartError::Bind { address: config.listen.address.clone(), error };
         let listener = TcpListener::bind(&config.listen.address).await.map_err(bind)?;
         let address = listener.local_addr().map_err(bind)?;
-        Ok(Self { listener, address, config, metrics, upstream })
+        if config.listen.is_open(address.ip()) {
+            return Err(StartError::Open { address });
+        }
+        let intercept = &config.intercept;
+        let leaves = Leaves::new(intercept.ca_dir.clone(), intercept.rules.hosts.clone());
+        // Who uses the proxy as a base URL loses nothing by it.
+        if let Err(error) = leaves.check() {
+            tracing::error!(%error, "HTTPS_PROXY mode will not work");
+        }
+        let own = vec![address];
+        Ok(Self { listener, address, own, config, metrics, tls, leaves: Arc::new(leaves) })
     }
 
     /// The address that was bound, with the real port.
@@ -67,50 +93,84 @@ impl Server {
         self.address
     }
 
-    /// Serves until `stop`, then finishes what is in flight within `listen.drain_timeout`. Returns how
-    /// many connections were cut because they did not end by then.
+    /// Names one more listener of this process, that no tunnel may lead to.
+    pub fn also_own(&mut self, address: SocketAddr) {
+        self.own.push(address);
+    }
+
+    /// Serves until `stop`, then finishes what is in flight, tunnels too, within `listen.drain_timeout`.
+    /// Returns how many connections were cut because they did not end by then.
     pub async fn run(self, stop: CancellationToken) -> usize {
-        let stack = Arc::new(stack(&self.config, &self.metrics, self.upstream));
+        let Self { listener, own, config, metrics, tls, leaves, .. } = self;
+        let guard =
+            Guard::new(config.intercept.rules.clone(), own, config.upstream.connect_timeout);
+        let upstream = Upstream::new(Arc::clone(&config), tls, guard.clone());
         let connections = TaskTracker::new();
-        let builder = connection_builder(&self.config.limits);
+        let (opened, mut tunnels) = mpsc::channel(OPENED);
+        let connect = Connect {
+            guard,
+            leaves,
+            metrics: Arc::clone(&metrics),
+            handshake_timeout: config.limits.header_timeout,
+            idle: config.intercept.tunnel_idle_timeout,
+            tunnels: connections.clone(),
+            opened,
+        };
+        let serving = Serving {
+            stack: Arc::new(stack(&config, &metrics, upstream, connect)),
+            builder: connection_builder(&config.limits),
+            limits: config.limits.clone(),
+            stop: stop.clone(),
+        };
         loop {
             let accepted = tokio::select! {
                 biased;
                 () = stop.cancelled() => break,
-                accepted = self.listener.accept() => accepted,
+                // The channel's other end is in the stack.
+                Some(Opened { stream, peer, user_agent, counted }) = tunnels.recv() => {
+                    let serving = serving.clone();
+                    connections.spawn(async move {
+                        let _counted = counted;
+                        serving.tunnel(stream, peer, user_agent).await;
+                    });
+                    continue;
+                }
+                accepted = listener.accept() => accepted,
             };
-            let stream = match accepted {
-                Ok((stream, _)) => stream,
+            let (stream, address) = match accepted {
+                Ok(accepted) => accepted,
                 Err(error) => {
                     pause_after(&error).await;
                     continue;
                 }
             };
-            let serving = serve(
-                stream,
-                builder.clone(),
-                Arc::clone(&stack),
-                stop.clone(),
-                self.config.limits.clone(),
-            );
-            let metrics = Arc::clone(&self.metrics);
+            // Answers are written whole: waiting for more would only delay them.
+            let _ = stream.set_nodelay(true);
+            let allow = &config.listen.allow_from;
+            let ip = address.ip().to_canonical();
+            let is_allowed = allow.is_empty() || allow.iter().any(|net| net.contains(&ip));
+            let peer = Peer { address, is_allowed, tunnel: None };
+            let (serving, counted) = (serving.clone(), Counted::new(Arc::clone(&metrics)));
             connections.spawn(async move {
-                let _counted = Counted::new(metrics);
-                serving.await;
+                let _counted = counted;
+                serving.connection(stream, peer).await;
             });
         }
-        drop(self.listener);
+        drop((listener, tunnels));
         connections.close();
-        let drained = tokio::time::timeout(self.config.listen.drain_timeout, connections.wait());
+        let drained = tokio::time::timeout(config.listen.drain_timeout, connections.wait());
         if drained.await.is_ok() { 0 } else { connections.len() }
     }
 }
 
+/// How many opened tunnels may wait to be served. Each has its task, which waits with it.
+const OPENED: usize = 64;
+
 /// An open connection in the gauge, however it ends.
-struct Counted(Arc<Metrics>);
+pub(super) struct Counted(Arc<Metrics>);
 
 impl Counted {
-    fn new(metrics: Arc<Metrics>) -> Self {
+    pub(super) fn new(metrics: Arc<Metrics>) -> Self {
         metrics.connections.inc();
         Self(metrics)
     }
@@ -148,33 +208,70 @@ fn connection_builder(limits: &Limits) -> auto::Builder<TokioExecutor> {
     builder
 }
 
-/// One connection, HTTP/1 or HTTP/2 by its first bytes, until its end.
-async fn serve<H>(
-    stream: TcpStream,
-    builder: auto::Builder<TokioExecutor>,
+/// What serves a connection.
+struct Serving<H> {
     stack: Arc<H>,
-    stop: CancellationToken,
+    builder: auto::Builder<TokioExecutor>,
     limits: Limits,
-) where
-    H: Handle<Request<Incoming>, Response = Response<Observed>, Error = Infallible>,
-{
-    // Answers are written whole: waiting for more would only delay them.
-    let _ = stream.set_nodelay(true);
-    let io = TokioIo::new(Deadlines::new(stream, limits.header_timeout, limits.idle_timeout));
-    let service = service_fn(move |request| {
-        let stack = Arc::clone(&stack);
-        async move { stack.handle(request).await }
-    });
-    let connection = builder.serve_connection(io, service);
-    tokio::pin!(connection);
-    let ended = tokio::select! {
-        ended = connection.as_mut() => ended,
-        () = stop.cancelled() => {
-            connection.as_mut().graceful_shutdown();
-            connection.await
+    stop: CancellationToken,
+}
+
+impl<H> Clone for Serving<H> {
+    fn clone(&self) -> Self {
+        Self {
+            stack: Arc::clone(&self.stack),
+            builder: self.builder.clone(),
+            limits: self.limits.clone(),
+            stop: self.stop.clone(),
         }
-    };
-    if let Err(error) = ended {
-        tracing::debug!(error = %error, "connection ended");
+    }
+}
+
+impl<H> Serving<H>
+where
+    H: Handle<Arrived, Response = Response<Observed>, Error = Infallible>,
+{
+    /// One connection, HTTP/1 or HTTP/2 by its first bytes, until its end or until it becomes a tunnel.
+    async fn connection<T>(&self, stream: T, peer: Peer)
+    where
+        T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let (head, idle) = (self.limits.header_timeout, self.limits.idle_timeout);
+        let io = TokioIo::new(Deadlines::new(stream, head, idle));
+        let stack = Arc::clone(&self.stack);
+        let service = service_fn(move |request| {
+            let (stack, peer) = (Arc::clone(&stack), peer.clone());
+            async move { stack.handle(Arrived { request, peer }).await }
+        });
+        let connection = self.builder.serve_connection_with_upgrades(io, service);
+        tokio::pin!(connection);
+        let ended = tokio::select! {
+            ended = connection.as_mut() => ended,
+            () = self.stop.cancelled() => {
+                connection.as_mut().graceful_shutdown();
+                connection.await
+            }
+        };
+        if let Err(error) = ended {
+            tracing::debug!(error = %error, "connection ended");
+        }
+    }
+
+    /// The inside of a tunnel that was opened.
+    async fn tunnel(&self, stream: Box<dyn Stream>, peer: Peer, user_agent: Option<HeaderValue>) {
+        let client = peer.address;
+        let spoke = Arc::new(AtomicBool::new(false));
+        let stream = Listening { inner: stream, spoke: Arc::clone(&spoke) };
+        self.connection(stream, peer).await;
+        // Some clients judge a certificate only after the handshake.
+        if !spoke.load(Ordering::Relaxed) && !self.stop.is_cancelled() {
+            let agent = user_agent.as_ref().and_then(|agent| agent.to_str().ok());
+            tracing::warn!(
+                %client,
+                user_agent = agent.map(Agent).map(tracing::field::display),
+                remedy = how_to_trust(agent),
+                "a client went away right after the TLS handshake"
+            );
+        }
     }
 }

@@ -2,13 +2,16 @@
 //!
 //! `stack.rs` is the spine; start reading there.
 
+mod auth;
 mod body;
 mod budget;
 mod coding;
+pub(crate) mod connect;
 pub(crate) mod error;
 mod headers;
 mod io;
 mod listener;
+mod probe;
 mod retry;
 pub(crate) mod route;
 mod sanitize;
@@ -16,5 +19,7 @@ mod stack;
 mod stage;
 mod upstream;
 
+pub use auth::Credentials;
 pub use listener::{Server, StartError};
+pub use probe::{Probe, ProbeError, probe};
 pub use upstream::SetupError;

@@ -12,7 +12,7 @@ use super::body::{self, Ahead, Body, Rest, Side, Streaming};
 use super::coding::{Coding, DecodeError};
 use super::error::Error;
 use super::route::Route;
-use super::stack::AbsoluteForm;
+use super::stack::Forward;
 use super::stage::{Handle, Stage};
 use crate::config::{Config, Uninspectable as OnUninspectable};
 use crate::contact::refusal::Sent;
@@ -52,7 +52,9 @@ where
         let announced = incoming.size_hint().exact();
         let stream = Streaming::new(incoming, Side::Downstream, self.config.limits.idle_timeout);
         let mut request = Request::from_parts(parts, ());
-        let is_subject = route != Route::Other && self.config.sanitize.policy.mode != Mode::Off;
+        let is_elsewhere = matches!(request.extensions().get(), Some(Forward::Elsewhere(_)));
+        let is_subject =
+            route != Route::Other && self.config.sanitize.policy.mode != Mode::Off && !is_elsewhere;
 
         let body = if !is_subject {
             if ended { Body::empty() } else { Body::Streaming(stream) }
@@ -174,7 +176,7 @@ impl Sanitize {
 
 /// The name under which the client knows the proxy: only a base URL puts it into ids.
 fn own_host(request: &Request<()>) -> Option<&str> {
-    if request.extensions().get::<AbsoluteForm>().is_some() {
+    if request.extensions().get::<Forward>().is_some() {
         return None;
     }
     request.headers().get(HOST)?.to_str().ok()

@@ -6,21 +6,24 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
-use http::header::{HOST, TRANSFER_ENCODING};
-use http::{HeaderName, HeaderValue, Request, Response};
+use http::header::{CONNECTION, HOST, TRANSFER_ENCODING};
+use http::uri::{Authority, Scheme};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, Version};
 use http_body::{Body as _, Frame, SizeHint};
 use hyper::body::Incoming;
 use tower::ServiceBuilder;
 
 use super::body::{Body, BodyError};
+use super::connect::{Connect, Peer, Target};
 use super::error::Error;
-use super::headers::Headers;
+use super::headers::{Headers, has_been_here};
 use super::retry::Retry;
 use super::sanitize::Sanitize;
 use super::stage::{Handle, Stage, StageLayer};
 use super::upstream::Upstream;
 use crate::config::Config;
-use crate::observe::exchange::{Exchange, Line};
+use crate::intercept::{Host, Way};
+use crate::observe::exchange::{Decision, Exchange, Line};
 use crate::observe::metrics::Metrics;
 
 /// The whole way of a request, from a parsed head to an answer.
@@ -28,14 +31,16 @@ pub(super) fn stack(
     config: &Arc<Config>,
     metrics: &Arc<Metrics>,
     upstream: Upstream,
-) -> impl Handle<Request<Incoming>, Response = Response<Observed>, Error = Infallible> {
+    connect: Connect,
+) -> impl Handle<Arrived, Response = Response<Observed>, Error = Infallible> {
     ServiceBuilder::new()
         // Outermost, so that one line and one report tell the client's view, whatever happens below.
         .layer(StageLayer(Observe { config: Arc::clone(config), metrics: Arc::clone(metrics) }))
         // The only place where an error becomes a response.
         .layer(StageLayer(Problems))
-        // Before anything is read: a target that is not served costs nothing.
-        .layer(StageLayer(Target { config: Arc::clone(config) }))
+        // Before anything is read: a target that is not served costs nothing. CONNECT goes no further: what is
+        // opened by it comes back from the top.
+        .layer(StageLayer(Admit { config: Arc::clone(config), connect: Arc::new(connect) }))
         // Above the retry: a body is inspected once, and what is sent again is what was sent.
         .layer(StageLayer(Sanitize { config: Arc::clone(config) }))
         // Above the headers: each attempt is a request of its own to the upstream.
@@ -43,6 +48,12 @@ pub(super) fn stack(
         // Just above the wire, so that nothing above sees the upstream's side of the message.
         .layer(StageLayer(Headers::new(Arc::clone(config))))
         .service(upstream)
+}
+
+/// A request, and the connection that it came on.
+pub(super) struct Arrived {
+    pub request: Request<Incoming>,
+    pub peer: Peer,
 }
 
 /// The report of a contact write, for the client (RFC 9651).
@@ -55,7 +66,7 @@ struct Observe {
     metrics: Arc<Metrics>,
 }
 
-impl<S> Stage<Request<Incoming>, S> for Observe
+impl<S> Stage<Arrived, S> for Observe
 where
     S: Handle<Request<Incoming>, Response = Response<Body>, Error = Infallible>,
 {
@@ -64,10 +75,10 @@ where
 
     async fn handle(
         &self,
-        mut request: Request<Incoming>,
+        Arrived { mut request, peer }: Arrived,
         inner: &S,
     ) -> Result<Response<Observed>, Infallible> {
-        let exchange = Arc::new(Exchange::begin(&request, Arc::clone(&self.metrics)));
+        let exchange = Arc::new(Exchange::begin(&request, peer, Arc::clone(&self.metrics)));
         request.extensions_mut().insert(Arc::clone(&exchange));
         // Written even if the client goes away and this future with it.
         let mut line = Line { exchange, complete: false, sent: 0 };
@@ -144,13 +155,18 @@ where
         inner: &S,
     ) -> Result<Response<Body>, Infallible> {
         let exchange = request.extensions().get::<Arc<Exchange>>().cloned().unwrap_or_default();
-        let to_head = request.method() == http::Method::HEAD;
+        let to_head = request.method() == Method::HEAD;
+        // What follows a CONNECT that is refused may be meant for the tunnel, and is no request.
+        let closes = request.method() == Method::CONNECT && request.version() < Version::HTTP_2;
         Ok(match inner.handle(request).await {
             Ok(response) => response,
             Err(error) => {
                 let problem = error.problem();
                 exchange.failed(problem.name, &error);
-                let response = problem.into_response();
+                let mut response = problem.into_response();
+                if closes {
+                    response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+                }
                 // hyper drops a body to HEAD on HTTP/1 only.
                 if to_head { response.map(|_| Body::empty()) } else { response }
             }
@@ -158,18 +174,24 @@ where
     }
 }
 
-/// Marks a request of a client that knows this proxy as a proxy, not as the API: no id of it carries
-/// the proxy's own origin.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct AbsoluteForm;
-
-/// Decides whether a target is served, and names its host in one way.
-#[derive(Clone)]
-struct Target {
-    config: Arc<Config>,
+/// Marks a request of a client that knows this proxy as a proxy, not as the API itself: the client's own
+/// `Host` goes upstream, and no id carries the proxy's origin.
+#[derive(Debug, Clone)]
+pub(super) enum Forward {
+    /// It is for the API.
+    Api,
+    /// It is for another host, by plain http.
+    Elsewhere(Arc<Target>),
 }
 
-impl<S> Stage<Request<Incoming>, S> for Target
+/// Decides whether a client and its target are served, and names the target's host in one way.
+#[derive(Clone)]
+struct Admit {
+    config: Arc<Config>,
+    connect: Arc<Connect>,
+}
+
+impl<S> Stage<Request<Incoming>, S> for Admit
 where
     S: Handle<Request<Incoming>, Response = Response<Body>, Error = Error>,
 {
@@ -181,44 +203,130 @@ where
         mut request: Request<Incoming>,
         inner: &S,
     ) -> Result<Response<Body>, Error> {
-        if request.method() == http::Method::CONNECT {
-            return Err(Error::Connect);
+        let exchange = request.extensions().get::<Arc<Exchange>>().cloned().unwrap_or_default();
+        let peer = exchange.peer();
+        if peer.is_some_and(|peer| !peer.is_allowed) {
+            return Err(Error::ClientDenied);
         }
-        // hyper undoes chunks, and would drop the name of any other transfer coding with them.
-        if request
-            .headers()
-            .get_all(TRANSFER_ENCODING)
-            .into_iter()
-            .any(|coding| !coding.as_bytes().trim_ascii().eq_ignore_ascii_case(b"chunked"))
-        {
-            return Err(Error::TransferCoding);
+        let tunnel = peer.and_then(|peer| peer.tunnel.as_deref());
+        if request.method() == Method::CONNECT {
+            if tunnel.is_some() {
+                return Err(Error::NestedConnect);
+            }
+            self.authenticate(request.headers())?;
+            return self.connect.handle(request, &exchange).await;
         }
-        // RFC 9112 section 3.2: which of two is meant, nobody can say.
-        if request.headers().get_all(HOST).into_iter().count() > 1 {
-            return Err(Error::SeveralHosts);
-        }
-        if let Some(authority) = request.uri().authority().cloned() {
-            if authority.as_str().contains('@') {
-                return Err(Error::BadTarget);
+        check_message(request.headers())?;
+        let forward = match (tunnel, request.uri().authority()) {
+            (Some(tunnel), authority) => {
+                agree(tunnel, authority, request.headers())?;
+                Some(Forward::Api)
             }
-            let is_absolute_form = request.version() != http::Version::HTTP_2;
-            let upstream = &self.config.upstream.authority;
-            if is_absolute_form {
-                let same_host = authority.host().eq_ignore_ascii_case(upstream.host());
-                let port = authority.port_u16();
-                if !same_host
-                    || !(port == upstream.port_u16() || port.is_none_or(|port| port == 80))
-                {
-                    return Err(Error::ForeignTarget);
-                }
-                request.extensions_mut().insert(AbsoluteForm);
+            (None, Some(authority)) if request.version() != Version::HTTP_2 => {
+                let authority = authority.clone();
+                self.authenticate(request.headers())?;
+                Some(self.absolute(request.uri().scheme(), &authority, &exchange)?)
             }
-            // RFC 9112 section 3.2.2: the target's authority counts, whatever Host says. HTTP/2 has
-            // it in :authority.
-            if let Ok(host) = HeaderValue::from_str(authority.as_str()) {
-                request.headers_mut().insert(HOST, host);
-            }
+            // A base URL; HTTP/2 has its authority in a field of its own.
+            (None, _) => None,
+        };
+        name_host(&mut request, tunnel)?;
+        if let Some(forward) = forward {
+            request.extensions_mut().insert(forward);
         }
         inner.handle(request).await
     }
+}
+
+impl Admit {
+    /// Requests to a proxy carry its credentials (RFC 9110 section 11.7). Those to a base URL cannot, and
+    /// reach nothing but the API, which has credentials of its own.
+    fn authenticate(&self, headers: &HeaderMap) -> Result<(), Error> {
+        match &self.config.listen.proxy_auth {
+            Some(credentials) if !credentials.are_in(headers) => Err(Error::ProxyAuth),
+            _ => Ok(()),
+        }
+    }
+
+    /// Where a target in absolute form leads (RFC 9112 section 3.2.2).
+    fn absolute(
+        &self,
+        scheme: Option<&Scheme>,
+        authority: &Authority,
+        exchange: &Exchange,
+    ) -> Result<Forward, Error> {
+        let is_plain = scheme != Some(&Scheme::HTTPS);
+        let upstream = &self.config.upstream.authority;
+        let is_upstream = authority.host().eq_ignore_ascii_case(upstream.host())
+            && (authority.port_u16() == upstream.port_u16()
+                || authority.port_u16().is_none_or(|port| port == 80));
+        if is_upstream {
+            return Ok(Forward::Api);
+        }
+        let host = authority.host().parse().map_err(|error| Error::BadAuthority(Some(error)))?;
+        let default_port = if is_plain { 80 } else { 443 };
+        let target = Target { host, port: authority.port_u16().unwrap_or(default_port) };
+        exchange.concerns(&target);
+        let rules = &self.config.intercept.rules;
+        match rules.judge(&target.host, target.port, is_plain)? {
+            Way::Intercept => {
+                exchange.decided(Decision::Intercepted);
+                Ok(Forward::Api)
+            }
+            Way::Elsewhere if is_plain => {
+                exchange.decided(Decision::Forwarded);
+                Ok(Forward::Elsewhere(Arc::new(target)))
+            }
+            Way::Elsewhere => Err(Error::ConnectRequired),
+        }
+    }
+}
+
+/// What no request may have.
+fn check_message(headers: &HeaderMap) -> Result<(), Error> {
+    if has_been_here(headers) {
+        return Err(Error::Loop);
+    }
+    // hyper undoes chunks, and would drop the name of any other transfer coding with them.
+    let codings = headers.get_all(TRANSFER_ENCODING);
+    let is_chunked =
+        |coding: &HeaderValue| coding.as_bytes().trim_ascii().eq_ignore_ascii_case(b"chunked");
+    if !codings.into_iter().all(is_chunked) {
+        return Err(Error::TransferCoding);
+    }
+    // RFC 9112 section 3.2: which of two is meant, nobody can say.
+    if headers.get_all(HOST).into_iter().count() > 1 {
+        return Err(Error::SeveralHosts);
+    }
+    Ok(())
+}
+
+/// A tunnel was opened for one host: the certificate vouched for it, and for no other.
+fn agree(tunnel: &Target, authority: Option<&Authority>, headers: &HeaderMap) -> Result<(), Error> {
+    let named = match (authority, headers.get(HOST)) {
+        (Some(authority), _) => authority.clone(),
+        (None, Some(host)) => Authority::try_from(host.as_bytes()).map_err(|_| Error::OtherHost)?,
+        (None, None) => return Ok(()),
+    };
+    let same_host = named.host().parse().is_ok_and(|host: Host| host == tunnel.host);
+    let same_port = named.port_u16().is_none_or(|port| port == tunnel.port);
+    if same_host && same_port && !named.as_str().contains('@') {
+        Ok(())
+    } else {
+        Err(Error::OtherHost)
+    }
+}
+
+/// RFC 9112 section 3.2.2: the target's authority counts, whatever Host says. HTTP/2 has it in :authority.
+fn name_host(request: &mut Request<Incoming>, tunnel: Option<&Target>) -> Result<(), Error> {
+    let name = match (request.uri().authority(), tunnel) {
+        (Some(authority), _) if authority.as_str().contains('@') => return Err(Error::BadTarget),
+        (Some(authority), _) => authority.to_string(),
+        (None, Some(tunnel)) if !request.headers().contains_key(HOST) => tunnel.host.to_string(),
+        _ => return Ok(()),
+    };
+    if let Ok(host) = HeaderValue::from_maybe_shared(Bytes::from(name)) {
+        request.headers_mut().insert(HOST, host);
+    }
+    Ok(())
 }

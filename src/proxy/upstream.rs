@@ -13,8 +13,9 @@ use hyper::body::Incoming;
 use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder, MaybeHttpsStream};
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::client::legacy::connect::dns::{GaiResolver, Name};
-use hyper_util::client::legacy::{self, Client};
+use hyper_util::client::legacy::{self, Client, ResponseFuture};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use rustls::pki_types::CertificateDer;
 use rustls::{ClientConfig, RootCertStore};
 use tokio::net::TcpStream;
 use tower::Service;
@@ -22,8 +23,11 @@ use tower::Service;
 use super::body::{Body, BodyError, Progress, Rest, Side, Streaming};
 use super::error::Error;
 use super::io::{History, Remembering};
+use super::stack::Forward;
 use super::stage::Handle;
 use crate::config::{self, Config};
+use crate::intercept::guard::{ConnectError, Guard};
+use crate::intercept::{Denied, HostError, ca};
 
 /// The most connections kept open without a request on them.
 const MAX_IDLE: usize = 64;
@@ -34,7 +38,9 @@ const PING_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Sends requests to the API.
 pub(super) struct Upstream {
-    client: Client<Connector, Body>,
+    api: Client<Connector, Body>,
+    /// For plain requests to other hosts.
+    others: Client<Guarded, Body>,
     config: Arc<Config>,
 }
 
@@ -44,23 +50,21 @@ pub(super) struct Upstream {
 pub struct SetupError(#[from] rustls::Error);
 
 impl Upstream {
-    /// Prepares connections to `upstream.url`; none is opened yet.
-    ///
-    /// # Errors
-    /// If TLS cannot be set up.
-    pub fn new(config: Arc<Config>) -> Result<Self, SetupError> {
+    /// Prepares connections to `upstream.url`, and to what `guard` allows; none is opened yet.
+    pub fn new(config: Arc<Config>, tls: ClientConfig, guard: Guard) -> Self {
         let mut http = HttpConnector::new_with_resolver(Resolver(GaiResolver::new()));
         http.enforce_http(false);
         http.set_nodelay(true);
         // Shared out among the addresses of a name, so that a dead one does not use it all up.
         http.set_connect_timeout(Some(config.upstream.connect_timeout));
         let https = HttpsConnectorBuilder::new()
-            .with_tls_config(tls(&config.upstream)?)
+            .with_tls_config(tls)
             .https_or_http()
             .enable_all_versions()
             .wrap_connector(http);
         let connector = Connector { https, timeout: config.upstream.connect_timeout };
-        let client = Client::builder(TokioExecutor::new())
+        let mut builder = Client::builder(TokioExecutor::new());
+        builder
             .timer(TokioTimer::new())
             .pool_timer(TokioTimer::new())
             .pool_idle_timeout(config.upstream.keep_alive)
@@ -69,21 +73,20 @@ impl Upstream {
             // A shared HTTP/2 connection is never idle for long: only pings tell that its path died.
             .http2_keep_alive_interval(PING_INTERVAL)
             .http2_keep_alive_timeout(PING_TIMEOUT)
-            .http2_keep_alive_while_idle(true)
-            .build(connector);
-        Ok(Self { client, config })
+            .http2_keep_alive_while_idle(true);
+        let (api, others) = (builder.build(connector), builder.build(Guarded(guard)));
+        Self { api, others, config }
     }
 
     /// One attempt, with `upstream.response_timeout` for the first byte of the answer. While a body
     /// still streams up, the time counts from its last movement.
     async fn attempt(
         &self,
-        request: Request<Body>,
+        response: ResponseFuture,
         progress: Option<Progress>,
     ) -> Result<Response<Incoming>, Failed> {
         let limit = self.config.upstream.response_timeout;
         let started = tokio::time::Instant::now();
-        let response = self.client.request(request);
         tokio::pin!(response);
         loop {
             let last = progress.as_ref().map_or(started, Progress::last).max(started);
@@ -109,8 +112,21 @@ impl Handle<Request<Body>> for Upstream {
             }
             Body::Buffered(_) | Body::Resumed(..) => None,
         };
-        let answer = self.attempt(request, progress).await;
-        let incoming = answer.map_err(|failed| failed.into_error(&self.config.upstream))?;
+        let elsewhere = match request.extensions_mut().remove() {
+            Some(Forward::Elsewhere(target)) => Some(target),
+            Some(Forward::Api) | None => None,
+        };
+        let asked = if elsewhere.is_some() {
+            self.others.request(request)
+        } else {
+            self.api.request(request)
+        };
+        let incoming = self.attempt(asked, progress).await.map_err(|failed| {
+            let is_api = elsewhere.is_none();
+            let host = elsewhere
+                .map_or_else(|| self.config.upstream.authority.to_string(), |it| it.to_string());
+            failed.into_error(host, is_api)
+        })?;
         let idle = self.config.limits.idle_timeout;
         Ok(incoming.map(|body| Body::Streaming(Streaming::new(body, Side::Upstream, idle))))
     }
@@ -120,8 +136,10 @@ impl Handle<Request<Body>> for Upstream {
 #[derive(Debug, thiserror::Error)]
 #[error("{host}: {}: {message}", .fault.phase())]
 pub(crate) struct UpstreamError {
-    /// The upstream's authority.
+    /// The authority that was asked.
     pub host: String,
+    /// It is `upstream.url`'s.
+    pub is_api: bool,
     pub fault: Fault,
     /// The cause in the words of the library that met it. No content, no credentials.
     pub message: String,
@@ -215,16 +233,18 @@ impl Fault {
 enum Failed {
     /// The client's body broke off, so the request had to.
     RequestBody(BodyError),
+    Denied(Denied),
     Fault(Fault, String),
 }
 
 impl Failed {
-    fn into_error(self, upstream: &config::Upstream) -> Error {
+    fn into_error(self, host: String, is_api: bool) -> Error {
         let (fault, message) = match self {
             Self::RequestBody(error) => return Error::RequestBody(error),
+            Self::Denied(denied) => return Error::Denied(denied),
             Self::Fault(fault, message) => (fault, message),
         };
-        Error::Upstream(UpstreamError { host: upstream.authority.to_string(), fault, message })
+        Error::Upstream(UpstreamError { host, is_api, fault, message })
     }
 }
 
@@ -233,6 +253,10 @@ impl From<legacy::Error> for Failed {
         let causes = || Causes(Some(&error));
         if let Some(body) = causes().find_map(|cause| cause.downcast_ref::<BodyError>()) {
             return Self::RequestBody(body.clone());
+        }
+        if let Some(ConnectError::Denied(denied)) = causes().find_map(<dyn StdError>::downcast_ref)
+        {
+            return Self::Denied(denied.clone());
         }
         let mut extensions = http::Extensions::new();
         if let Some(connected) = error.connect_info() {
@@ -248,10 +272,13 @@ impl From<legacy::Error> for Failed {
 }
 
 fn classify<'e>(error: &legacy::Error, causes: impl Fn() -> Causes<'e>) -> Fault {
-    if causes().any(|cause| cause.is::<ConnectTimeout>()) {
+    let guarded = causes().find_map(<dyn StdError>::downcast_ref::<ConnectError>);
+    if let Some(ConnectError::Timeout(_)) = guarded {
         return Fault::ConnectTimeout;
     }
-    if causes().any(|cause| cause.is::<Unresolved>()) {
+    if matches!(guarded, Some(ConnectError::Unresolved(_)))
+        || causes().any(|cause| cause.is::<Unresolved>())
+    {
         return Fault::Dns;
     }
     if let Some(tls) = causes().find_map(|cause| cause.downcast_ref::<rustls::Error>()) {
@@ -298,6 +325,31 @@ impl<'e> Iterator for Causes<'e> {
     }
 }
 
+/// Opens connections to hosts of the client's choosing, as far as they are allowed.
+#[derive(Clone)]
+struct Guarded(Guard);
+
+impl Service<Uri> for Guarded {
+    type Response = TokioIo<Remembering<TcpStream>>;
+    type Error = ConnectError;
+    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, ConnectError>> + Send>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), ConnectError>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, uri: Uri) -> Self::Future {
+        let guard = self.0.clone();
+        Box::pin(async move {
+            let host = uri.host().unwrap_or_default().parse();
+            let host =
+                host.map_err(|error| ConnectError::Io(io::Error::other::<HostError>(error)))?;
+            let stream = guard.connect(&host, uri.port_u16().unwrap_or(80)).await?;
+            Ok(TokioIo::new(Remembering::new(stream)))
+        })
+    }
+}
+
 /// Opens connections, TLS included, within a deadline.
 #[derive(Clone)]
 struct Connector {
@@ -307,10 +359,6 @@ struct Connector {
 
 /// Adapters on both sides, since only tokio's traits tell how much was read.
 type Io = TokioIo<Remembering<TokioIo<MaybeHttpsStream<TokioIo<TcpStream>>>>>;
-
-#[derive(Debug, thiserror::Error)]
-#[error("no connection within {}", humantime::format_duration(*.0))]
-struct ConnectTimeout(Duration);
 
 impl Service<Uri> for Connector {
     type Response = Io;
@@ -327,7 +375,7 @@ impl Service<Uri> for Connector {
         Box::pin(async move {
             match tokio::time::timeout(limit, connecting).await {
                 Ok(stream) => Ok(TokioIo::new(Remembering::new(TokioIo::new(stream?)))),
-                Err(_) => Err(ConnectTimeout(limit).into()),
+                Err(_) => Err(ConnectError::Timeout(limit).into()),
             }
         })
     }
@@ -356,13 +404,20 @@ impl Service<Name> for Resolver {
     }
 }
 
-/// Whom to trust: `upstream.ca_file` alone if given, else the system's roots, else Mozilla's.
-fn tls(upstream: &config::Upstream) -> Result<ClientConfig, SetupError> {
+/// Whom to trust: `upstream.ca_file` alone if given, else the system's roots, else Mozilla's. Never
+/// the proxy's own authority, even where SSL_CERT_FILE names a bundle that holds it: who could sign with
+/// its key would be the API to the proxy.
+///
+/// # Errors
+/// If the TLS library refuses its own defaults.
+pub(super) fn tls(upstream: &config::Upstream) -> Result<ClientConfig, SetupError> {
     let mut roots = RootCertStore::empty();
+    let foreign = |certificate: &CertificateDer<'_>| !ca::is_ours(certificate);
     if let Some(authorities) = &upstream.authorities {
-        roots.add_parsable_certificates(authorities.iter().cloned());
+        roots.add_parsable_certificates(authorities.iter().filter(|it| foreign(it)).cloned());
     } else {
-        roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+        let system = rustls_native_certs::load_native_certs().certs;
+        roots.add_parsable_certificates(system.into_iter().filter(foreign));
         if roots.is_empty() {
             tracing::warn!(
                 "no certificate authorities on this system: trusting the bundled Mozilla roots"

@@ -11,6 +11,7 @@
 
 mod http;
 pub mod state;
+mod tls;
 mod xml;
 
 use std::net::SocketAddr;
@@ -20,11 +21,14 @@ use std::time::Duration;
 use bytes::Bytes;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpListener;
+use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use state::State;
+pub use tls::TlsError;
 
 /// The account that exists from the start, and what its requests authenticate with.
 pub const ACCOUNT: &str = "joesflowers";
@@ -50,11 +54,20 @@ impl Default for Options {
     }
 }
 
+/// The longest wait for a TLS handshake.
+const HANDSHAKE: Duration = Duration::from_secs(10);
+
+/// A connection, encrypted or not.
+trait Stream: AsyncRead + AsyncWrite + Unpin + Send {}
+
+impl<T: AsyncRead + AsyncWrite + Unpin + Send> Stream for T {}
+
 /// A simulated API with its listener bound.
 pub struct Simulator {
     listener: TcpListener,
     address: SocketAddr,
     world: World,
+    tls: Option<TlsAcceptor>,
 }
 
 /// Looks into a running simulator from outside.
@@ -87,7 +100,18 @@ impl Simulator {
         let listener = TcpListener::bind(address).await?;
         let address = listener.local_addr()?;
         let world = World(Arc::new(Mutex::new(State::new(options))));
-        Ok(Self { listener, address, world })
+        Ok(Self { listener, address, world, tls: None })
+    }
+
+    /// Speaks TLS instead of plain text, for `localhost` and for the API's own name. Returns the
+    /// certificate authority to trust, as PEM: it is made anew each time.
+    ///
+    /// # Errors
+    /// If no certificate can be made.
+    pub fn with_tls(&mut self) -> Result<String, TlsError> {
+        let (acceptor, authority) = tls::acceptor()?;
+        self.tls = Some(acceptor);
+        Ok(authority)
     }
 
     /// The address that was bound.
@@ -115,8 +139,17 @@ impl Simulator {
             };
             let world = self.world.clone();
             let stop = stop.clone();
+            let tls = self.tls.clone();
             connections.spawn(async move {
                 let _ = stream.set_nodelay(true);
+                let stream: Box<dyn Stream> = match tls {
+                    None => Box::new(stream),
+                    Some(tls) => match tokio::time::timeout(HANDSHAKE, tls.accept(stream)).await {
+                        Ok(Ok(stream)) => Box::new(stream),
+                        // Whoever does not trust it goes away.
+                        _ => return,
+                    },
+                };
                 let mut builder = auto::Builder::new(TokioExecutor::new());
                 builder.http1().timer(TokioTimer::new());
                 let service = hyper::service::service_fn(move |request| {

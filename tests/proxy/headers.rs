@@ -126,18 +126,14 @@ async fn a_location_under_the_upstreams_origin_comes_back_as_the_proxys() {
 }
 
 #[tokio::test]
-async fn an_absolute_form_target_counts_more_than_host_and_only_the_upstream_is_served() {
+async fn an_absolute_form_target_counts_more_than_host() {
     let origin = origin().await;
     let proxy = Proxy::before(&origin, &[]).await;
     let asked = format!("GET http://{}/x?y HTTP/1.1\r\nHost: elsewhere\r\n\r\n", origin.address);
     assert_eq!(proxy.ask(asked.as_bytes()).await.status, 200);
-    assert!(origin.request().head.starts_with("GET /x?y HTTP/1.1\r\n"));
-    let foreign = proxy.ask(b"GET http://elsewhere.example/ HTTP/1.1\r\nHost: p\r\n\r\n").await;
-    assert_eq!((foreign.status, foreign.problem()), (403, "target-denied".to_owned()));
-    let connect =
-        proxy.ask(b"CONNECT api.constantcontact.com:443 HTTP/1.1\r\nHost: x\r\n\r\n").await;
-    assert_eq!((connect.status, connect.problem()), (405, "connect-not-served".to_owned()));
-    assert_eq!(origin.requests().len(), 1);
+    let request = origin.request();
+    assert!(request.head.starts_with("GET /x?y HTTP/1.1\r\n"));
+    assert_eq!(request.fields("host"), [origin.address.to_string()]);
 }
 
 #[tokio::test]

@@ -1,0 +1,422 @@
+//! The certificate authority of HTTPS_PROXY mode, on disk and in use.
+//!
+//! A root signs one issuing authority and its key is thrown away. The issuing authority is constrained to
+//! `intercept.hosts`, so that its key, were it stolen, could impersonate these hosts and no other. The
+//! constraint does not stand in the root: Java ignores it there.
+
+use std::fs;
+use std::io::{self, Write};
+use std::net::IpAddr;
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use aws_lc_rs::rand::{SecureRandom, SystemRandom};
+use rcgen::{
+    BasicConstraints, CertificateParams, CidrSubnet, DistinguishedName, DnType,
+    ExtendedKeyUsagePurpose, GeneralSubtree, IsCa, Issuer, KeyPair, KeyUsagePurpose,
+    NameConstraints, SanType, SerialNumber,
+};
+use rustls::RootCertStore;
+use rustls::client::WebPkiServerVerifier;
+use rustls::client::danger::ServerCertVerifier;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
+use time::OffsetDateTime;
+use x509_parser::prelude::{FromDer, X509Certificate};
+
+use super::host::Host;
+
+/// The secret file: the issuing authority's key, its certificate, and the root's.
+const ISSUER_FILE: &str = "issuer.pem";
+/// The public file: the root's certificate, which clients have to trust.
+const ROOT_FILE: &str = "ca.pem";
+
+/// How the common names of our authorities begin.
+const ROOT_NAME: &str = "optin-proxy root";
+const ISSUER_NAME: &str = "optin-proxy issuing authority";
+
+const DAY: Duration = Duration::from_secs(24 * 60 * 60);
+/// Apple's clients take no longer ones than 825 days.
+const AUTHORITY_LIFE: Duration = DAY.saturating_mul(730);
+const LEAF_LIFE: Duration = DAY.saturating_mul(7);
+/// A clock that is two days slow still sees a valid certificate.
+const SKEW: Duration = DAY.saturating_mul(2);
+
+/// From when on the end of the authority is worth a warning.
+pub const NEARLY_OVER: Duration = DAY.saturating_mul(30);
+
+/// An authority, ready to sign.
+pub struct Authority {
+    root: CertificateDer<'static>,
+    certificate: CertificateDer<'static>,
+    issuer: Issuer<'static, KeyPair>,
+    not_after: SystemTime,
+}
+
+/// Why there is no authority to work with.
+#[derive(Debug, thiserror::Error)]
+pub enum CaError {
+    /// Neither `intercept.ca_dir` nor the environment names a folder.
+    #[error("no folder for the certificate authority: set intercept.ca_dir, or HOME")]
+    NoFolder,
+    /// `ca init` where there is one already.
+    #[error(
+        "there is a certificate authority in {0} already, and it is never overwritten; move that folder away to begin a new one"
+    )]
+    Exists(PathBuf),
+    /// A file or folder cannot be read or written.
+    #[error(
+        "{path}: {error}; see that this user may read and write it, or choose another folder in intercept.ca_dir"
+    )]
+    File {
+        /// The file or folder.
+        path: PathBuf,
+        /// What the system says.
+        error: io::Error,
+    },
+    /// Others may read the key.
+    #[error(
+        "{path}: other users may read this key (mode {mode:o}); if nobody has, `chmod 600 {path}`, else move the folder away and run `optin-proxy ca init`"
+    )]
+    Exposed {
+        /// The secret file.
+        path: PathBuf,
+        /// Its permissions.
+        mode: u32,
+    },
+    /// The secret file is not what it should be.
+    #[error(
+        "{path}: {why}; move the folder away and run `optin-proxy ca init`, then let clients trust the new one"
+    )]
+    Broken {
+        /// The secret file.
+        path: PathBuf,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// A certificate could not be made.
+    #[error("cannot make a certificate: {0}")]
+    Make(String),
+}
+
+/// A certificate for one host, with its key and the chain up to the root.
+pub struct Leaf {
+    /// Leaf and issuing authority.
+    pub chain: Vec<CertificateDer<'static>>,
+    /// The leaf's key.
+    pub key: PrivateKeyDer<'static>,
+    /// When it ends.
+    pub not_after: SystemTime,
+}
+
+impl Authority {
+    /// Makes an authority for these hosts, in `folder`.
+    ///
+    /// # Errors
+    /// If there is one already, or its file cannot be written.
+    pub fn create(folder: &Path, hosts: &[Host]) -> Result<Self, CaError> {
+        let path = folder.join(ISSUER_FILE);
+        if path.try_exists().unwrap_or(true) {
+            return Err(CaError::Exists(folder.to_owned()));
+        }
+        let fault = |error| CaError::File { path: folder.to_owned(), error };
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(folder).map_err(fault)?;
+
+        let now = SystemTime::now();
+        let (root, certificate, key) = generate(hosts, now).map_err(make)?;
+        let text = pem::encode_many(&[
+            pem::Pem::new("PRIVATE KEY", key.serialize_der()),
+            pem::Pem::new("CERTIFICATE", certificate.to_vec()),
+            pem::Pem::new("CERTIFICATE", root.to_vec()),
+        ]);
+        // Whole or not at all, readable for nobody else from its first byte on, and never over another:
+        // two processes may begin at once.
+        let written = tempfile::NamedTempFile::new_in(folder).and_then(|mut file| {
+            file.write_all(text.as_bytes())?;
+            file.as_file().sync_all()?;
+            file.persist_noclobber(&path).map(drop).map_err(|error| error.error)
+        });
+        match written {
+            Ok(()) => {}
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+                return Err(CaError::Exists(folder.to_owned()));
+            }
+            Err(error) => return Err(fault(error)),
+        }
+        Self::load(folder, hosts)?.ok_or_else(|| CaError::Broken {
+            path,
+            why: "it has vanished while it was made".into(),
+        })
+    }
+
+    /// The authority in `folder`, proved to serve these hosts. `None` if there is none.
+    ///
+    /// # Errors
+    /// If it cannot be read or used: expired, mismatched, constrained to other hosts, open to others.
+    pub fn load(folder: &Path, hosts: &[Host]) -> Result<Option<Self>, CaError> {
+        let path = folder.join(ISSUER_FILE);
+        let fault = |error| CaError::File { path: path.clone(), error };
+        let mode = match fs::metadata(&path) {
+            Ok(metadata) => metadata.permissions().mode() & 0o777,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(fault(error)),
+        };
+        if mode & 0o077 != 0 {
+            return Err(CaError::Exposed { path, mode });
+        }
+        let text = fs::read(&path).map_err(fault)?;
+        let broken = |why: String| CaError::Broken { path: path.clone(), why };
+        let authority = Self::parse(&text).map_err(broken)?;
+        authority.prove(hosts).map_err(broken)?;
+        publish(folder, &authority.root_pem())?;
+        Ok(Some(authority))
+    }
+
+    /// The authority in `folder`; made if there is none yet.
+    ///
+    /// # Errors
+    /// Those of [`Authority::load`] and [`Authority::create`].
+    pub fn open(folder: &Path, hosts: &[Host]) -> Result<Self, CaError> {
+        if let Some(authority) = Self::load(folder, hosts)? {
+            return Ok(authority);
+        }
+        match Self::create(folder, hosts) {
+            // Somebody else was faster.
+            Err(CaError::Exists(_)) => Self::load(folder, hosts)?.ok_or(CaError::NoFolder),
+            made => made,
+        }
+    }
+
+    fn parse(text: &[u8]) -> Result<Self, String> {
+        let parts = pem::parse_many(text).map_err(|error| error.to_string())?;
+        let [key, certificate, root] =
+            <[pem::Pem; 3]>::try_from(parts).map_err(|_| "it holds no key and two certificates")?;
+        let tags = [&key, &certificate, &root].map(pem::Pem::tag);
+        if tags != ["PRIVATE KEY", "CERTIFICATE", "CERTIFICATE"] {
+            return Err("it holds no key and two certificates".into());
+        }
+        let key = PrivateKeyDer::Pkcs8(key.into_contents().into());
+        let key = KeyPair::try_from(&key).map_err(|error| format!("its key: {error}"))?;
+        let certificate = CertificateDer::from(certificate.into_contents());
+        let root = CertificateDer::from(root.into_contents());
+        let (_, parsed) = X509Certificate::from_der(&certificate)
+            .map_err(|error| format!("its certificate: {error}"))?;
+        if parsed.public_key().raw != rcgen::PublicKeyData::subject_public_key_info(&key) {
+            return Err("its key and its certificate do not belong together".into());
+        }
+        let not_after = parsed.validity().not_after.to_datetime().into();
+        let issuer =
+            Issuer::from_ca_cert_der(&certificate, key).map_err(|error| error.to_string())?;
+        Ok(Self { root, issuer, not_after, certificate })
+    }
+
+    /// Whether clients that trust the root would take what is signed here.
+    fn prove(&self, hosts: &[Host]) -> Result<(), String> {
+        let now = SystemTime::now();
+        if now > self.not_after {
+            let end = OffsetDateTime::from(self.not_after).date();
+            return Err(format!("the certificate authority has expired on {end}"));
+        }
+        let mut roots = RootCertStore::empty();
+        roots.add(self.root.clone()).map_err(|error| format!("its root: {error}"))?;
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let verifier = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider)
+            .build()
+            .map_err(|error| error.to_string())?;
+        for host in hosts {
+            let leaf = self.mint(host, now).map_err(|error| error.to_string())?;
+            let name = server_name(host)?;
+            verifier
+                .verify_server_cert(&leaf.chain[0], &leaf.chain[1..], &name, &[], UnixTime::now())
+                .map_err(|error| {
+                    format!("it cannot vouch for {host}, which intercept.hosts names ({error})")
+                })?;
+        }
+        Ok(())
+    }
+
+    /// The root's certificate: what clients trust.
+    pub fn root(&self) -> &CertificateDer<'static> {
+        &self.root
+    }
+
+    /// The root's certificate as PEM.
+    pub fn root_pem(&self) -> String {
+        pem::encode(&pem::Pem::new("CERTIFICATE", self.root.to_vec()))
+    }
+
+    /// The issuing authority's certificate, which servers send.
+    pub fn issuing(&self) -> &CertificateDer<'static> {
+        &self.certificate
+    }
+
+    /// The hosts that its constraint permits.
+    pub fn hosts(&self) -> Vec<Host> {
+        use x509_parser::extensions::GeneralName;
+        let Ok((_, parsed)) = X509Certificate::from_der(&self.certificate) else {
+            return Vec::new();
+        };
+        let Ok(Some(constraints)) = parsed.name_constraints() else { return Vec::new() };
+        let permitted = constraints.value.permitted_subtrees.iter().flatten();
+        let host = |base: &GeneralName<'_>| match base {
+            GeneralName::DNSName(name) => name.parse().ok(),
+            // An address and its mask.
+            GeneralName::IPAddress(bytes) => match bytes.len() {
+                8 => <[u8; 4]>::try_from(&bytes[..4]).ok().map(|it| Host::Address(it.into())),
+                32 => <[u8; 16]>::try_from(&bytes[..16]).ok().map(|it| Host::Address(it.into())),
+                _ => None,
+            },
+            _ => None,
+        };
+        permitted.filter_map(|subtree| host(&subtree.base)).collect()
+    }
+
+    /// When it ends; nothing that it signs lives longer.
+    pub fn not_after(&self) -> SystemTime {
+        self.not_after
+    }
+
+    /// Signs a certificate for a host, valid from `now` (and two days before, for slow clocks) for a
+    /// week.
+    ///
+    /// # Errors
+    /// If the signature fails.
+    pub fn mint(&self, host: &Host, now: SystemTime) -> Result<Leaf, CaError> {
+        let key = KeyPair::generate().map_err(make)?;
+        let not_after = (now + LEAF_LIFE).min(self.not_after);
+        let mut params = params(host.to_string(), now, not_after)?;
+        params.subject_alt_names = vec![match host {
+            Host::Name(name) => SanType::DnsName(name.to_string().try_into().map_err(make)?),
+            Host::Address(address) => SanType::IpAddress(*address),
+        }];
+        params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
+        // Python 3.13 refuses a leaf without.
+        params.use_authority_key_identifier_extension = true;
+        let certificate = params.signed_by(&key, &self.issuer).map_err(make)?;
+        Ok(Leaf {
+            chain: vec![certificate.der().clone(), self.certificate.clone()],
+            key: PrivateKeyDer::Pkcs8(key.serialize_der().into()),
+            not_after,
+        })
+    }
+}
+
+fn make(error: rcgen::Error) -> CaError {
+    CaError::Make(error.to_string())
+}
+
+/// Root certificate, issuing certificate and issuing key.
+fn generate(
+    hosts: &[Host],
+    now: SystemTime,
+) -> Result<(CertificateDer<'static>, CertificateDer<'static>, KeyPair), rcgen::Error> {
+    let not_after = now + AUTHORITY_LIFE;
+    // Told apart by people who have several.
+    let date = OffsetDateTime::from(now).date();
+    let authority = |name: &str, path_length| {
+        let mut params = params(format!("{name} {date}"), now, not_after)
+            .map_err(|_| rcgen::Error::RingUnspecified)?;
+        params.is_ca = IsCa::Ca(BasicConstraints::Constrained(path_length));
+        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+        Ok::<_, rcgen::Error>(params)
+    };
+    // Never written anywhere, and gone when this function ends.
+    let root_key = KeyPair::generate()?;
+    let root_params = authority(ROOT_NAME, 1)?;
+    let root = root_params.self_signed(&root_key)?;
+
+    let key = KeyPair::generate()?;
+    let mut params = authority(ISSUER_NAME, 0)?;
+    params.name_constraints = Some(constraints(hosts));
+    params.use_authority_key_identifier_extension = true;
+    let issuing = params.signed_by(&key, &Issuer::new(root_params, root_key))?;
+    Ok((root.der().clone(), issuing.der().clone(), key))
+}
+
+fn params(
+    name: String,
+    now: SystemTime,
+    not_after: SystemTime,
+) -> Result<CertificateParams, CaError> {
+    let mut params = CertificateParams::default();
+    params.distinguished_name = DistinguishedName::new();
+    // RFC 5280 appendix A.1: a common name has 64 characters at most.
+    let name = if name.len() <= 64 { name } else { "optin-proxy".to_owned() };
+    params.distinguished_name.push(DnType::CommonName, name);
+    params.distinguished_name.push(DnType::OrganizationName, "optin-proxy");
+    params.not_before = (now - SKEW).into();
+    params.not_after = not_after.into();
+    let mut serial = [0; 16];
+    SystemRandom::new().fill(&mut serial).map_err(|error| CaError::Make(error.to_string()))?;
+    // RFC 5280 section 4.1.2.2: positive.
+    serial[0] = serial[0] & 0x7F | 0x40;
+    params.serial_number = Some(SerialNumber::from_slice(&serial));
+    Ok(params)
+}
+
+/// These hosts and no other. RFC 5280 section 4.2.1.10: a kind of name that is not mentioned is not
+/// constrained, so a kind that no host has is excluded.
+fn constraints(hosts: &[Host]) -> NameConstraints {
+    let permitted_subtrees = hosts.iter().map(|host| match host {
+        Host::Name(name) => GeneralSubtree::DnsName(name.to_string()),
+        Host::Address(address) => {
+            let whole = if address.is_ipv4() { 32 } else { 128 };
+            GeneralSubtree::IpAddress(CidrSubnet::from_addr_prefix(*address, whole))
+        }
+    });
+    let mut excluded_subtrees = Vec::new();
+    if !hosts.iter().any(|host| matches!(host, Host::Name(_))) {
+        excluded_subtrees.push(GeneralSubtree::DnsName(String::new()));
+    }
+    if !hosts.iter().any(|host| matches!(host, Host::Address(IpAddr::V4(_)))) {
+        excluded_subtrees.push(GeneralSubtree::IpAddress(CidrSubnet::from_v4_prefix([0; 4], 0)));
+    }
+    if !hosts.iter().any(|host| matches!(host, Host::Address(IpAddr::V6(_)))) {
+        excluded_subtrees.push(GeneralSubtree::IpAddress(CidrSubnet::from_v6_prefix([0; 16], 0)));
+    }
+    NameConstraints { permitted_subtrees: permitted_subtrees.collect(), excluded_subtrees }
+}
+
+fn server_name(host: &Host) -> Result<ServerName<'static>, String> {
+    match host {
+        Host::Name(name) => ServerName::try_from(name.to_string())
+            .map_err(|_| format!("{host} is no name that a certificate can have")),
+        Host::Address(address) => Ok(ServerName::IpAddress((*address).into())),
+    }
+}
+
+/// Puts the root's certificate where people and programs find it.
+fn publish(folder: &Path, root: &str) -> Result<(), CaError> {
+    let path = folder.join(ROOT_FILE);
+    if fs::read(&path).is_ok_and(|there| there == root.as_bytes()) {
+        return Ok(());
+    }
+    write_public(&path, root.as_bytes()).map_err(|error| CaError::File { path, error })
+}
+
+/// Writes a file that everybody may read, whole or not at all.
+pub(crate) fn write_public(path: &Path, content: &[u8]) -> io::Result<()> {
+    let folder = path.parent().unwrap_or(Path::new("."));
+    let mut file = tempfile::NamedTempFile::new_in(folder)?;
+    file.write_all(content)?;
+    file.as_file().set_permissions(fs::Permissions::from_mode(0o644))?;
+    file.persist(path)?;
+    Ok(())
+}
+
+/// The file that clients have to trust, in the authority's folder.
+pub fn root_file(folder: &Path) -> PathBuf {
+    folder.join(ROOT_FILE)
+}
+
+/// Whether a certificate is a root of ours, of this folder or of any other. The API never has one.
+pub(crate) fn is_ours(certificate: &[u8]) -> bool {
+    // Most are not, and parsing all of a system's takes a while.
+    memchr::memmem::find(certificate, ROOT_NAME.as_bytes()).is_some()
+        && X509Certificate::from_der(certificate).is_ok_and(|(_, certificate)| {
+            let mut names = certificate.subject().iter_common_name();
+            names.any(|name| name.as_str().is_ok_and(|name| name.starts_with(ROOT_NAME)))
+        })
+}

@@ -1,0 +1,83 @@
+//! Connections to hosts of the client's choosing: a name is resolved once, what it stands for is judged,
+//! and that very address is connected to.
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::net::TcpStream;
+use tokio::time::Instant;
+
+use super::decide::{Denied, Rules};
+use super::host::Host;
+
+/// Connects to what the rules allow.
+#[derive(Clone)]
+pub(crate) struct Guard {
+    rules: Arc<Rules>,
+    /// The proxy's own listeners.
+    own: Arc<[SocketAddr]>,
+    timeout: Duration,
+}
+
+/// Why there is no connection.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ConnectError {
+    #[error(transparent)]
+    Denied(#[from] Denied),
+    #[error("{0}")]
+    Unresolved(io::Error),
+    #[error("no connection within {}", humantime::format_duration(*.0))]
+    Timeout(Duration),
+    #[error("{0}")]
+    Io(#[from] io::Error),
+}
+
+impl Guard {
+    pub fn new(rules: Rules, own: Vec<SocketAddr>, timeout: Duration) -> Self {
+        Self { rules: Arc::new(rules), own: own.into(), timeout }
+    }
+
+    pub fn rules(&self) -> &Rules {
+        &self.rules
+    }
+
+    /// A connection to `host`, within the deadline for all its addresses together.
+    ///
+    /// # Errors
+    /// If one of its addresses is denied, so that no name can hide one behind another; or if none of
+    /// them answers.
+    pub async fn connect(&self, host: &Host, port: u16) -> Result<TcpStream, ConnectError> {
+        let deadline = Instant::now() + self.timeout;
+        let addresses = tokio::time::timeout_at(deadline, resolve(host, port))
+            .await
+            .map_err(|_| ConnectError::Timeout(self.timeout))?
+            .map_err(ConnectError::Unresolved)?;
+        for address in &addresses {
+            self.rules.judge_address(host, *address, &self.own)?;
+        }
+        let mut last = ConnectError::Unresolved(io::Error::other("the name has no address"));
+        for (position, address) in addresses.iter().enumerate() {
+            // A dead address must not use up the time of those behind it.
+            let left = deadline.saturating_duration_since(Instant::now());
+            let share = left / (addresses.len() - position) as u32;
+            last = match tokio::time::timeout(share, TcpStream::connect(address)).await {
+                Ok(Ok(stream)) => {
+                    stream.set_nodelay(true)?;
+                    return Ok(stream);
+                }
+                Ok(Err(error)) => error.into(),
+                Err(_) => ConnectError::Timeout(self.timeout),
+            };
+        }
+        Err(last)
+    }
+}
+
+async fn resolve(host: &Host, port: u16) -> io::Result<Vec<SocketAddr>> {
+    match host {
+        Host::Address(address) => Ok(vec![SocketAddr::new(*address, port)]),
+        Host::Name(name) => Ok(tokio::net::lookup_host((&**name, port)).await?.collect()),
+    }
+}

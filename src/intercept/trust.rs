@@ -1,0 +1,236 @@
+//! How the runtimes are told of the proxy, and made to trust it: files, and the environment variables
+//! that name them.
+//!
+//! A variable either *replaces* what its runtime trusts, and then names a bundle of the system's roots and
+//! ours, or *adds* to it, and then names our root alone.
+
+use std::ffi::OsString;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::SystemTime;
+
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject;
+
+use super::ca::{self, Authority, CaError};
+use super::host::Host;
+use super::stores;
+
+/// What Java and its tools expect of a store that keeps no secret.
+pub const STORE_PASSWORD: &str = "changeit";
+
+/// What the entry of our root is called in stores.
+const ALIAS: &str = "optin-proxy";
+
+/// Loaded by Node versions that do not read HTTPS_PROXY themselves.
+const NODE_PROXY: &str = include_str!("node-proxy.cjs");
+
+/// Loaded by Ruby, whose Net::HTTP reads http_proxy even for https.
+const RUBY_PROXY: &str = include_str!("ruby-proxy.rb");
+
+/// The certificates that this system trusts, without any of ours.
+pub fn system_roots() -> Vec<CertificateDer<'static>> {
+    let mut roots = rustls_native_certs::load_native_certs().certs;
+    roots.retain(|root| !ca::is_ours(root));
+    roots
+}
+
+/// Certificates as PEM, one behind the other.
+pub fn pem_bundle<'c>(
+    certificates: impl IntoIterator<Item = &'c CertificateDer<'static>>,
+) -> String {
+    let blocks: Vec<_> = certificates
+        .into_iter()
+        .map(|certificate| pem::Pem::new("CERTIFICATE", certificate.to_vec()))
+        .collect();
+    pem::encode_many(&blocks)
+}
+
+/// A trust store for Java: ours and these others, since it replaces Java's own.
+pub fn java_store(root: &CertificateDer<'_>, others: &[CertificateDer<'_>]) -> Vec<u8> {
+    let others = others.iter().enumerate();
+    let others = others.map(|(number, root)| (format!("system-{}", number + 1), &root[..]));
+    let all = [(ALIAS.to_owned(), &root[..])].into_iter().chain(others);
+    stores::jks(all, STORE_PASSWORD, SystemTime::now())
+}
+
+/// A PKCS#12 store with our root alone, for programs and systems that import one.
+pub fn pkcs12_store(root: &CertificateDer<'_>) -> Vec<u8> {
+    stores::pkcs12(ALIAS, root, STORE_PASSWORD)
+}
+
+/// The files that variables name.
+#[derive(Debug, Clone)]
+pub struct Files {
+    /// Our root, and what NODE_EXTRA_CA_CERTS named before.
+    added: PathBuf,
+    /// All that is to be trusted.
+    bundle: PathBuf,
+    /// The same for Java.
+    java: PathBuf,
+    /// A folder of php.ini fragments.
+    php: PathBuf,
+    node: PathBuf,
+    ruby: PathBuf,
+}
+
+impl Files {
+    /// Writes them into `folder`, made if need be. What `environment` trusts beyond the system is in
+    /// them too.
+    ///
+    /// # Errors
+    /// If they cannot be written.
+    pub fn write(
+        folder: &Path,
+        authority: &Authority,
+        environment: &impl Fn(&str) -> Option<OsString>,
+    ) -> Result<Self, CaError> {
+        let files = Self {
+            added: folder.join("ca.pem"),
+            bundle: folder.join("bundle.pem"),
+            java: folder.join("truststore.jks"),
+            php: folder.join("php"),
+            node: folder.join("node-proxy.cjs"),
+            ruby: folder.join("ruby-proxy.rb"),
+        };
+        let root = authority.root();
+        let mut others = system_roots();
+        for name in ["REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"] {
+            others.extend(named_by(environment(name)));
+        }
+        others.sort_by(|a, b| a.as_ref().cmp(b.as_ref()));
+        others.dedup();
+        let added = named_by(environment("NODE_EXTRA_CA_CERTS"));
+        let ini = format!(
+            "curl.cainfo={0:?}\nopenssl.cafile={0:?}\n",
+            files.bundle.display().to_string()
+        );
+        let write = || -> io::Result<()> {
+            std::fs::create_dir_all(&files.php)?;
+            ca::write_public(
+                &files.added,
+                pem_bundle([root].into_iter().chain(&added)).as_bytes(),
+            )?;
+            ca::write_public(
+                &files.bundle,
+                pem_bundle([root].into_iter().chain(&others)).as_bytes(),
+            )?;
+            ca::write_public(&files.java, &java_store(root, &others))?;
+            ca::write_public(&files.php.join("optin-proxy.ini"), ini.as_bytes())?;
+            ca::write_public(&files.node, NODE_PROXY.as_bytes())?;
+            ca::write_public(&files.ruby, RUBY_PROXY.as_bytes())
+        };
+        write().map_err(|error| CaError::File { path: folder.to_owned(), error })?;
+        Ok(files)
+    }
+}
+
+/// The certificates in a file that a variable names, without any of ours. A file that cannot be read was
+/// of no use before either.
+fn named_by(file: Option<OsString>) -> Vec<CertificateDer<'static>> {
+    let certificates = file.and_then(|file| CertificateDer::pem_file_iter(file).ok());
+    certificates
+        .into_iter()
+        .flatten()
+        .filter_map(Result::ok)
+        .filter(|certificate| !ca::is_ours(certificate))
+        .collect()
+}
+
+/// A running proxy, as its clients reach it.
+#[derive(Debug, Clone)]
+pub struct Reached {
+    /// Host and port.
+    pub authority: String,
+    /// `user:password@`, percent-encoded; empty if none are needed.
+    pub credentials: String,
+}
+
+/// The variables that lead a program through the proxy and make it trust the files, beside what its
+/// `environment` says already.
+pub fn variables(
+    proxy: &Reached,
+    files: &Files,
+    hosts: &[Host],
+    environment: &impl Fn(&str) -> Option<OsString>,
+) -> Vec<(&'static str, OsString)> {
+    let path = |path: &Path| path.as_os_str().to_owned();
+    let appended = |name: &str, between: &str, more: OsString| {
+        let mut value = environment(name).filter(|value| !value.is_empty()).unwrap_or_default();
+        if !value.is_empty() {
+            value.push(between);
+        }
+        value.push(more);
+        value
+    };
+    let url = OsString::from(format!("http://{}{}", proxy.credentials, proxy.authority));
+    let mut all = vec![("HTTPS_PROXY", url.clone()), ("https_proxy", url)];
+
+    // The proxy refuses this machine's own addresses, so they stay direct as they were. What somebody wrote is
+    // kept: it is for them to say what goes past the proxy.
+    let written = ["NO_PROXY", "no_proxy"].into_iter().find_map(environment);
+    let direct = written.unwrap_or_else(|| {
+        let local = ["localhost", "127.0.0.1", "::1"].into_iter();
+        let local =
+            local.filter(|name| !name.parse().is_ok_and(|host: Host| hosts.contains(&host)));
+        local.collect::<Vec<_>>().join(",").into()
+    });
+    if !direct.is_empty() {
+        all.extend([("NO_PROXY", direct.clone()), ("no_proxy", direct.clone())]);
+    }
+
+    for name in [
+        "SSL_CERT_FILE",
+        "REQUESTS_CA_BUNDLE",
+        "CURL_CA_BUNDLE",
+        "PIP_CERT",
+        "GIT_SSL_CAINFO",
+        "AWS_CA_BUNDLE",
+        "CARGO_HTTP_CAINFO",
+        "PERL_LWP_SSL_CA_FILE",
+    ] {
+        all.push((name, path(&files.bundle)));
+    }
+    // LWP reads the proxy variables only if told to.
+    all.push(("PERL_LWP_ENV_PROXY", "1".into()));
+    for name in ["NODE_EXTRA_CA_CERTS", "DENO_CERT"] {
+        all.push((name, path(&files.added)));
+    }
+    // Newer Nodes read HTTPS_PROXY if told to; for older ones there is a file to load.
+    all.push(("NODE_USE_ENV_PROXY", "1".into()));
+    let mut require = OsString::from("--require=");
+    require.push(&files.node);
+    all.push(("NODE_OPTIONS", appended("NODE_OPTIONS", " ", require)));
+
+    let mut require = OsString::from("-r");
+    require.push(&files.ruby);
+    all.push(("RUBYOPT", appended("RUBYOPT", " ", require)));
+
+    let (host, port) = proxy.authority.rsplit_once(':').unwrap_or((&proxy.authority, "80"));
+    let mut java = OsString::from(format!(
+        "-Dhttps.proxyHost={} -Dhttps.proxyPort={port}",
+        host.trim_matches(['[', ']'])
+    ));
+    if !direct.is_empty() {
+        let direct = direct.to_string_lossy();
+        let names = direct.split(',').map(str::trim).filter(|name| !name.is_empty());
+        let names = names.map(|name| match name.strip_prefix('.') {
+            Some(below) => format!("*.{below}"),
+            None => name.to_owned(),
+        });
+        java.push(format!(" -Dhttp.nonProxyHosts={}", names.collect::<Vec<_>>().join("|")));
+    }
+    java.push(" -Djavax.net.ssl.trustStore=");
+    java.push(&files.java);
+    java.push(format!(" -Djavax.net.ssl.trustStorePassword={STORE_PASSWORD}"));
+    all.push(("JAVA_TOOL_OPTIONS", appended("JAVA_TOOL_OPTIONS", " ", java)));
+
+    // An empty entry is the folder that PHP was built with.
+    let mut php = OsString::from(":");
+    php.push(&files.php);
+    let scanned = environment("PHP_INI_SCAN_DIR").unwrap_or_default();
+    let mut all_php = scanned;
+    all_php.push(php);
+    all.push(("PHP_INI_SCAN_DIR", all_php));
+    all
+}

@@ -1,0 +1,325 @@
+//! CONNECT (RFC 9110 section 9.3.6): the API's host is opened, any other is tunnelled to or refused.
+
+use std::fmt;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+
+use http::header::USER_AGENT;
+use http::{HeaderValue, Request, Response};
+use hyper::body::Incoming;
+use hyper::upgrade::{OnUpgrade, Upgraded};
+use hyper_util::rt::TokioIo;
+use hyper_util::server::conn::auto::upgrade;
+use rustls::{AlertDescription, ServerConfig};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::TcpStream;
+use tokio::sync::mpsc;
+use tokio_rustls::TlsAcceptor;
+use tokio_util::task::TaskTracker;
+
+use super::body::Body;
+use super::error::Error;
+use super::io::Deadlines;
+use super::listener::Counted;
+use crate::intercept::guard::{ConnectError, Guard};
+use crate::intercept::leaf::Leaves;
+use crate::intercept::tunnel::{Rewound, relay};
+use crate::intercept::{Host, Way};
+use crate::observe::exchange::{Decision, Exchange};
+use crate::observe::metrics::Metrics;
+use crate::observe::redact::Agent;
+
+/// Where a connection comes from: known to every request on it.
+#[derive(Debug, Clone)]
+pub(crate) struct Peer {
+    /// The client's address.
+    pub address: SocketAddr,
+    /// Whether `listen.allow_from` names it.
+    pub is_allowed: bool,
+    /// The target of the tunnel that it came through, TLS taken off.
+    pub tunnel: Option<Arc<Target>>,
+}
+
+/// What a client asked to be connected to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Target {
+    pub host: Host,
+    pub port: u16,
+}
+
+impl fmt::Display for Target {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}", self.host, self.port)
+    }
+}
+
+/// Any stream that bytes can take.
+pub(super) trait Stream: AsyncRead + AsyncWrite + Unpin + Send {}
+
+impl<T: AsyncRead + AsyncWrite + Unpin + Send> Stream for T {}
+
+/// A tunnel whose TLS was accepted: one more connection for the stack.
+pub(super) struct Opened {
+    pub stream: Box<dyn Stream>,
+    pub peer: Peer,
+    /// Of the CONNECT.
+    pub user_agent: Option<HeaderValue>,
+    pub counted: Counted,
+}
+
+/// Serves CONNECT.
+pub(super) struct Connect {
+    pub guard: Guard,
+    pub leaves: Arc<Leaves>,
+    pub metrics: Arc<Metrics>,
+    /// The longest wait for a TLS handshake.
+    pub handshake_timeout: Duration,
+    /// The longest silence of a blind tunnel.
+    pub idle: Duration,
+    /// Outlive the connections that they began on, and are drained with them.
+    pub tunnels: TaskTracker,
+    /// Takes what was opened back to the listener.
+    pub opened: mpsc::Sender<Opened>,
+}
+
+impl Connect {
+    /// Answers a CONNECT, and leaves behind the task that serves its tunnel.
+    pub async fn handle(
+        &self,
+        mut request: Request<Incoming>,
+        exchange: &Exchange,
+    ) -> Result<Response<Body>, Error> {
+        let target = target(&request)?;
+        exchange.concerns(&target);
+        let peer = exchange.peer().cloned();
+        let agent = request.headers().get(USER_AGENT).cloned();
+        let upgrade = hyper::upgrade::on(&mut request);
+        match self.guard.rules().judge(&target.host, target.port, false)? {
+            Way::Intercept => {
+                let config = self.leaves.config(&target.host, SystemTime::now())?;
+                exchange.decided(Decision::Intercepted);
+                let handshake = Handshake {
+                    config,
+                    limit: self.handshake_timeout,
+                    metrics: Arc::clone(&self.metrics),
+                    opened: self.opened.clone(),
+                };
+                self.tunnels.spawn(handshake.run(upgrade, target, peer, agent));
+            }
+            Way::Elsewhere => {
+                let server = self.guard.connect(&target.host, target.port).await;
+                let server = server.map_err(|error| unreachable(error, &target))?;
+                exchange.decided(Decision::Tunneled);
+                let (metrics, idle) = (Arc::clone(&self.metrics), self.idle);
+                let id = exchange.id().to_string();
+                self.tunnels.spawn(tunnel(upgrade, server, target, idle, metrics, id));
+            }
+        }
+        Ok(Response::new(Body::empty()))
+    }
+}
+
+/// The authority-form target (RFC 9112 section 3.2.3).
+fn target(request: &Request<Incoming>) -> Result<Target, Error> {
+    let authority = request.uri().authority().ok_or(Error::BadAuthority(None))?;
+    // A host with a user's name before it is meant for somebody else to see.
+    if authority.as_str().contains('@') {
+        return Err(Error::BadAuthority(None));
+    }
+    let host = authority.host().parse().map_err(|error| Error::BadAuthority(Some(error)))?;
+    let port = authority.port_u16().filter(|port| *port > 0).ok_or(Error::BadAuthority(None))?;
+    Ok(Target { host, port })
+}
+
+/// Why a host of the client's choosing could not be connected to.
+pub(super) fn unreachable(error: ConnectError, target: &Target) -> Error {
+    use super::upstream::{Fault, UpstreamError};
+    let fault = match &error {
+        ConnectError::Denied(denied) => return Error::Denied(denied.clone()),
+        ConnectError::Unresolved(_) => Fault::Dns,
+        ConnectError::Timeout(_) => Fault::ConnectTimeout,
+        ConnectError::Io(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
+            Fault::Refused
+        }
+        ConnectError::Io(_) => Fault::Unreachable,
+    };
+    let host = target.to_string();
+    Error::Upstream(UpstreamError { host, is_api: false, fault, message: error.to_string() })
+}
+
+/// Passes bytes on unseen, until either side or the idle time ends it.
+async fn tunnel(
+    upgrade: OnUpgrade,
+    server: TcpStream,
+    target: Target,
+    idle: Duration,
+    metrics: Arc<Metrics>,
+    request_id: String,
+) {
+    let _counted = Counted::new(Arc::clone(&metrics));
+    let Ok(upgraded) = upgrade.await else { return };
+    metrics.tunnels.inc();
+    let started = Instant::now();
+    let passed = relay(raw(upgraded), server, idle).await;
+    metrics.tunnels.dec();
+    metrics.tunneled(passed.sent, passed.received);
+    tracing::info!(
+        request_id,
+        host = %target.host,
+        port = target.port,
+        sent = passed.sent,
+        received = passed.received,
+        end = passed.end.as_str(),
+        duration_ms = started.elapsed().as_micros() as f64 / 1000.0,
+        "tunnel"
+    );
+}
+
+/// The connection beneath an upgraded one, without what HTTP had put around it.
+fn raw(upgraded: Upgraded) -> Box<dyn Stream> {
+    match upgrade::downcast::<TokioIo<Deadlines<TcpStream>>>(upgraded) {
+        Ok(parts) => {
+            let stream = parts.io.into_inner().into_inner();
+            if parts.read_buf.is_empty() {
+                return Box::new(stream);
+            }
+            Box::new(Rewound::new(parts.read_buf, stream))
+        }
+        // A stream of an HTTP/2 connection.
+        Err(upgraded) => Box::new(TokioIo::new(upgraded)),
+    }
+}
+
+/// Takes the TLS off a tunnel to the API's host.
+struct Handshake {
+    config: Arc<ServerConfig>,
+    limit: Duration,
+    metrics: Arc<Metrics>,
+    opened: mpsc::Sender<Opened>,
+}
+
+impl Handshake {
+    async fn run(
+        self,
+        upgrade: OnUpgrade,
+        target: Target,
+        peer: Option<Peer>,
+        user_agent: Option<HeaderValue>,
+    ) {
+        let counted = Counted::new(Arc::clone(&self.metrics));
+        let (Ok(upgraded), Some(peer)) = (upgrade.await, peer) else { return };
+        let accepting = TlsAcceptor::from(self.config).accept(raw(upgraded));
+        let accepted = match tokio::time::timeout(self.limit, accepting).await {
+            Ok(accepted) => accepted.map_err(|error| Refused::from(&error)),
+            Err(_) => Err(Refused::Timeout),
+        };
+        let result = accepted.as_ref().map_or_else(Refused::name, |_| "completed");
+        self.metrics.handshake(result);
+        let agent = user_agent.as_ref().and_then(|agent| agent.to_str().ok());
+        match accepted {
+            Ok(stream) => {
+                let peer = Peer { tunnel: Some(Arc::new(target)), ..peer };
+                let opened = Opened { stream: Box::new(stream), peer, user_agent, counted };
+                // Fails only where the listener has ended.
+                let _ = self.opened.send(opened).await;
+            }
+            Err(refused) => tracing::warn!(
+                client = %peer.address,
+                host = %target.host,
+                user_agent = agent.map(Agent).map(tracing::field::display),
+                reason = refused.name(),
+                alert = refused.alert().map(tracing::field::debug),
+                remedy = refused.remedy(agent),
+                "TLS handshake failed"
+            ),
+        }
+    }
+}
+
+/// Why a client's TLS was not accepted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Refused {
+    Timeout,
+    /// It went away.
+    Gone,
+    /// It sent an alert: about our certificate, as a rule.
+    Alert(AlertDescription),
+    /// What it sent is no TLS.
+    NotTls,
+    /// It asked for another host than the CONNECT had named.
+    WrongName,
+    /// No common version, cipher or protocol.
+    Incompatible,
+}
+
+impl From<&io::Error> for Refused {
+    fn from(error: &io::Error) -> Self {
+        let tls = error.get_ref().and_then(|error| error.downcast_ref::<rustls::Error>());
+        match tls {
+            None => Self::Gone,
+            Some(rustls::Error::AlertReceived(alert)) => Self::Alert(*alert),
+            Some(rustls::Error::InvalidMessage(_)) => Self::NotTls,
+            // Said where the resolver has no certificate, and nowhere else before a client's first
+            // flight was answered.
+            Some(rustls::Error::General(_)) => Self::WrongName,
+            Some(_) => Self::Incompatible,
+        }
+    }
+}
+
+impl Refused {
+    const fn name(&self) -> &'static str {
+        match self {
+            Self::Timeout => "timeout",
+            Self::Gone => "client_gone",
+            Self::Alert(_) => "alert",
+            Self::NotTls => "not_tls",
+            Self::WrongName => "wrong_name",
+            Self::Incompatible => "incompatible",
+        }
+    }
+
+    const fn alert(self) -> Option<AlertDescription> {
+        if let Self::Alert(alert) = self { Some(alert) } else { None }
+    }
+
+    fn remedy(self, agent: Option<&str>) -> String {
+        match self {
+            Self::Alert(AlertDescription::CertificateExpired) => {
+                "compare the clocks of the client and of this machine"
+            }
+            Self::Alert(_) | Self::Gone => return how_to_trust(agent),
+            Self::Timeout => "the client opened a tunnel and said nothing in limits.header_timeout",
+            Self::NotTls => "let the application ask for http:// URLs without CONNECT",
+            Self::WrongName => "the server name in TLS must be the host of the CONNECT",
+            Self::Incompatible => "the client must speak TLS 1.2 or later",
+        }
+        .to_owned()
+    }
+}
+
+/// What makes a client trust our root, as far as its runtime is known.
+pub(super) fn how_to_trust(agent: Option<&str>) -> String {
+    let agent = agent.unwrap_or_default().to_ascii_lowercase();
+    let known = [
+        ("curl", "CURL_CA_BUNDLE"),
+        ("python-requests", "REQUESTS_CA_BUNDLE"),
+        ("python", "SSL_CERT_FILE"),
+        ("node", "NODE_EXTRA_CA_CERTS"),
+        ("undici", "NODE_EXTRA_CA_CERTS"),
+        ("java", "-Djavax.net.ssl.trustStore in JAVA_TOOL_OPTIONS"),
+        ("php", "curl.cainfo and openssl.cafile in php.ini"),
+        ("perl", "PERL_LWP_SSL_CA_FILE"),
+        ("ruby", "SSL_CERT_FILE"),
+    ];
+    let setting = known.into_iter().find(|(name, _)| agent.contains(name)).map_or(
+        "CURL_CA_BUNDLE, REQUESTS_CA_BUNDLE, SSL_CERT_FILE, NODE_EXTRA_CA_CERTS or JAVA_TOOL_OPTIONS",
+        |(_, setting)| setting,
+    );
+    format!(
+        "if it does not trust the proxy: start it with `optin-proxy exec`, or set {setting} as `optin-proxy \
+         env` prints it"
+    )
+}
