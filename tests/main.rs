@@ -5,5 +5,6 @@
 
 mod cli;
 mod contact;
+mod intercept;
 mod proxy;
 mod support;

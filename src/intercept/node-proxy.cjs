@@ -31,7 +31,7 @@ function bypassOfEnvironment(env) {
     .toLowerCase()
     .split(/[\s,]+/)
     .map((entry) => {
-      // A bare IPv6 address matches nothing here: its last group is no port.
+      // A bare IPv6 address does not match and stays whole: its last group is no port.
       const [, v6, name, port] = /^(?:\[(.+)\]|([^:]+))(?::(\d+))?$/.exec(entry) ?? [];
       return { name: (v6 ?? name ?? entry).replace(/^\*?\./, ''), port };
     })

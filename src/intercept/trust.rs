@@ -198,8 +198,10 @@ pub fn variables(
     }
     // Newer Nodes read HTTPS_PROXY if told to; for older ones there is a file to load.
     all.push(("NODE_USE_ENV_PROXY", "1".into()));
-    let mut require = OsString::from("--require=");
+    // Node splits at spaces, but for quotes.
+    let mut require = OsString::from("--require=\"");
     require.push(&files.node);
+    require.push("\"");
     all.push(("NODE_OPTIONS", appended("NODE_OPTIONS", " ", require)));
 
     let mut require = OsString::from("-r");

@@ -123,7 +123,11 @@ impl Connect {
 
 /// The authority-form target (RFC 9112 section 3.2.3).
 fn target(request: &Request<Incoming>) -> Result<Target, Error> {
-    let authority = request.uri().authority().ok_or(Error::BadAuthority(None))?;
+    let uri = request.uri();
+    if uri.scheme().is_some() || uri.path_and_query().is_some() {
+        return Err(Error::BadAuthority(None));
+    }
+    let authority = uri.authority().ok_or(Error::BadAuthority(None))?;
     // A host with a user's name before it is meant for somebody else to see.
     if authority.as_str().contains('@') {
         return Err(Error::BadAuthority(None));

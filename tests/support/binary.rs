@@ -3,7 +3,10 @@
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::SocketAddr;
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::LazyLock;
 use std::thread::JoinHandle;
+
+use tempfile::TempDir;
 
 pub fn command(arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_optin-proxy"));
@@ -14,6 +17,9 @@ pub fn command(arguments: &[&str]) -> Command {
             command.env_remove(name);
         }
     }
+    // A certificate authority of the tests' own, if they come to make one.
+    static DATA: LazyLock<TempDir> = LazyLock::new(|| tempfile::tempdir().expect("a folder"));
+    command.env("XDG_DATA_HOME", DATA.path());
     command
 }
 

@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 use super::origin::{fields, read_chunks, read_exactly, read_head};
@@ -43,8 +43,8 @@ impl Answer {
     }
 }
 
-pub struct Client {
-    pub stream: TcpStream,
+pub struct Client<S = TcpStream> {
+    pub stream: S,
     buffer: Vec<u8>,
 }
 
@@ -52,11 +52,29 @@ impl Client {
     pub async fn connect(address: SocketAddr) -> Self {
         let stream = TcpStream::connect(address).await.expect("the proxy listens");
         stream.set_nodelay(true).expect("a socket");
+        Self::over(stream)
+    }
+
+    /// Asks for a tunnel; the connection, if there is one now.
+    pub async fn tunnel(mut self, target: &str) -> Result<TcpStream, Answer> {
+        self.send(format!("CONNECT {target} HTTP/1.1\r\nHost: {target}\r\n\r\n").as_bytes()).await;
+        let answer = self.answer(true).await;
+        if answer.status == 200 {
+            assert!(self.buffer.is_empty(), "the client speaks first");
+            return Ok(self.stream);
+        }
+        Err(answer)
+    }
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> Client<S> {
+    pub fn over(stream: S) -> Self {
         Self { stream, buffer: Vec::new() }
     }
 
     pub async fn send(&mut self, bytes: &[u8]) {
         self.stream.write_all(bytes).await.expect("the proxy reads");
+        self.stream.flush().await.expect("the proxy reads");
     }
 
     /// Sends a request and reads its answer.

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use optin_proxy::config::Layers;
 use optin_proxy::observe::metrics::Metrics;
 use optin_proxy::proxy::Server;
+use tempfile::TempDir;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::client::{Answer, Client};
@@ -14,6 +15,8 @@ use super::origin::Origin;
 pub struct Proxy {
     pub address: SocketAddr,
     pub metrics: Arc<Metrics>,
+    /// The folder of its certificate authority.
+    pub folder: TempDir,
     _stop: DropGuard,
 }
 
@@ -28,6 +31,8 @@ impl Proxy {
         layers.set("test", "listen.address=127.0.0.1:0");
         layers.set("test", "retry.base_delay=0s");
         layers.set("test", &format!("upstream.url={upstream}"));
+        let folder = tempfile::tempdir().expect("a folder");
+        layers.set("test", &format!("intercept.ca_dir={}", folder.path().display()));
         for setting in settings {
             layers.set("test", setting);
         }
@@ -37,7 +42,7 @@ impl Proxy {
         let address = server.address();
         let stop = CancellationToken::new();
         tokio::spawn(server.run(stop.clone()));
-        Self { address, metrics, _stop: stop.drop_guard() }
+        Self { address, metrics, folder, _stop: stop.drop_guard() }
     }
 
     pub async fn client(&self) -> Client {

@@ -1,0 +1,357 @@
+//! CONNECT and absolute-form targets: who is let through, where to, and what passes.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpListener;
+
+use super::API;
+use crate::support::clock::Clock;
+use crate::support::origin::{Origin, Reply};
+use crate::support::proxy::Proxy;
+use crate::support::{answer, no_content};
+
+const UPSTREAM: &str = "http://127.0.0.1:9";
+/// What these tests need to reach their own servers.
+const LOCAL: &str = "intercept.allow_private=127.0.0.0/8";
+
+async fn listener() -> (TcpListener, SocketAddr, String) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+    let address = listener.local_addr().expect("bound");
+    (listener, address, format!("intercept.ports={}", address.port()))
+}
+
+#[tokio::test]
+async fn bytes_pass_a_tunnel_untouched_and_each_half_ends_by_itself() {
+    let (listener, address, ports) = listener().await;
+    let proxy = Proxy::start(UPSTREAM, &[LOCAL, &ports]).await;
+    let tunnel = proxy.client().await.tunnel(&address.to_string()).await;
+    let mut client = tunnel.expect("a tunnel");
+    let (mut server, _) = listener.accept().await.expect("the proxy connects");
+    let bytes: Vec<u8> = (0..300_000u32).map(|number| (number % 251) as u8).collect();
+
+    let (mut reading, mut writing) = client.split();
+    let (sent, received) = tokio::join!(
+        async {
+            writing.write_all(&bytes).await.expect("open");
+            writing.shutdown().await.expect("open");
+        },
+        async {
+            let mut received = Vec::new();
+            server.read_to_end(&mut received).await.expect("it ends");
+            received
+        }
+    );
+    let () = sent;
+    assert!(received == bytes);
+    // The client has said all; the server has not.
+    server.write_all(&bytes).await.expect("open");
+    drop(server);
+    let mut received = Vec::new();
+    reading.read_to_end(&mut received).await.expect("it ends");
+    assert!(received == bytes);
+}
+
+#[tokio::test]
+async fn what_a_client_sends_right_behind_connect_goes_into_the_tunnel() {
+    let (listener, address, ports) = listener().await;
+    let proxy = Proxy::start(UPSTREAM, &[LOCAL, &ports]).await;
+    for version in ["1.1", "1.0"] {
+        let mut client = proxy.client().await;
+        let asked = format!("CONNECT {address} HTTP/{version}\r\nHost: {address}\r\n\r\nearly");
+        client.send(asked.as_bytes()).await;
+        assert_eq!(client.answer(true).await.status, 200);
+        let (mut server, _) = listener.accept().await.expect("the proxy connects");
+        let mut early = [0; 5];
+        server.read_exact(&mut early).await.expect("it comes");
+        assert_eq!(&early, b"early");
+    }
+}
+
+#[tokio::test]
+async fn a_target_that_the_rules_refuse_gets_403_with_the_rule_and_its_key() {
+    let proxy = Proxy::start(UPSTREAM, &["intercept.deny=*.denied.example"]).await;
+    for (target, because) in [
+        ("www.denied.example:443", "`*.denied.example` in intercept.deny"),
+        ("elsewhere.example:8443", "intercept.ports"),
+        ("api.constantcontact.com:80", "intercept.ports"),
+        ("127.0.0.1:443", "loopback address that intercept.allow_private"),
+        ("localhost:443", "loopback address that intercept.allow_private"),
+        ("10.1.2.3:443", "private address"),
+        ("169.254.169.254:443", "link-local address"),
+        ("100.64.0.1:443", "carrier-grade NAT"),
+        ("0.0.0.0:443", "unspecified address"),
+        ("224.0.0.1:443", "multicast address"),
+        ("[::1]:443", "loopback address"),
+        ("[::ffff:127.0.0.1]:443", "loopback address"),
+        ("[fe80::1]:443", "link-local address"),
+    ] {
+        let refused = proxy
+            .client()
+            .await
+            .ask(format!("CONNECT {target} HTTP/1.1\r\nHost: x\r\n\r\n").as_bytes())
+            .await;
+        assert_eq!(
+            (refused.status, refused.problem()),
+            (403, "target-denied".to_owned()),
+            "{target}"
+        );
+        let detail = String::from_utf8_lossy(&refused.body).into_owned();
+        assert!(detail.contains(because), "{target}: {detail}");
+        assert_eq!(
+            refused.field("connection"),
+            Some("close"),
+            "what follows may be meant for the tunnel"
+        );
+    }
+}
+
+#[tokio::test]
+async fn other_hosts_may_be_denied_but_for_those_allowed() {
+    let (listener, address, _) = listener().await;
+    let allowed = format!("intercept.allow={address}");
+    let proxy = Proxy::start(UPSTREAM, &["intercept.other_hosts=deny", LOCAL, &allowed]).await;
+    let refused = proxy.client().await.tunnel("elsewhere.example:443").await.expect_err("refused");
+    assert_eq!(refused.status, 403);
+    proxy.client().await.tunnel(&address.to_string()).await.expect("a tunnel");
+    listener.accept().await.expect("the proxy connects");
+    proxy.client().await.tunnel(&format!("{API}:443")).await.expect("the API is not another host");
+}
+
+#[tokio::test]
+async fn the_proxys_own_listener_is_refused_whatever_is_allowed() {
+    // The port is known only once it is bound, so all of them are allowed.
+    let proxy = Proxy::start(UPSTREAM, &[LOCAL, "intercept.allow_private=0.0.0.0/0"]).await;
+    let own = proxy.address;
+    let refused =
+        proxy.ask(format!("GET http://{own}/ HTTP/1.1\r\nHost: x\r\n\r\n").as_bytes()).await;
+    assert_eq!((refused.status, refused.problem()), (403, "target-denied".to_owned()));
+}
+
+#[tokio::test]
+async fn what_is_no_host_and_port_gets_400() {
+    let proxy = Proxy::start(UPSTREAM, &[]).await;
+    let long = format!("{}:443", "a.".repeat(200));
+    for target in [
+        "elsewhere.example",
+        "elsewhere.example:",
+        "elsewhere.example:0",
+        "elsewhere.example:65536",
+        "user@elsewhere.example:443",
+        "user:password@elsewhere.example:443",
+        ":443",
+        "127.1:443",
+        "0x7f000001:443",
+        "2130706433:443",
+        "a..b:443",
+        "a%41.example:443",
+        "/x",
+        "http://a.example:443",
+        &long,
+    ] {
+        let refused = proxy
+            .client()
+            .await
+            .ask(format!("CONNECT {target} HTTP/1.1\r\nHost: x\r\n\r\n").as_bytes())
+            .await;
+        assert_eq!(refused.status, 400, "{target}");
+    }
+}
+
+#[tokio::test]
+async fn a_host_that_cannot_be_reached_gets_502_before_any_200() {
+    let (listener, address, ports) = listener().await;
+    drop(listener);
+    let proxy = Proxy::start(UPSTREAM, &[LOCAL, &ports]).await;
+    for (target, problem) in [
+        (address.to_string(), "upstream-connection-refused"),
+        (format!("name.invalid:{}", address.port()), "upstream-name-unresolved"),
+    ] {
+        let asked = format!("CONNECT {target} HTTP/1.1\r\nHost: x\r\n\r\n");
+        let refused = proxy.client().await.ask(asked.as_bytes()).await;
+        assert_eq!((refused.status, refused.problem()), (502, problem.to_owned()));
+        assert!(String::from_utf8_lossy(&refused.body).contains(&target));
+    }
+}
+
+#[tokio::test]
+async fn a_tunnel_that_stands_still_is_ended() {
+    let (listener, address, ports) = listener().await;
+    let settings = [LOCAL, &ports, "intercept.tunnel_idle_timeout=10m", "limits.idle_timeout=1m"];
+    let proxy = Proxy::start(UPSTREAM, &settings).await;
+    let clock = Clock::hold();
+    let mut client = proxy.client().await.tunnel(&address.to_string()).await.expect("a tunnel");
+    let (mut server, _) = listener.accept().await.expect("the proxy connects");
+    while proxy.metric("optin_proxy_tunnels") < 1.0 {
+        tokio::task::yield_now().await;
+    }
+    // Longer than any other limit, and shorter than the tunnel's.
+    clock.advance(Duration::from_secs(9 * 60)).await;
+    client.write_all(b"x").await.expect("open");
+    server.read_exact(&mut [0]).await.expect("open");
+    clock.advance(Duration::from_secs(9 * 60)).await;
+    server.write_all(b"y").await.expect("open");
+    client.read_exact(&mut [0]).await.expect("open");
+    clock.advance(Duration::from_secs(10 * 60 + 1)).await;
+    assert_eq!(client.read(&mut [0]).await.unwrap_or(0), 0);
+    assert_eq!(server.read(&mut [0]).await.unwrap_or(0), 0);
+}
+
+#[tokio::test]
+async fn plain_requests_to_other_hosts_are_passed_on_by_the_same_rules() {
+    let origin =
+        Origin::start([Reply::Write(answer("200 OK", "Location: http://x/\r\n", b"there"))]).await;
+    let address = origin.address;
+    let ports = format!("intercept.ports={}", address.port());
+    let proxy = Proxy::start(UPSTREAM, &[LOCAL, &ports]).await;
+    let body = crate::support::RECIPE;
+    let target = format!("http://{address}{}", crate::support::CONTACT);
+    let passed = proxy.ask(&crate::support::request("PUT", &target, "X-Kept: 1\r\n", body)).await;
+    assert_eq!((passed.status, &passed.body[..]), (200, &b"there"[..]));
+    assert_eq!(passed.report(), "(none)", "a contact of somebody else's is none of ours");
+    let arrived = origin.request();
+    assert_eq!(arrived.body, body);
+    assert_eq!(arrived.fields("host"), [address.to_string()]);
+    assert_eq!(arrived.fields("x-kept"), ["1"]);
+    assert_eq!(arrived.fields("via"), ["1.1 optin-proxy"]);
+
+    let proxy = Proxy::start(UPSTREAM, &[&ports]).await;
+    let refused = proxy.ask(&crate::support::request("GET", &target, "", b"")).await;
+    assert_eq!((refused.status, refused.problem()), (403, "target-denied".to_owned()));
+    assert_eq!(origin.requests().len(), 1);
+    let proxy = Proxy::start(UPSTREAM, &[]).await;
+    let refused =
+        proxy.ask(&crate::support::request("GET", "https://elsewhere.example/", "", b"")).await;
+    assert_eq!(refused.status, 400);
+}
+
+#[tokio::test]
+async fn a_plain_request_for_the_api_takes_the_stack_with_the_clients_host() {
+    let origin = Origin::start([Reply::Write(no_content())]).await;
+    let proxy = Proxy::before(&origin, &[]).await;
+    let target = format!("http://{API}{}", crate::support::CONTACT);
+    let asked = crate::support::request("PUT", &target, "", crate::support::RECIPE);
+    assert_eq!(proxy.ask(&asked).await.outcome(), "rewritten");
+    assert_eq!(origin.request().body, crate::support::RECIPE_OUT);
+    assert_eq!(origin.request().fields("host"), [API]);
+}
+
+#[tokio::test]
+async fn a_request_that_was_here_before_gets_508() {
+    let origin = Origin::start([Reply::Write(no_content())]).await;
+    let proxy = Proxy::before(&origin, &[]).await;
+    for via in ["1.1 optin-proxy", "1.0 fred, 2 optin-proxy (x)"] {
+        let asked = format!("GET / HTTP/1.1\r\nHost: x\r\nVia: {via}\r\n\r\n");
+        let refused = proxy.ask(asked.as_bytes()).await;
+        assert_eq!((refused.status, refused.problem()), (508, "loop".to_owned()));
+    }
+    let other =
+        b"GET / HTTP/1.1\r\nHost: x\r\nVia: 1.1 optin-proxy-like, 1.1 x (optin-proxy)\r\n\r\n";
+    assert_eq!(proxy.ask(other).await.status, 204);
+    assert_eq!(origin.requests().len(), 1);
+}
+
+#[tokio::test]
+async fn a_proxy_before_itself_says_so_instead_of_going_round() {
+    let proxy = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+    let address = proxy.local_addr().expect("bound");
+    drop(proxy);
+    let listen = format!("listen.address={address}");
+    let proxy = Proxy::start(&format!("http://{address}"), &[&listen]).await;
+    let answer = proxy.ask(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n").await;
+    assert_eq!((answer.status, answer.problem()), (508, "loop".to_owned()));
+}
+
+#[tokio::test]
+async fn credentials_are_asked_of_clients_of_the_forward_proxy_only() {
+    let origin = Origin::start([Reply::Write(no_content())]).await;
+    let proxy = Proxy::before(&origin, &["listen.proxy_auth=jo:pass word"]).await;
+    // "jo:pass word", "jo:pass", "jo:pass word" with another scheme's name.
+    let right = "Basic am86cGFzcyB3b3Jk";
+    for (given, fine) in [
+        ("", false),
+        (right, true),
+        ("basic am86cGFzcyB3b3Jk", true),
+        ("Basic am86cGFzcw==", false),
+        ("Basic !", false),
+        ("Bearer am86cGFzcyB3b3Jk", false),
+        ("Basic am86cGFzcyB3b3Jk\r\nProxy-Authorization: Basic am86cGFzcyB3b3Jk", false),
+    ] {
+        let field = if given.is_empty() {
+            String::new()
+        } else {
+            format!("Proxy-Authorization: {given}\r\n")
+        };
+        for target in [format!("CONNECT {API}:443"), format!("GET http://{API}/x")] {
+            let asked = format!("{target} HTTP/1.1\r\nHost: x\r\n{field}\r\n");
+            let mut client = proxy.client().await;
+            client.send(asked.as_bytes()).await;
+            let answer = client.answer(fine).await;
+            assert_eq!(answer.status != 407, fine, "{target} {given:?}");
+            if !fine {
+                assert_eq!(answer.problem(), "proxy-auth-required");
+                assert!(
+                    answer
+                        .field("proxy-authenticate")
+                        .is_some_and(|it| it.starts_with("Basic realm="))
+                );
+            }
+        }
+    }
+    assert_eq!(proxy.ask(b"GET /x HTTP/1.1\r\nHost: x\r\n\r\n").await.status, 204);
+    assert!(origin.requests().iter().all(|it| it.fields("proxy-authorization").is_empty()));
+}
+
+#[tokio::test]
+async fn only_clients_of_the_networks_named_are_served() {
+    let origin = Origin::start([Reply::Write(no_content())]).await;
+    let get = b"GET /x HTTP/1.1\r\nHost: x\r\n\r\n";
+    let proxy = Proxy::before(&origin, &["listen.allow_from=10.0.0.0/8, 127.0.0.0/8"]).await;
+    assert_eq!(proxy.ask(get).await.status, 204);
+    let proxy = Proxy::before(&origin, &["listen.allow_from=10.0.0.0/8"]).await;
+    let refused = proxy.ask(get).await;
+    assert_eq!((refused.status, refused.problem()), (403, "client-denied".to_owned()));
+    assert_eq!(origin.requests().len(), 1);
+}
+
+/// How many descriptors this process has open.
+fn descriptors() -> usize {
+    std::fs::read_dir("/proc/self/fd").expect("Linux").count()
+}
+
+#[test]
+fn clients_that_open_tunnels_and_misbehave_leave_nothing_open() {
+    // A runtime and a process of its own would be cleaner; a runtime whose end is awaited is enough.
+    let counted = |rounds: usize| {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        runtime.expect("a runtime").block_on(async move {
+            let (listener, address, ports) = listener().await;
+            let (ports, limit) = (format!("{ports},443"), "limits.header_timeout=50ms");
+            let proxy = Proxy::start(UPSTREAM, &[LOCAL, &ports, limit]).await;
+            // Closes whatever comes.
+            tokio::spawn(async move { while listener.accept().await.is_ok() {} });
+            let mut silent_ones = Vec::new();
+            for _ in 0..rounds {
+                // Opens a tunnel and goes away.
+                drop(proxy.client().await.tunnel(&address.to_string()).await.expect("a tunnel"));
+                // Goes away before the answer.
+                let mut client = proxy.client().await;
+                client.send(format!("CONNECT {address} HTTP/1.1\r\n\r\n").as_bytes()).await;
+                drop(client);
+                // Says nothing in its tunnel until the handshake's deadline.
+                let silent = proxy.client().await.tunnel(&format!("{API}:443")).await;
+                silent_ones.push(silent.expect("a tunnel"));
+            }
+            while proxy.metric("optin_proxy_connections") > 0.0 {
+                tokio::task::yield_now().await;
+            }
+            assert_eq!(proxy.metric("optin_proxy_tunnels"), 0.0);
+        });
+    };
+    counted(1);
+    let before = descriptors();
+    counted(50);
+    // Other tests of this process open and close their own meanwhile; 50 rounds would leave 100.
+    assert!(descriptors() < before + 80, "{} descriptors, {before} before", descriptors());
+}

@@ -1,0 +1,303 @@
+//! The API's host, opened: its requests take the same way as all others.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio_rustls::client::TlsStream;
+
+use super::API;
+use crate::support::binary::{Running, command};
+use crate::support::client::Client;
+use crate::support::clock::Clock;
+use crate::support::origin::{Origin, Reply};
+use crate::support::proxy::Proxy;
+use crate::support::tls::{Authority, connect};
+use crate::support::{CONTACT, RECIPE, RECIPE_OUT, answer, no_content, refusal, request};
+
+const TARGET: &str = "api.constantcontact.com:443";
+
+async fn tunnel(proxy: &Proxy) -> TcpStream {
+    proxy.client().await.tunnel(TARGET).await.expect("a tunnel")
+}
+
+async fn open(proxy: &Proxy) -> Client<TlsStream<TcpStream>> {
+    let stream = tunnel(proxy).await;
+    let trusted = proxy.folder.path().join("ca.pem");
+    Client::over(connect(stream, API, &trusted, &["http/1.1"]).await.expect("it is trusted"))
+}
+
+fn put(host: &str) -> Vec<u8> {
+    let length = RECIPE.len();
+    let head = format!(
+        "PUT {CONTACT} HTTP/1.1\r\nHost: {host}\r\nContent-Type: application/atom+xml\r\n\
+         Content-Length: {length}\r\n\r\n"
+    );
+    [head.as_bytes(), RECIPE].concat()
+}
+
+#[tokio::test]
+async fn an_update_through_a_tunnel_arrives_consistent_and_is_retried() {
+    let origin = Origin::start([Reply::Write(refusal()), Reply::Write(no_content())]).await;
+    let proxy = Proxy::before(&origin, &[]).await;
+    let mut client = open(&proxy).await;
+    let answer = client.ask(&put(API)).await;
+    assert_eq!(answer.report(), "findings=2, rewritten=2, attempts=2, outcome=rescued");
+    for arrived in origin.requests() {
+        assert_eq!(arrived.body, RECIPE_OUT);
+        assert_eq!(arrived.fields("host"), [API], "the client's own Host");
+        assert_eq!(arrived.fields("via"), ["1.1 optin-proxy"]);
+    }
+    // The connection goes on.
+    assert_eq!(client.ask(&put("API.constantcontact.com:443")).await.status, 204);
+}
+
+#[tokio::test]
+async fn the_upstreams_own_address_stays_in_answers_to_a_client_that_knows_it() {
+    let location = format!("Location: http://{API}/ws/x\r\nContent-Location: https://{API}/y\r\n");
+    let origin = Origin::start([Reply::Write(answer("201 Created", &location, b""))]).await;
+    let proxy = Proxy::before(&origin, &[]).await;
+    let answer = open(&proxy).await.ask(&put(API)).await;
+    assert_eq!(answer.field("location"), Some("http://api.constantcontact.com/ws/x"));
+    assert_eq!(answer.field("content-location"), Some("https://api.constantcontact.com/y"));
+}
+
+#[tokio::test]
+async fn ids_of_the_apis_own_are_no_finding_in_a_tunnel() {
+    let origin = Origin::start([Reply::Write(no_content())]).await;
+    let proxy = Proxy::before(&origin, &[]).await;
+    let body = include_str!("../corpus/in/own-origin.xml").replace("127.0.0.1:8080", API);
+    let head =
+        format!("PUT {CONTACT} HTTP/1.1\r\nHost: {API}\r\nContent-Length: {}\r\n\r\n", body.len());
+    let answer = open(&proxy).await.ask(&[head.as_bytes(), body.as_bytes()].concat()).await;
+    assert_eq!(answer.outcome(), "clean");
+    assert_eq!(origin.request().body, body.as_bytes());
+}
+
+#[tokio::test]
+async fn a_request_for_another_host_than_its_tunnels_gets_421() {
+    let origin = Origin::start([Reply::Write(no_content())]).await;
+    let proxy = Proxy::before(&origin, &[]).await;
+    for host in [
+        "elsewhere.example",
+        "api.constantcontact.com:8443",
+        "127.0.0.1",
+        "user@api.constantcontact.com",
+        "a b",
+    ] {
+        let refused = open(&proxy).await.ask(&put(host)).await;
+        assert_eq!(
+            (refused.status, refused.problem()),
+            (421, "host-mismatch".to_owned()),
+            "{host}"
+        );
+    }
+    let absolute = format!("GET https://elsewhere.example/ HTTP/1.1\r\nHost: {API}\r\n\r\n");
+    assert_eq!(open(&proxy).await.ask(absolute.as_bytes()).await.status, 421);
+    let nested = format!("CONNECT {TARGET} HTTP/1.1\r\nHost: {API}\r\n\r\n");
+    let refused = open(&proxy).await.ask(nested.as_bytes()).await;
+    assert_eq!((refused.status, refused.problem()), (403, "connect-in-tunnel".to_owned()));
+    assert!(origin.requests().is_empty());
+    // RFC 9112 section 3.2.2: the target counts, and HTTP/1.0 need not name its host.
+    let absolute = format!("GET https://{API}/x HTTP/1.1\r\nHost: elsewhere.example\r\n\r\n");
+    assert_eq!(open(&proxy).await.ask(absolute.as_bytes()).await.status, 204);
+    assert_eq!(open(&proxy).await.ask(b"GET /x HTTP/1.0\r\n\r\n").await.status, 204);
+    assert!(origin.requests().iter().all(|arrived| arrived.fields("host") == [API]));
+}
+
+#[tokio::test]
+async fn a_client_hello_may_come_byte_by_byte() {
+    let origin = Origin::start([Reply::Write(no_content())]).await;
+    let proxy = Proxy::before(&origin, &[]).await;
+    // Only so many bytes at a time fit through.
+    let (near, mut far) = tokio::io::duplex(1);
+    let mut stream = tunnel(&proxy).await;
+    let relaying = tokio::spawn(async move {
+        let _ = tokio::io::copy_bidirectional_with_sizes(&mut far, &mut stream, 1, 1024).await;
+    });
+    let trusted = proxy.folder.path().join("ca.pem");
+    let stream = connect(near, API, &trusted, &[]).await.expect("it is trusted");
+    assert_eq!(Client::over(stream).ask(&put(API)).await.outcome(), "rewritten");
+    relaying.abort();
+}
+
+#[tokio::test]
+async fn http_2_is_spoken_in_a_tunnel_to_clients_that_offer_it() {
+    let origin = Origin::start([Reply::Write(no_content())]).await;
+    let proxy = Proxy::before(&origin, &[]).await;
+    let stream = tunnel(&proxy).await;
+    let trusted = proxy.folder.path().join("ca.pem");
+    let stream = connect(stream, API, &trusted, &["h2", "http/1.1"]).await.expect("trusted");
+    assert_eq!(stream.get_ref().1.alpn_protocol(), Some(&b"h2"[..]));
+    let io = hyper_util::rt::TokioIo::new(stream);
+    let executor = hyper_util::rt::TokioExecutor::new();
+    let (mut sender, connection) =
+        hyper::client::conn::http2::handshake(executor, io).await.expect("HTTP/2");
+    tokio::spawn(connection);
+    for (host, status) in [(API, 204), ("elsewhere.example", 421)] {
+        let request = http::Request::put(format!("https://{host}{CONTACT}"))
+            .body(http_body_util::Full::new(bytes::Bytes::from_static(RECIPE)))
+            .expect("a request");
+        let answer = sender.send_request(request).await.expect("an answer");
+        assert_eq!(answer.status().as_u16(), status, "{host}");
+    }
+    assert_eq!(origin.request().body, RECIPE_OUT);
+    assert_eq!(origin.request().fields("host"), [API]);
+}
+
+#[tokio::test]
+async fn a_server_name_that_is_not_the_tunnels_is_refused() {
+    let proxy = Proxy::start("http://127.0.0.1:9", &[]).await;
+    let trusted = proxy.folder.path().join("ca.pem");
+    drop(open(&proxy).await);
+    let refused = connect(tunnel(&proxy).await, "www.example.org", &trusted, &[]).await;
+    let error = refused.expect_err("refused").to_string();
+    assert!(error.contains("AccessDenied"), "{error}");
+    let series = "optin_proxy_tls_handshakes_total{result=\"wrong_name\"}";
+    assert_eq!(proxy.metric(series), 1.0);
+}
+
+#[tokio::test]
+async fn an_address_may_be_the_apis_host() {
+    let origin = Origin::start([Reply::Write(no_content())]).await;
+    let proxy = Proxy::before(&origin, &["intercept.hosts=127.0.0.1,[::1]"]).await;
+    for (target, name) in [("127.0.0.1:443", "127.0.0.1"), ("[::1]:443", "::1")] {
+        let stream = proxy.client().await.tunnel(target).await.expect("a tunnel");
+        let trusted = proxy.folder.path().join("ca.pem");
+        let stream = connect(stream, name, &trusted, &[]).await.expect("trusted");
+        let host = target.trim_end_matches(":443");
+        assert_eq!(Client::over(stream).ask(&put(host)).await.status, 204);
+    }
+}
+
+#[tokio::test]
+async fn what_is_no_tls_is_refused() {
+    let proxy = Proxy::start("http://127.0.0.1:9", &[]).await;
+    let mut stream = tunnel(&proxy).await;
+    stream
+        .write_all(b"GET / HTTP/1.1\r\nHost: api.constantcontact.com\r\n\r\n")
+        .await
+        .expect("open");
+    let mut answer = Vec::new();
+    let _ = stream.read_to_end(&mut answer).await;
+    assert!(answer.len() < 16, "an alert at most: {answer:?}");
+    let series = "optin_proxy_tls_handshakes_total{result=\"not_tls\"}";
+    while proxy.metric(series) < 1.0 {
+        tokio::task::yield_now().await;
+    }
+}
+
+#[tokio::test]
+async fn a_client_that_opens_a_tunnel_and_dawdles_is_let_go() {
+    let settings = ["limits.header_timeout=30s"];
+    let proxy = Proxy::start("http://127.0.0.1:9", &settings).await;
+    let clock = Clock::hold();
+    let mut silent = tunnel(&proxy).await;
+    let mut slow = tunnel(&proxy).await;
+    while proxy.metric("optin_proxy_connections") < 2.0 {
+        tokio::task::yield_now().await;
+    }
+    // The start of a ClientHello, by one byte a second.
+    let mut hello = [22, 3, 1, 2, 0, 1, 0, 1, 252, 3, 3].into_iter().chain(std::iter::repeat(7));
+    let mut byte = [0];
+    let ended = loop {
+        let _ = slow.write_all(&[hello.next().expect("endless")]).await;
+        tokio::select! {
+            biased;
+            ended = silent.read(&mut byte) => break ended,
+            () = clock.advance(Duration::from_secs(1)) => {}
+        }
+    };
+    assert_eq!(ended.unwrap_or(0), 0);
+    while proxy.metric("optin_proxy_connections") > 0.0 {
+        clock.advance(Duration::from_secs(1)).await;
+    }
+    assert_eq!(proxy.metric("optin_proxy_tls_handshakes_total{result=\"timeout\"}"), 2.0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_client_that_does_not_trust_us_is_named_with_what_to_set() {
+    let other = Authority::new();
+    let folder = tempfile::tempdir().expect("a folder");
+    let ca_dir = format!("intercept.ca_dir={}", folder.path().display());
+    let running =
+        Running::start(&mut command(&["serve", "--listen", "127.0.0.1:0", "--set", &ca_dir]));
+    let mut clients = Vec::new();
+    for agent in ["python-requests/2.31", "Java-http-client/17.0"] {
+        let mut client = Client::connect(running.address).await;
+        let asked =
+            format!("CONNECT {TARGET} HTTP/1.1\r\nHost: {TARGET}\r\nUser-Agent: {agent}\r\n\r\n");
+        client.send(asked.as_bytes()).await;
+        assert_eq!(client.answer(true).await.status, 200);
+        clients.push(client.stream.local_addr().expect("a socket"));
+        let refused = connect(client.stream, API, other.file(), &[]).await;
+        refused.expect_err("not trusted");
+    }
+    running.signal("TERM");
+    let (_, log) = running.finish();
+    let lines: Vec<serde_json::Value> = log
+        .lines()
+        .filter_map(|line| serde_json::from_str(line).ok())
+        .filter(|line: &serde_json::Value| line["message"] == "TLS handshake failed")
+        .collect();
+    assert_eq!(lines.len(), 2, "{log}");
+    for (client, setting) in
+        clients.into_iter().zip(["REQUESTS_CA_BUNDLE", "javax.net.ssl.trustStore"])
+    {
+        let line = lines.iter().find(|line| line["client"] == client.to_string());
+        let line = line.unwrap_or_else(|| panic!("{client} in {log}"));
+        assert_eq!(line["alert"], "UnknownCA", "{line}");
+        assert!(line["remedy"].as_str().is_some_and(|remedy| remedy.contains(setting)), "{line}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn tunnels_are_drained_and_those_that_do_not_end_are_cut() {
+    let server = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+    let address: SocketAddr = server.local_addr().expect("bound");
+    let allowed = format!("intercept.allow={address}");
+    for (drain, ends) in [("listen.drain_timeout=1h", true), ("listen.drain_timeout=50ms", false)] {
+        let running = Running::start(&mut command(&[
+            "serve",
+            "--listen",
+            "127.0.0.1:0",
+            "--set",
+            &allowed,
+            "--set",
+            "intercept.allow_private=127.0.0.1",
+            "--set",
+            drain,
+        ]));
+        let client = Client::connect(running.address).await;
+        let mut client = client.tunnel(&address.to_string()).await.expect("a tunnel");
+        let (mut far, _) = server.accept().await.expect("the proxy connects");
+        running.signal("TERM");
+        while TcpStream::connect(running.address).await.is_ok() {
+            tokio::task::yield_now().await;
+        }
+        if ends {
+            // What is in flight comes through.
+            client.write_all(b"x").await.expect("open");
+            far.read_exact(&mut [0]).await.expect("open");
+            drop((client, far));
+        }
+        let (status, log) = running.finish();
+        assert_eq!(status.code(), Some(0), "{log}");
+        assert_eq!(log.contains("stopped with requests unfinished"), !ends, "{log}");
+    }
+}
+
+#[tokio::test]
+async fn without_a_usable_authority_the_api_is_refused_and_base_urls_are_served() {
+    let origin = Origin::start([Reply::Write(no_content())]).await;
+    let proxy = Proxy::before(&origin, &["intercept.ca_dir=/proc/nowhere"]).await;
+    let refused = proxy
+        .client()
+        .await
+        .ask(format!("CONNECT {TARGET} HTTP/1.1\r\nHost: x\r\n\r\n").as_bytes())
+        .await;
+    assert_eq!((refused.status, refused.problem()), (503, "ca-unavailable".to_owned()));
+    assert!(!String::from_utf8_lossy(&refused.body).contains("/proc"), "paths are the operator's");
+    assert_eq!(proxy.ask(&request("PUT", CONTACT, "", RECIPE)).await.outcome(), "rewritten");
+}
