@@ -4,6 +4,7 @@ use std::io::{self, Write};
 use std::sync::Arc;
 
 use clap::Args;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
@@ -42,7 +43,18 @@ impl Serve {
             .collect();
         let config = Arc::new(self.config.load(&flags)?);
         log::start(&config.log);
+        raise_descriptor_limit();
         super::runtime()?.block_on(serve(config))
+    }
+}
+
+/// A tunnel has two descriptors, and the usual soft limit is 1,024 for the sake of programs that use
+/// `select`, which this one does not.
+fn raise_descriptor_limit() {
+    let limit = getrlimit(Resource::Nofile);
+    let raised = Rlimit { current: limit.maximum, ..limit };
+    if let Err(error) = setrlimit(Resource::Nofile, raised) {
+        tracing::warn!(limit = ?limit.current, %error, "cannot raise the limit of open descriptors");
     }
 }
 
