@@ -5,9 +5,11 @@
 //! # The life of a request
 //!
 //! 1. [`proxy::Server`] accepts a connection from downstream and tells HTTP/1 from HTTP/2.
+//!    What a CONNECT opens comes back to it as one more connection, TLS taken off; blind tunnels go
+//!    their own way ([`intercept`]).
 //! 2. `proxy::stack` is the way of each request, outermost first. `Observe` begins its
 //!    [`observe::exchange::Exchange`]; `Problems` stands ready to answer for whatever fails below;
-//!    `Target` decides whether its target is served.
+//!    `Admit` decides whether client and target are served.
 //! 3. `Sanitize` lets all but contact writes stream past. A contact write is read whole and given to
 //!    [`contact::sanitize`], which finds the sources, judges them by the [`contact::Policy`] and
 //!    splices its edits into the raw bytes.
@@ -20,7 +22,8 @@
 //! # The rooms
 //!
 //! [`contact`] is the domain: pure functions over bytes, which know nothing of HTTP. [`proxy`] asks it and
-//! acts. [`config`] says what is wanted, [`observe`] what happened, [`cli`] are the commands, and
+//! acts. [`intercept`] says where a client of the forward proxy may go, and vouches for the API's host.
+//! [`config`] says what is wanted, [`observe`] what happened, [`cli`] are the commands, and
 //! [`simulator`] is an API to try it all against.
 
 pub mod cli;
