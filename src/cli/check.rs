@@ -5,6 +5,7 @@ use std::io::{self, Write};
 use clap::Args;
 
 use super::{ConfigArgs, Failure};
+use crate::intercept::ca::Authority;
 
 #[derive(Debug, Args)]
 pub(super) struct Check {
@@ -15,6 +16,13 @@ pub(super) struct Check {
 impl Check {
     pub fn run(self) -> Result<(), Failure> {
         let config = self.config.load(&[])?;
+        // Not an error of the configuration, nor of base-URL mode.
+        let intercept = &config.intercept;
+        if let Some(folder) = &intercept.ca_dir
+            && let Err(error) = Authority::load(folder, &intercept.rules.hosts)
+        {
+            writeln!(io::stderr(), "HTTPS_PROXY mode will not work: {error}")?;
+        }
         let text = toml::to_string(&config.resolved)
             .map_err(|error| Failure::Failed(format!("cannot print the configuration: {error}")))?;
         Ok(io::stdout().write_all(text.as_bytes())?)

@@ -46,11 +46,10 @@ pub(super) struct Exec {
 impl Exec {
     pub fn run(self) -> Result<(), Failure> {
         // The command's own output is what people want to see.
-        let defaults = [
-            ("exec", "log.level=warn".to_owned()),
-            ("exec", "listen.address=127.0.0.1:0".to_owned()),
-        ];
-        let config = Arc::new(self.config.load_over(&defaults, &[])?);
+        let quiet = ("exec", "log.level=warn".to_owned());
+        // Over the file, whose address is that of the proxy for all.
+        let free = ("exec", "listen.address=127.0.0.1:0".to_owned());
+        let config = Arc::new(self.config.load_over(&[quiet], &[free])?);
         log::start(&config.log);
         let status = super::runtime()?.block_on(exec(config, self.proxy, &self.command))?;
         Err(Failure::Status(status))
