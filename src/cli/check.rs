@@ -19,6 +19,7 @@ impl Check {
         // Not an error of the configuration, nor of base-URL mode.
         let intercept = &config.intercept;
         if let Some(folder) = &intercept.ca_dir
+            && !intercept.rules.hosts.is_empty()
             && let Err(error) = Authority::load(folder, &intercept.rules.hosts)
         {
             writeln!(io::stderr(), "HTTPS_PROXY mode will not work: {error}")?;

@@ -48,7 +48,7 @@ pub(super) struct Demo {
 
 impl Demo {
     pub fn run(self) -> Result<(), Failure> {
-        super::runtime()?.block_on(self.show())
+        super::block_on(self.show())?
     }
 
     async fn show(self) -> Result<(), Failure> {

@@ -9,10 +9,10 @@ use clap::Args;
 use http::header::{DATE, VIA};
 use http::{HeaderMap, StatusCode};
 
-use super::{ConfigArgs, Failure};
+use super::{ConfigArgs, Failure, env};
 use crate::config::Config;
-use crate::intercept::Host;
 use crate::intercept::ca::{Authority, CaError, NEARLY_OVER};
+use crate::intercept::trust;
 use crate::proxy::{Probe, probe};
 
 /// How far two clocks may be apart before certificates of one look wrong to the other.
@@ -47,11 +47,11 @@ impl Doctor {
     pub fn run(self) -> Result<(), Failure> {
         let config = Arc::new(self.config.load(&[])?);
         let mut findings = vec![Finding::fine("configuration", "is valid"), authority(&config)];
-        findings.extend(super::runtime()?.block_on(async {
+        findings.extend(super::block_on(async {
             let mut findings = vec![listener(&config).await];
             findings.extend(upstream(&config).await);
             findings
-        }));
+        })?);
         findings.push(past_the_proxy(&config));
 
         let mut report = String::new();
@@ -95,16 +95,16 @@ fn authority(config: &Config) -> Finding {
             Finding::fault(
                 SUBJECT,
                 state,
-                "Move the folder away, run `optin-proxy ca init`, and let clients trust the new one.",
+                "Move the folder away, run `optin-proxy ca init`, restart `serve`, and let clients trust the new one.",
             )
         }
         // The error names its remedy.
         Err(error @ CaError::Broken { .. }) => Finding::fault(
             SUBJECT,
             error.to_string(),
-            "If it says expired or not yet valid, look at this machine's clock first.",
+            "If it says expired, look at this machine's clock first.",
         ),
-        Err(error) => Finding::fault(SUBJECT, error.to_string(), "Nothing else is known of it."),
+        Err(error) => Finding::fault(SUBJECT, error.to_string(), "Base-URL mode works without."),
     }
 }
 
@@ -116,7 +116,10 @@ fn came_round() -> HeaderMap {
 }
 
 fn is_optin_proxy(probe: &Probe) -> bool {
-    probe.status == StatusCode::LOOP_DETECTED && probe.headers.contains_key("proxy-status")
+    let status = probe.headers.get("proxy-status").map(|status| status.as_bytes());
+    // 403 if it does not serve this machine.
+    matches!(probe.status, StatusCode::LOOP_DETECTED | StatusCode::FORBIDDEN)
+        && status.is_some_and(|status| status.starts_with(b"optin-proxy;"))
 }
 
 async fn listener(config: &Arc<Config>) -> Finding {
@@ -134,14 +137,32 @@ async fn listener(config: &Arc<Config>) -> Finding {
         );
     }
     match probe(config, &format!("http://{address}"), came_round()).await {
-        Ok(answer) if is_optin_proxy(&answer) => {
-            Finding::fine(SUBJECT, format!("an optin-proxy runs at {address}"))
-        }
+        Ok(answer) if is_optin_proxy(&answer) => match vouches(config, address).await {
+            Ok(()) => Finding::fine(SUBJECT, format!("an optin-proxy runs at {address}")),
+            Err(error) => Finding::fault(
+                SUBJECT,
+                error.to_string(),
+                "Until then clients refuse what it serves.",
+            ),
+        },
         _ => Finding::fault(
             SUBJECT,
             format!("{address} is taken by another program"),
             "Stop that program, or choose another address in listen.address.",
         ),
+    }
+}
+
+/// Whether the proxy that runs has the authority that is in this command's folder.
+async fn vouches(config: &Arc<Config>, address: &str) -> Result<(), Failure> {
+    let intercept = &config.intercept;
+    let Some(folder) = &intercept.ca_dir else { return Ok(()) };
+    match Authority::load(folder, &intercept.rules.hosts) {
+        Ok(Some(authority)) => {
+            env::agrees(config, &env::reached(config, address)?, &authority).await
+        }
+        // Said already, or none yet.
+        _ => Ok(()),
     }
 }
 
@@ -187,14 +208,8 @@ fn clock(answer: &Probe) -> Finding {
 /// Whether the environment of this very command would lead a client past the proxy.
 fn past_the_proxy(config: &Config) -> Finding {
     const SUBJECT: &str = "NO_PROXY";
-    let hidden = ["NO_PROXY", "no_proxy"].into_iter().find_map(|variable| {
-        let list = std::env::var(variable).ok()?;
-        let entry = list.split(',').map(str::trim).find(|entry| {
-            config.intercept.rules.hosts.iter().any(|host| is_excepted(entry, host))
-        })?;
-        Some((variable, entry.to_owned()))
-    });
-    match hidden {
+    let environment = |name: &str| std::env::var_os(name);
+    match trust::hidden(&config.intercept.rules.hosts, &environment) {
         None => Finding::fine(SUBJECT, "excepts no intercepted host"),
         Some((variable, entry)) => Finding::fault(
             SUBJECT,
@@ -202,15 +217,4 @@ fn past_the_proxy(config: &Config) -> Finding {
             format!("Take it out of {variable}."),
         ),
     }
-}
-
-fn is_excepted(entry: &str, host: &Host) -> bool {
-    let host = host.to_string();
-    if entry == "*" {
-        return true;
-    }
-    let entry = entry.trim_end_matches(":443").to_ascii_lowercase();
-    let entry = entry.trim_start_matches('*').trim_start_matches('.');
-    let is_below = || host.strip_suffix(entry).is_some_and(|above| above.ends_with('.'));
-    !entry.is_empty() && (host == entry || is_below())
 }

@@ -3,11 +3,20 @@
 use std::ffi::OsString;
 use std::fmt::Write as _;
 use std::io::{self, Write as _};
+use std::path::PathBuf;
+use std::sync::Arc;
 
 use clap::{Args, ValueEnum};
+use rustls::pki_types::ServerName;
+use rustls::{ClientConfig, RootCertStore};
+use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
+use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
 
 use super::{ConfigArgs, Failure, ca};
 use crate::config::Config;
+use crate::intercept::Host;
+use crate::intercept::ca::Authority;
 use crate::intercept::trust::{Files, Reached, variables};
 
 #[derive(Debug, Args)]
@@ -17,6 +26,9 @@ pub(super) struct Env {
     /// Address of the running proxy [listen.address]
     #[arg(long, value_name = "HOST:PORT")]
     proxy: Option<String>,
+    /// Where the files are written that the variables name, for other containers [trust, in intercept.ca_dir]
+    #[arg(long, value_name = "FOLDER")]
+    files: Option<PathBuf>,
     /// For whom to write it
     #[arg(long, value_enum, default_value_t = Shell::Sh)]
     shell: Shell,
@@ -48,10 +60,33 @@ impl Env {
             ));
         }
         let authority = ca::open(&config)?;
+        // One that does not run yet will have this authority: they have one folder.
+        super::block_on(async {
+            match TcpStream::connect(&proxy.authority).await {
+                Ok(_) => agrees(&config, &proxy, &authority).await,
+                Err(_) => Ok(()),
+            }
+        })??;
         let environment = |name: &str| std::env::var_os(name);
-        let folder = ca::folder(&config)?.join("trust");
+        let folder = match self.files {
+            Some(folder) => std::path::absolute(folder)?,
+            None => ca::folder(&config)?.join("trust"),
+        };
         let files = Files::write(&folder, &authority, &environment).map_err(ca::failed)?;
-        let all = variables(&proxy, &files, &config.intercept.rules.hosts, &environment);
+        let (all, left_out) =
+            variables(&proxy, &files, &config.intercept.rules.hosts, &environment);
+        for why in left_out {
+            writeln!(io::stderr(), "optin-proxy: {why}")?;
+        }
+        if matches!(self.shell, Shell::Docker | Shell::K8s) {
+            let folder = folder.display();
+            writeln!(
+                io::stderr(),
+                "optin-proxy: mount {folder} into the container at the same path (another one: --files), where \
+                 its user may read it; {} must lead from there to the proxy (another address: --proxy)",
+                proxy.authority
+            )?;
+        }
         Ok(io::stdout().write_all(self.shell.write(&all)?.as_bytes())?)
     }
 }
@@ -69,8 +104,64 @@ pub(super) fn reached(config: &Config, address: &str) -> Result<Reached, Failure
         "[::]" => "[::1]",
         host => host,
     };
-    let credentials = config.listen.proxy_auth.as_ref().map(|it| it.for_url()).unwrap_or_default();
-    Ok(Reached { authority: format!("{host}:{port}"), credentials })
+    let auth = config.listen.proxy_auth.as_ref();
+    Ok(Reached {
+        authority: format!("{host}:{port}"),
+        credentials: auth.map(|it| it.for_url()).unwrap_or_default(),
+        basic: auth.map(|it| it.for_header()),
+    })
+}
+
+/// Whether the proxy that runs there has this authority: another user's, or another container's, has one of
+/// its own, and clients would refuse it.
+pub(super) async fn agrees(
+    config: &Config,
+    proxy: &Reached,
+    authority: &Authority,
+) -> Result<(), Failure> {
+    let Some(host) = config.intercept.rules.hosts.first() else { return Ok(()) };
+    let checking = handshake(proxy, host, authority);
+    match tokio::time::timeout(config.limits.header_timeout, checking).await {
+        Ok(Ok(())) => Ok(()),
+        Ok(Err(error)) => Err(Failure::Failed(format!(
+            "the proxy at {} does not serve {host} by the certificate authority in {}: {error}; name that \
+             proxy's own folder in intercept.ca_dir, or restart it if the folder has changed",
+            proxy.authority,
+            ca::folder(config)?.display()
+        ))),
+        Err(_) => Err(Failure::Failed(format!("the proxy at {} does not answer", proxy.authority))),
+    }
+}
+
+async fn handshake(proxy: &Reached, host: &Host, authority: &Authority) -> io::Result<()> {
+    let target = format!("{host}:443");
+    let mut stream = BufReader::new(TcpStream::connect(&proxy.authority).await?);
+    let mut asked = format!("CONNECT {target} HTTP/1.1\r\nHost: {target}\r\n");
+    if let Some(credentials) = &proxy.basic {
+        let _ = write!(asked, "Proxy-Authorization: Basic {credentials}\r\n");
+    }
+    asked.push_str("\r\n");
+    stream.write_all(asked.as_bytes()).await?;
+    let mut head = String::new();
+    // A head of more than 64 KiB is none.
+    while stream.read_line(&mut head).await? > 2 && head.len() < 65_536 {}
+    if !head.starts_with("HTTP/1.1 200 ") {
+        let status = head.lines().next().unwrap_or("nothing").to_owned();
+        return Err(io::Error::other(format!("it answers CONNECT with {status}")));
+    }
+    let mut roots = RootCertStore::empty();
+    roots.add(authority.root().clone()).map_err(io::Error::other)?;
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let config = ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .map_err(io::Error::other)?
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    let name = match host {
+        Host::Name(name) => ServerName::try_from(name.to_string()).map_err(io::Error::other)?,
+        Host::Address(address) => ServerName::IpAddress((*address).into()),
+    };
+    TlsConnector::from(Arc::new(config)).connect(name, stream).await.map(drop)
 }
 
 impl Shell {

@@ -12,7 +12,6 @@ use rustix::process::{Pid, kill_process};
 use tokio::net::TcpStream;
 use tokio::process::{Child, Command};
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -47,11 +46,17 @@ impl Exec {
     pub fn run(self) -> Result<(), Failure> {
         // The command's own output is what people want to see.
         let quiet = ("exec", "log.level=warn".to_owned());
-        // Over the file, whose address is that of the proxy for all.
-        let free = ("exec", "listen.address=127.0.0.1:0".to_owned());
-        let config = Arc::new(self.config.load_over(&[quiet], &[free])?);
+        // A proxy for this command alone is not the one that the file is about: it takes any port, is on
+        // loopback, and asks nobody who they are.
+        let alone = [
+            ("exec", "listen.address=127.0.0.1:0".to_owned()),
+            ("exec", "listen.allow_from=[]".to_owned()),
+            ("exec", "listen.proxy_auth=".to_owned()),
+        ];
+        let own: &[_] = if self.proxy.is_none() { &alone } else { &[] };
+        let config = Arc::new(self.config.load_over(&[quiet], own)?);
         log::start(&config.log);
-        let status = super::runtime()?.block_on(exec(config, self.proxy, &self.command))?;
+        let status = super::block_on(exec(config, self.proxy, &self.command))??;
         Err(Failure::Status(status))
     }
 }
@@ -66,7 +71,9 @@ async fn exec(
     let stop = CancellationToken::new();
     let (address, own) = match proxy {
         Some(proxy) => {
-            wait_for(&env::reached(&config, &proxy)?.authority).await?;
+            let reached = env::reached(&config, &proxy)?;
+            wait_for(&reached.authority).await?;
+            env::agrees(&config, &reached, &authority).await?;
             (proxy, None)
         }
         None => {
@@ -80,10 +87,15 @@ async fn exec(
     };
     let environment = |name: &str| std::env::var_os(name);
     // The command's alone: another one may run with another environment.
-    let folder = tempfile::tempdir()?;
+    let folder = tempfile::tempdir().map_err(|error| {
+        Failure::Failed(format!("cannot make a temporary folder: {error}; name another in TMPDIR"))
+    })?;
     let files = Files::write(folder.path(), &authority, &environment).map_err(ca::failed)?;
     let proxy = env::reached(&config, &address)?;
-    let all = variables(&proxy, &files, &config.intercept.rules.hosts, &environment);
+    let (all, left_out) = variables(&proxy, &files, &config.intercept.rules.hosts, &environment);
+    for why in left_out {
+        tracing::warn!("{why}");
+    }
 
     let mut signals = Forwarded::listen()?;
     let (program, arguments) = command.split_first().ok_or(Failure::Status(2))?;
@@ -97,20 +109,20 @@ async fn exec(
         }),
     };
     stop.cancel();
-    finish(own).await;
-    status
-}
-
-async fn finish(own: Option<JoinHandle<usize>>) {
-    let Some(own) = own else { return };
-    match own.await {
-        Ok(0) => {}
-        Ok(cut) => tracing::warn!(
-            connections = cut,
-            "stopped with requests unfinished at listen.drain_timeout"
-        ),
-        Err(error) => tracing::error!(%error, "the listener failed"),
+    let Some(own) = own else { return status };
+    tokio::select! {
+        served = own => match served {
+            Ok(0) => {}
+            Ok(cut) => tracing::warn!(
+                connections = cut,
+                "stopped with requests unfinished at listen.drain_timeout"
+            ),
+            Err(error) => tracing::error!(%error, "the listener failed"),
+        },
+        // There is no command any more to pass it on to.
+        _ = signals.next() => tracing::warn!("stopped with requests unfinished, by a signal"),
     }
+    status
 }
 
 /// Waits until somebody accepts connections at this address.

@@ -160,7 +160,11 @@ fn completions(shell: clap_complete::Shell) -> Result<(), Failure> {
     Ok(io::stdout().write_all(&script)?)
 }
 
-/// A runtime for the commands that speak HTTP.
-fn runtime() -> io::Result<tokio::runtime::Runtime> {
-    tokio::runtime::Builder::new_multi_thread().enable_all().build()
+/// Runs what speaks HTTP, on a runtime of its own.
+fn block_on<T>(future: impl Future<Output = T>) -> io::Result<T> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let done = runtime.block_on(future);
+    // A look-up that nobody waits for any more must not hold up the end.
+    runtime.shutdown_background();
+    Ok(done)
 }

@@ -44,7 +44,7 @@ impl Serve {
         let config = Arc::new(self.config.load(&flags)?);
         log::start(&config.log);
         raise_descriptor_limit();
-        super::runtime()?.block_on(serve(config))
+        super::block_on(serve(config))?
     }
 }
 

@@ -40,7 +40,7 @@ fn probability(text: &str) -> Result<f64, String> {
 
 impl Simulate {
     pub fn run(self) -> Result<(), Failure> {
-        super::runtime()?.block_on(async {
+        super::block_on(async {
             let mut signals = Signals::listen()?;
             let options =
                 Options { flake_rate: self.flake_rate, seed: self.seed, ..Options::default() };
@@ -80,6 +80,6 @@ impl Simulate {
             // Ended by its token; a panic in it was reported already.
             let _ = serving.await;
             Ok(())
-        })
+        })?
     }
 }

@@ -197,6 +197,9 @@ impl Config {
         if file.sanitize.max_body.0 > Span::LONGEST_BODY {
             return Err(("sanitize.max_body", "must be less than 4GiB".into()));
         }
+        if file.intercept.ports.0.contains(&0) {
+            return Err(("intercept.ports", "a port is a number from 1 to 65535".into()));
+        }
         for (key, duration) in [
             ("upstream.connect_timeout", file.upstream.connect_timeout),
             ("upstream.response_timeout", file.upstream.response_timeout),

@@ -7,7 +7,7 @@
 use std::fs;
 use std::io::{self, Write};
 use std::net::IpAddr;
-use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -51,6 +51,7 @@ pub struct Authority {
     root: CertificateDer<'static>,
     certificate: CertificateDer<'static>,
     issuer: Issuer<'static, KeyPair>,
+    not_before: SystemTime,
     not_after: SystemTime,
 }
 
@@ -65,6 +66,11 @@ pub enum CaError {
         "there is a certificate authority in {0} already, and it is never overwritten; move that folder away to begin a new one"
     )]
     Exists(PathBuf),
+    /// There is nothing to sign for.
+    #[error(
+        "intercept.hosts is empty: there is nothing that a certificate authority could vouch for"
+    )]
+    NoHosts,
     /// A file or folder cannot be read or written.
     #[error(
         "{path}: {error}; see that this user may read and write it, or choose another folder in intercept.ca_dir"
@@ -85,15 +91,35 @@ pub enum CaError {
         /// Its permissions.
         mode: u32,
     },
+    /// Others may put a key of theirs in its place.
+    #[error(
+        "{path}: other users may change what is here ({why}); choose a folder of this user's own in intercept.ca_dir, with mode 700"
+    )]
+    Untrusted {
+        /// The folder or file.
+        path: PathBuf,
+        /// Mode or owner.
+        why: String,
+    },
     /// The secret file is not what it should be.
     #[error(
-        "{path}: {why}; move the folder away and run `optin-proxy ca init`, then let clients trust the new one"
+        "{path}: {why}; move the folder away, run `optin-proxy ca init`, restart `serve`, and let clients trust the new one"
     )]
     Broken {
         /// The secret file.
         path: PathBuf,
         /// What is wrong with it.
         why: String,
+    },
+    /// The clock is wrong.
+    #[error("{path}: valid from {from} on, and this machine's clock says {today}: set the clock")]
+    Early {
+        /// The secret file.
+        path: PathBuf,
+        /// When it begins.
+        from: time::Date,
+        /// What the clock says.
+        today: time::Date,
     },
     /// A certificate could not be made.
     #[error("cannot make a certificate: {0}")]
@@ -116,12 +142,16 @@ impl Authority {
     /// # Errors
     /// If there is one already, or its file cannot be written.
     pub fn create(folder: &Path, hosts: &[Host]) -> Result<Self, CaError> {
+        if hosts.is_empty() {
+            return Err(CaError::NoHosts);
+        }
         let path = folder.join(ISSUER_FILE);
         if path.try_exists().unwrap_or(true) {
             return Err(CaError::Exists(folder.to_owned()));
         }
         let fault = |error| CaError::File { path: folder.to_owned(), error };
         fs::DirBuilder::new().recursive(true).mode(0o700).create(folder).map_err(fault)?;
+        is_own(folder, &fs::metadata(folder).map_err(fault)?)?;
 
         let now = SystemTime::now();
         let (root, certificate, key) = generate(hosts, now).map_err(make)?;
@@ -144,10 +174,10 @@ impl Authority {
             }
             Err(error) => return Err(fault(error)),
         }
-        Self::load(folder, hosts)?.ok_or_else(|| CaError::Broken {
-            path,
-            why: "it has vanished while it was made".into(),
-        })
+        let vanished = || CaError::Broken { path, why: "it vanished while it was made".into() };
+        let authority = Self::load(folder, hosts)?.ok_or_else(vanished)?;
+        publish(folder, &authority.root_pem());
+        Ok(authority)
     }
 
     /// The authority in `folder`, proved to serve these hosts. `None` if there is none.
@@ -157,19 +187,37 @@ impl Authority {
     pub fn load(folder: &Path, hosts: &[Host]) -> Result<Option<Self>, CaError> {
         let path = folder.join(ISSUER_FILE);
         let fault = |error| CaError::File { path: path.clone(), error };
-        let mode = match fs::metadata(&path) {
-            Ok(metadata) => metadata.permissions().mode() & 0o777,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        let metadata = match fs::metadata(&path) {
+            Ok(metadata) => metadata,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                // Whoever trusts that root would not trust another.
+                if root_file(folder).exists() {
+                    let why = format!("it is missing, though {ROOT_FILE} is there");
+                    return Err(CaError::Broken { path, why });
+                }
+                return Ok(None);
+            }
             Err(error) => return Err(fault(error)),
         };
+        if !metadata.is_file() {
+            return Err(CaError::Broken { path, why: "it is no file".into() });
+        }
+        let mode = metadata.permissions().mode() & 0o777;
         if mode & 0o077 != 0 {
             return Err(CaError::Exposed { path, mode });
         }
+        is_own(&path, &metadata)?;
+        is_own(folder, &fs::metadata(folder).map_err(fault)?)?;
         let text = fs::read(&path).map_err(fault)?;
         let broken = |why: String| CaError::Broken { path: path.clone(), why };
         let authority = Self::parse(&text).map_err(broken)?;
+        let now = SystemTime::now();
+        if now < authority.not_before {
+            let date = |time: SystemTime| OffsetDateTime::from(time).date();
+            let (from, today) = (date(authority.not_before), date(now));
+            return Err(CaError::Early { path, from, today });
+        }
         authority.prove(hosts).map_err(broken)?;
-        publish(folder, &authority.root_pem())?;
         Ok(Some(authority))
     }
 
@@ -178,23 +226,27 @@ impl Authority {
     /// # Errors
     /// Those of [`Authority::load`] and [`Authority::create`].
     pub fn open(folder: &Path, hosts: &[Host]) -> Result<Self, CaError> {
-        if let Some(authority) = Self::load(folder, hosts)? {
-            return Ok(authority);
-        }
-        match Self::create(folder, hosts) {
-            // Somebody else was faster.
-            Err(CaError::Exists(_)) => Self::load(folder, hosts)?.ok_or(CaError::NoFolder),
-            made => made,
-        }
+        let authority = match Self::load(folder, hosts)? {
+            Some(authority) => authority,
+            None => match Self::create(folder, hosts) {
+                // Somebody else was faster.
+                Err(CaError::Exists(_)) => {
+                    Self::load(folder, hosts)?.ok_or(CaError::Exists(folder.to_owned()))?
+                }
+                made => made?,
+            },
+        };
+        publish(folder, &authority.root_pem());
+        Ok(authority)
     }
 
     fn parse(text: &[u8]) -> Result<Self, String> {
         let parts = pem::parse_many(text).map_err(|error| error.to_string())?;
-        let [key, certificate, root] =
-            <[pem::Pem; 3]>::try_from(parts).map_err(|_| "it holds no key and two certificates")?;
+        let [key, certificate, root] = <[pem::Pem; 3]>::try_from(parts)
+            .map_err(|_| "it does not hold a key and two certificates")?;
         let tags = [&key, &certificate, &root].map(pem::Pem::tag);
         if tags != ["PRIVATE KEY", "CERTIFICATE", "CERTIFICATE"] {
-            return Err("it holds no key and two certificates".into());
+            return Err("it does not hold a key and two certificates".into());
         }
         let key = PrivateKeyDer::Pkcs8(key.into_contents().into());
         let key = KeyPair::try_from(&key).map_err(|error| format!("its key: {error}"))?;
@@ -205,18 +257,32 @@ impl Authority {
         if parsed.public_key().raw != rcgen::PublicKeyData::subject_public_key_info(&key) {
             return Err("its key and its certificate do not belong together".into());
         }
+        let not_before = parsed.validity().not_before.to_datetime().into();
         let not_after = parsed.validity().not_after.to_datetime().into();
         let issuer =
             Issuer::from_ca_cert_der(&certificate, key).map_err(|error| error.to_string())?;
-        Ok(Self { root, issuer, not_after, certificate })
+        Ok(Self { root, issuer, not_before, not_after, certificate })
     }
 
-    /// Whether clients that trust the root would take what is signed here.
+    /// Whether it is constrained to these hosts, and clients that trust the root would take its word for
+    /// them.
     fn prove(&self, hosts: &[Host]) -> Result<(), String> {
         let now = SystemTime::now();
         if now > self.not_after {
             let end = OffsetDateTime::from(self.not_after).date();
             return Err(format!("the certificate authority has expired on {end}"));
+        }
+        let (mut permitted, mut named) = (self.hosts(), hosts.to_vec());
+        permitted.sort();
+        named.sort();
+        named.dedup();
+        if permitted != named {
+            let list =
+                |hosts: &[Host]| hosts.iter().map(Host::to_string).collect::<Vec<_>>().join(", ");
+            let (permitted, named) = (list(&permitted), list(&named));
+            return Err(format!(
+                "it may sign for [{permitted}], but intercept.hosts names [{named}]"
+            ));
         }
         let mut roots = RootCertStore::empty();
         roots.add(self.root.clone()).map_err(|error| format!("its root: {error}"))?;
@@ -229,9 +295,7 @@ impl Authority {
             let name = server_name(host)?;
             verifier
                 .verify_server_cert(&leaf.chain[0], &leaf.chain[1..], &name, &[], UnixTime::now())
-                .map_err(|error| {
-                    format!("it cannot vouch for {host}, which intercept.hosts names ({error})")
-                })?;
+                .map_err(|error| format!("clients would not take its word for {host} ({error})"))?;
         }
         Ok(())
     }
@@ -258,6 +322,9 @@ impl Authority {
             return Vec::new();
         };
         let Ok(Some(constraints)) = parsed.name_constraints() else { return Vec::new() };
+        if !constraints.critical {
+            return Vec::new();
+        }
         let permitted = constraints.value.permitted_subtrees.iter().flatten();
         let host = |base: &GeneralName<'_>| match base {
             GeneralName::DNSName(name) => name.parse().ok(),
@@ -330,6 +397,8 @@ fn generate(
     let key = KeyPair::generate()?;
     let mut params = authority(ISSUER_NAME, 0)?;
     params.name_constraints = Some(constraints(hosts));
+    // Kinds of names that the constraint does not know of (mail addresses) are of no use to a thief either.
+    params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
     params.use_authority_key_identifier_extension = true;
     let issuing = params.signed_by(&key, &Issuer::new(root_params, root_key))?;
     Ok((root.der().clone(), issuing.der().clone(), key))
@@ -387,13 +456,30 @@ fn server_name(host: &Host) -> Result<ServerName<'static>, String> {
     }
 }
 
-/// Puts the root's certificate where people and programs find it.
-fn publish(folder: &Path, root: &str) -> Result<(), CaError> {
-    let path = folder.join(ROOT_FILE);
-    if fs::read(&path).is_ok_and(|there| there == root.as_bytes()) {
+/// Nobody else may change what is here: a key of theirs would be trusted by this user's programs.
+fn is_own(path: &Path, metadata: &fs::Metadata) -> Result<(), CaError> {
+    let untrusted = |why| CaError::Untrusted { path: path.to_owned(), why };
+    let mode = metadata.permissions().mode() & 0o777;
+    if mode & 0o022 != 0 {
+        return Err(untrusted(format!("mode {mode:o}")));
+    }
+    let owner = metadata.uid();
+    // Root may do anything anyway, and is who mounts secrets.
+    if owner == 0 || owner == rustix::process::geteuid().as_raw() {
         return Ok(());
     }
-    write_public(&path, root.as_bytes()).map_err(|error| CaError::File { path, error })
+    Err(untrusted(format!("owned by user {owner}")))
+}
+
+/// Puts the root's certificate where people and programs find it, if that can be.
+fn publish(folder: &Path, root: &str) {
+    let path = folder.join(ROOT_FILE);
+    if fs::read(&path).is_ok_and(|there| there == root.as_bytes()) {
+        return;
+    }
+    if let Err(error) = write_public(&path, root.as_bytes()) {
+        tracing::warn!(path = %path.display(), %error, "cannot write the root's certificate");
+    }
 }
 
 /// Writes a file that everybody may read, whole or not at all.
@@ -411,12 +497,13 @@ pub fn root_file(folder: &Path) -> PathBuf {
     folder.join(ROOT_FILE)
 }
 
-/// Whether a certificate is a root of ours, of this folder or of any other. The API never has one.
+/// Whether a certificate is an authority of ours, of this folder or of any other. The API never has one.
 pub(crate) fn is_ours(certificate: &[u8]) -> bool {
     // Most are not, and parsing all of a system's takes a while.
-    memchr::memmem::find(certificate, ROOT_NAME.as_bytes()).is_some()
+    let ours = [ROOT_NAME, ISSUER_NAME];
+    ours.iter().any(|name| memchr::memmem::find(certificate, name.as_bytes()).is_some())
         && X509Certificate::from_der(certificate).is_ok_and(|(_, certificate)| {
-            let mut names = certificate.subject().iter_common_name();
-            names.any(|name| name.as_str().is_ok_and(|name| name.starts_with(ROOT_NAME)))
+            let mut names = certificate.subject().iter_common_name().flat_map(|name| name.as_str());
+            names.any(|name| ours.iter().any(|ours| name.starts_with(ours)))
         })
 }

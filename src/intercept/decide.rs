@@ -113,7 +113,7 @@ pub enum Denied {
         host: Host,
     },
     /// An address that only this machine or its network can reach.
-    #[error("{}{address}, a {class} address that intercept.allow_private does not name", stands_for(.host))]
+    #[error("{} {class} that intercept.allow_private does not name", address_of(.host, .address))]
     Private {
         /// The target's host.
         host: Host,
@@ -136,12 +136,8 @@ impl Rules {
     /// # Errors
     /// The rule that refuses it.
     pub fn judge(&self, host: &Host, port: u16, plain: bool) -> Result<Way, Denied> {
-        let meant = |pattern: &&Pattern| {
-            pattern.names(host) && pattern.port().is_none_or(|only| only == port)
-        };
-        if let Some(rule) = self.deny.iter().find(meant) {
-            return Err(Denied::Rule { host: host.clone(), rule: rule.clone() });
-        }
+        self.judge_denial(host, port)?;
+        let meant = |pattern: &&Pattern| pattern.means(host, port);
         let allowed = self.allow.iter().filter(meant).collect::<Vec<_>>();
         let is_usual = self.ports.contains(&port) || (plain && port == 80);
         if !is_usual && !allowed.iter().any(|pattern| pattern.port().is_some()) {
@@ -154,6 +150,17 @@ impl Rules {
             return Err(Denied::OtherHost { host: host.clone() });
         }
         Ok(Way::Elsewhere)
+    }
+
+    /// Judges a target by `intercept.deny` alone.
+    ///
+    /// # Errors
+    /// The entry that refuses it.
+    pub fn judge_denial(&self, host: &Host, port: u16) -> Result<(), Denied> {
+        match self.deny.iter().find(|pattern| pattern.means(host, port)) {
+            Some(rule) => Err(Denied::Rule { host: host.clone(), rule: rule.clone() }),
+            None => Ok(()),
+        }
     }
 
     /// Judges what a host's name stands for. `own` are the proxy's listeners.
@@ -170,6 +177,8 @@ impl Rules {
         if own.iter().any(|own| own.port() == address.port() && is_reached_by(own.ip(), ip)) {
             return Err(Denied::OwnListener { address });
         }
+        // What is denied by its address is denied by any name.
+        self.judge_denial(&Host::Address(ip), address.port())?;
         let Some(class) = class(ip) else { return Ok(()) };
         let is_named = self.allow_private.iter().any(|entry| match entry {
             Private::Net(net) => net.contains(&ip),
@@ -182,10 +191,10 @@ impl Rules {
     }
 }
 
-fn stands_for(host: &Host) -> String {
+fn address_of(host: &Host, address: &IpAddr) -> String {
     match host {
-        Host::Name(name) => format!("{name} stands for "),
-        Host::Address(_) => String::new(),
+        Host::Name(name) => format!("{name} stands for {address},"),
+        Host::Address(_) => format!("{address} is"),
     }
 }
 
@@ -226,37 +235,47 @@ fn class_v4(ip: Ipv4Addr) -> Option<&'static str> {
     let [first, second, ..] = ip.octets();
     match () {
         // RFC 1122 section 3.2.1.3: "this network".
-        () if first == 0 => Some("unspecified"),
-        () if ip.is_loopback() => Some("loopback"),
-        () if ip.is_private() => Some("private"),
+        () if first == 0 => Some("an unspecified address"),
+        () if ip.is_loopback() => Some("a loopback address"),
+        () if ip.is_private() => Some("a private address"),
         // Where clouds keep credentials for whoever asks.
-        () if ip.is_link_local() => Some("link-local"),
+        () if ip.is_link_local() => Some("a link-local address"),
         // RFC 6598
-        () if first == 100 && second & 0xC0 == 64 => Some("carrier-grade NAT (100.64.0.0/10)"),
-        () if ip.is_multicast() => Some("multicast"),
-        () if ip.is_broadcast() => Some("broadcast"),
+        () if first == 100 && second & 0xC0 == 64 => {
+            Some("a carrier-grade NAT address (100.64.0.0/10)")
+        }
+        () if ip.is_multicast() => Some("a multicast address"),
+        // RFC 6890: protocol assignments, benchmarks, and what was never given out.
+        () if ip.octets()[..3] == [192, 0, 0] => Some("a reserved address"),
+        () if first == 198 && second & 0xFE == 18 => Some("a reserved address"),
+        () if first >= 240 => Some("a reserved address"),
         () => None,
     }
 }
 
 fn class_v6(ip: Ipv6Addr) -> Option<&'static str> {
-    let [first, second, third, .., seventh, eighth] = ip.segments();
+    let [first, second, third, fourth, .., seventh, eighth] = ip.segments();
     let embedded = |high: u16, low: u16| {
         let ([a, b], [c, d]) = (high.to_be_bytes(), low.to_be_bytes());
         class_v4(Ipv4Addr::new(a, b, c, d))
     };
     match () {
-        () if ip.is_unspecified() => Some("unspecified"),
-        () if ip.is_loopback() => Some("loopback"),
-        () if ip.is_unique_local() => Some("private"),
-        () if ip.is_unicast_link_local() => Some("link-local"),
+        () if ip.is_unspecified() => Some("an unspecified address"),
+        () if ip.is_loopback() => Some("a loopback address"),
+        () if ip.is_unique_local() => Some("a private address"),
+        () if ip.is_unicast_link_local() => Some("a link-local address"),
         // RFC 3879: deprecated, and routed by some still.
-        () if first & 0xFFC0 == 0xFEC0 => Some("private"),
-        () if ip.is_multicast() => Some("multicast"),
+        () if first & 0xFFC0 == 0xFEC0 => Some("a private address"),
+        () if ip.is_multicast() => Some("a multicast address"),
         // IPv4 in disguise: compatible (RFC 4291), NAT64 (RFC 6052), 6to4 (RFC 3056).
         () if ip.octets()[..12] == [0; 12] => embedded(seventh, eighth),
         () if ip.segments()[..6] == [0x64, 0xFF9B, 0, 0, 0, 0] => embedded(seventh, eighth),
+        () if ip.segments()[..6] == [0, 0, 0, 0, 0xFFFF, 0] => embedded(seventh, eighth),
         () if first == 0x2002 => embedded(second, third),
+        // RFC 8215: for translation within a network. RFC 4380: Teredo. RFC 6666: nowhere.
+        () if ip.segments()[..3] == [0x64, 0xFF9B, 1] => Some("a private address"),
+        () if first == 0x2001 && second == 0 => Some("a reserved address"),
+        () if [first, second, third, fourth] == [0x100, 0, 0, 0] => Some("a reserved address"),
         () => None,
     }
 }
@@ -338,7 +357,16 @@ mod tests {
             ("100.128.0.1", false),
             ("224.0.0.1", true),
             ("255.255.255.255", true),
+            ("192.0.0.192", true),
+            ("198.18.0.1", true),
+            ("198.20.0.1", false),
+            ("240.0.0.1", true),
             ("8.8.8.8", false),
+            ("64:ff9b:1::a00:1", true),
+            ("::ffff:0:a00:1", true),
+            ("2001:0:a00:1::1", true),
+            ("2001:4860:4860::8888", false),
+            ("100::1", true),
             ("::", true),
             ("::1", true),
             ("::127.0.0.1", true),

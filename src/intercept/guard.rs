@@ -2,11 +2,12 @@
 //! and that very address is connected to.
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{SocketAddr, ToSocketAddrs};
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::net::TcpStream;
+use tokio::sync::Semaphore;
 use tokio::time::Instant;
 
 use super::decide::{Denied, Rules};
@@ -19,7 +20,13 @@ pub(crate) struct Guard {
     /// The proxy's own listeners.
     own: Arc<[SocketAddr]>,
     timeout: Duration,
+    /// Each look-up blocks a thread of the runtime's, for longer than anybody waits for it if a name server
+    /// is silent. Those for the API come from the same pool.
+    lookups: Arc<Semaphore>,
 }
+
+/// The most look-ups at once for hosts of the clients' choosing.
+const MAX_LOOKUPS: usize = 64;
 
 /// Why there is no connection.
 #[derive(Debug, thiserror::Error)]
@@ -36,7 +43,8 @@ pub(crate) enum ConnectError {
 
 impl Guard {
     pub fn new(rules: Rules, own: Vec<SocketAddr>, timeout: Duration) -> Self {
-        Self { rules: Arc::new(rules), own: own.into(), timeout }
+        let lookups = Arc::new(Semaphore::new(MAX_LOOKUPS));
+        Self { rules: Arc::new(rules), own: own.into(), timeout, lookups }
     }
 
     pub fn rules(&self) -> &Rules {
@@ -50,7 +58,7 @@ impl Guard {
     /// them answers.
     pub async fn connect(&self, host: &Host, port: u16) -> Result<TcpStream, ConnectError> {
         let deadline = Instant::now() + self.timeout;
-        let addresses = tokio::time::timeout_at(deadline, resolve(host, port))
+        let addresses = tokio::time::timeout_at(deadline, self.resolve(host, port))
             .await
             .map_err(|_| ConnectError::Timeout(self.timeout))?
             .map_err(ConnectError::Unresolved)?;
@@ -73,11 +81,17 @@ impl Guard {
         }
         Err(last)
     }
-}
 
-async fn resolve(host: &Host, port: u16) -> io::Result<Vec<SocketAddr>> {
-    match host {
-        Host::Address(address) => Ok(vec![SocketAddr::new(*address, port)]),
-        Host::Name(name) => Ok(tokio::net::lookup_host((&**name, port)).await?.collect()),
+    async fn resolve(&self, host: &Host, port: u16) -> io::Result<Vec<SocketAddr>> {
+        let name = match host {
+            Host::Address(address) => return Ok(vec![SocketAddr::new(*address, port)]),
+            Host::Name(name) => name.clone(),
+        };
+        let permit = Arc::clone(&self.lookups).acquire_owned().await.map_err(io::Error::other)?;
+        let lookup = tokio::task::spawn_blocking(move || {
+            let _until_it_ends = permit;
+            Ok((&*name, port).to_socket_addrs()?.collect())
+        });
+        lookup.await.map_err(io::Error::other)?
     }
 }

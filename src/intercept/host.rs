@@ -99,8 +99,13 @@ enum Hosts {
 }
 
 impl Pattern {
+    /// Whether this port of this host is meant.
+    pub fn means(&self, host: &Host, port: u16) -> bool {
+        self.names(host) && self.port.is_none_or(|only| only == port)
+    }
+
     /// Whether a host is among those meant, whatever the port.
-    pub fn names(&self, host: &Host) -> bool {
+    fn names(&self, host: &Host) -> bool {
         match (&self.hosts, host) {
             (Hosts::All, _) => true,
             (Hosts::One(one), host) => one == host,

@@ -84,7 +84,7 @@ impl Leaves {
             tracing::warn!(
                 folder = %folder.display(),
                 days = left.as_secs() / 86_400,
-                "the certificate authority ends soon: move its folder away, run `optin-proxy ca init`, and let clients trust the new one"
+                "the certificate authority ends soon: move its folder away, run `optin-proxy ca init`, restart `serve`, and let clients trust the new one"
             );
         }
         *authority = Some(Arc::clone(&opened));

@@ -28,6 +28,21 @@ const NODE_PROXY: &str = include_str!("node-proxy.cjs");
 /// Loaded by Ruby, whose Net::HTTP reads http_proxy even for https.
 const RUBY_PROXY: &str = include_str!("ruby-proxy.rb");
 
+/// Variables whose file replaces what is trusted.
+const REPLACED: [&str; 8] = [
+    "SSL_CERT_FILE",
+    "REQUESTS_CA_BUNDLE",
+    "CURL_CA_BUNDLE",
+    "PIP_CERT",
+    "GIT_SSL_CAINFO",
+    "AWS_CA_BUNDLE",
+    "CARGO_HTTP_CAINFO",
+    "PERL_LWP_SSL_CA_FILE",
+];
+
+/// Variables whose file adds to what is trusted.
+const ADDED: [&str; 2] = ["NODE_EXTRA_CA_CERTS", "DENO_CERT"];
+
 /// The certificates that this system trusts, without any of ours.
 pub fn system_roots() -> Vec<CertificateDer<'static>> {
     let mut roots = rustls_native_certs::load_native_certs().certs;
@@ -95,12 +110,12 @@ impl Files {
         };
         let root = authority.root();
         let mut others = system_roots();
-        for name in ["REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"] {
+        for name in REPLACED {
             others.extend(named_by(environment(name)));
         }
         others.sort_by(|a, b| a.as_ref().cmp(b.as_ref()));
         others.dedup();
-        let added = named_by(environment("NODE_EXTRA_CA_CERTS"));
+        let added: Vec<_> = ADDED.iter().flat_map(|name| named_by(environment(name))).collect();
         let ini = format!(
             "curl.cainfo={0:?}\nopenssl.cafile={0:?}\n",
             files.bundle.display().to_string()
@@ -138,22 +153,57 @@ fn named_by(file: Option<OsString>) -> Vec<CertificateDer<'static>> {
 }
 
 /// A running proxy, as its clients reach it.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct Reached {
     /// Host and port.
     pub authority: String,
     /// `user:password@`, percent-encoded; empty if none are needed.
     pub credentials: String,
+    /// The same for a field of Basic authentication.
+    pub basic: Option<String>,
+}
+
+/// The variable, and the entry of it, that leads clients past the proxy to one of these hosts.
+pub fn hidden(
+    hosts: &[Host],
+    environment: &impl Fn(&str) -> Option<OsString>,
+) -> Option<(&'static str, String)> {
+    ["NO_PROXY", "no_proxy"].into_iter().find_map(|variable| {
+        let list = environment(variable)?.into_string().ok()?;
+        let mut entries = list.split(',').map(str::trim);
+        let entry = entries.find(|entry| hosts.iter().any(|host| is_excepted(entry, host)))?;
+        Some((variable, entry.to_owned()))
+    })
+}
+
+/// As most runtimes read an entry of NO_PROXY.
+fn is_excepted(entry: &str, host: &Host) -> bool {
+    let host = host.to_string();
+    if entry == "*" {
+        return true;
+    }
+    let entry = entry.trim_end_matches(":443").to_ascii_lowercase();
+    let entry = entry.trim_start_matches('*').trim_start_matches('.');
+    let is_below = || host.strip_suffix(entry).is_some_and(|above| above.ends_with('.'));
+    !entry.is_empty() && (host == entry || is_below())
 }
 
 /// The variables that lead a program through the proxy and make it trust the files, beside what its
-/// `environment` says already.
+/// `environment` says already; and what could not be said, and why.
 pub fn variables(
     proxy: &Reached,
     files: &Files,
     hosts: &[Host],
     environment: &impl Fn(&str) -> Option<OsString>,
-) -> Vec<(&'static str, OsString)> {
+) -> (Vec<(&'static str, OsString)>, Vec<String>) {
+    let mut left_out = Vec::new();
+    if let Some((variable, entry)) = hidden(hosts, environment) {
+        left_out.push(format!("`{entry}` in {variable} leads past the proxy"));
+    }
+    if proxy.basic.is_some() {
+        left_out
+            .push("Java is not led through the proxy: it sends no credentials by itself".into());
+    }
     let path = |path: &Path| path.as_os_str().to_owned();
     let appended = |name: &str, between: &str, more: OsString| {
         let mut value = environment(name).filter(|value| !value.is_empty()).unwrap_or_default();
@@ -179,23 +229,10 @@ pub fn variables(
         all.extend([("NO_PROXY", direct.clone()), ("no_proxy", direct.clone())]);
     }
 
-    for name in [
-        "SSL_CERT_FILE",
-        "REQUESTS_CA_BUNDLE",
-        "CURL_CA_BUNDLE",
-        "PIP_CERT",
-        "GIT_SSL_CAINFO",
-        "AWS_CA_BUNDLE",
-        "CARGO_HTTP_CAINFO",
-        "PERL_LWP_SSL_CA_FILE",
-    ] {
-        all.push((name, path(&files.bundle)));
-    }
+    all.extend(REPLACED.map(|name| (name, path(&files.bundle))));
     // LWP reads the proxy variables only if told to.
     all.push(("PERL_LWP_ENV_PROXY", "1".into()));
-    for name in ["NODE_EXTRA_CA_CERTS", "DENO_CERT"] {
-        all.push((name, path(&files.added)));
-    }
+    all.extend(ADDED.map(|name| (name, path(&files.added))));
     // Newer Nodes read HTTPS_PROXY if told to; for older ones there is a file to load.
     all.push(("NODE_USE_ENV_PROXY", "1".into()));
     // Node splits at spaces, but for quotes.
@@ -204,9 +241,16 @@ pub fn variables(
     require.push("\"");
     all.push(("NODE_OPTIONS", appended("NODE_OPTIONS", " ", require)));
 
-    let mut require = OsString::from("-r");
-    require.push(&files.ruby);
-    all.push(("RUBYOPT", appended("RUBYOPT", " ", require)));
+    if files.ruby.as_os_str().as_encoded_bytes().iter().any(u8::is_ascii_whitespace) {
+        let file = files.ruby.display();
+        left_out.push(format!(
+            "Ruby is not led through the proxy: RUBYOPT can name no path with spaces, like {file}"
+        ));
+    } else {
+        let mut require = OsString::from("-r");
+        require.push(&files.ruby);
+        all.push(("RUBYOPT", appended("RUBYOPT", " ", require)));
+    }
 
     let (host, port) = proxy.authority.rsplit_once(':').unwrap_or((&proxy.authority, "80"));
     let mut java = OsString::from(format!(
@@ -222,9 +266,9 @@ pub fn variables(
         });
         java.push(format!(" -Dhttp.nonProxyHosts={}", names.collect::<Vec<_>>().join("|")));
     }
-    java.push(" -Djavax.net.ssl.trustStore=");
+    java.push(" -Djavax.net.ssl.trustStore=\"");
     java.push(&files.java);
-    java.push(format!(" -Djavax.net.ssl.trustStorePassword={STORE_PASSWORD}"));
+    java.push(format!("\" -Djavax.net.ssl.trustStorePassword={STORE_PASSWORD}"));
     all.push(("JAVA_TOOL_OPTIONS", appended("JAVA_TOOL_OPTIONS", " ", java)));
 
     // An empty entry is the folder that PHP was built with.
@@ -234,5 +278,5 @@ pub fn variables(
     let mut all_php = scanned;
     all_php.push(php);
     all.push(("PHP_INI_SCAN_DIR", all_php));
-    all
+    (all, left_out)
 }

@@ -299,7 +299,9 @@ impl Exchange {
         self.metrics.requests.inc();
         self.metrics.duration.observe(elapsed.as_secs_f64());
         let decision = self.target.get().map(|_| {
-            let decision = self.decision.get().map_or("refused", |it| it.as_str());
+            let is_fault = self.status.get().is_some_and(|status| status.is_server_error());
+            let without = if is_fault { "failed" } else { "refused" };
+            let decision = self.decision.get().map_or(without, |it| it.as_str());
             self.metrics.forward(decision);
             decision
         });
@@ -315,7 +317,8 @@ impl Exchange {
             route = route::template(self.uri.path()),
             account = self.account().map(display),
             contact_id = self.contact_id().map(display),
-            target = self.target.get().map(display),
+            // Not `target`, which is a key of every event.
+            authority = self.target.get().map(display),
             decision,
             status = self.status.get().map(StatusCode::as_u16),
             outcome = tally.map(|tally| self.outcome_of(tally)),

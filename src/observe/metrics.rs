@@ -190,7 +190,7 @@ impl Metrics {
         &self.mismatches[kind as usize]
     }
 
-    /// A target of the forward proxy: `intercepted`, `tunneled`, `forwarded` or `refused`.
+    /// A target of the forward proxy: `intercepted`, `tunneled`, `forwarded`, `refused` or `failed`.
     pub(crate) fn forward(&self, decision: &'static str) {
         self.forwards.get_or_create(&DecisionLabel { decision: Name(decision) }).inc();
     }

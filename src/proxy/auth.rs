@@ -39,6 +39,11 @@ impl Credentials {
         format!("{}:{}@", encode(user), encode(password))
     }
 
+    /// As they stand behind `Basic` in a field.
+    pub(crate) fn for_header(&self) -> String {
+        STANDARD.encode(&self.pair)
+    }
+
     /// Whether a request carries them.
     pub(super) fn are_in(&self, headers: &HeaderMap) -> bool {
         let mut values = headers.get_all(PROXY_AUTHORIZATION).into_iter();

@@ -296,7 +296,9 @@ impl Refused {
             }
             Self::Alert(_) | Self::Gone => return how_to_trust(agent),
             Self::Timeout => "the client opened a tunnel and said nothing in limits.header_timeout",
-            Self::NotTls => "let the application ask for http:// URLs without CONNECT",
+            Self::NotTls => {
+                "this host is served by https only: let the application speak TLS in its tunnel"
+            }
             Self::WrongName => "the server name in TLS must be the host of the CONNECT",
             Self::Incompatible => "the client must speak TLS 1.2 or later",
         }

@@ -31,6 +31,9 @@ pub(crate) enum Error {
     /// The target of a CONNECT is no host and port.
     #[error("the target of CONNECT is no host and port{}", .0.map(|why| format!(": {why}")).unwrap_or_default())]
     BadAuthority(Option<HostError>),
+    /// A CONNECT that announces content.
+    #[error("CONNECT with content")]
+    ConnectContent,
     /// CONNECT within a tunnel that was opened.
     #[error("CONNECT within a tunnel")]
     NestedConnect,
@@ -154,9 +157,16 @@ impl Error {
                 name: "target-malformed",
                 title: "The request target is malformed",
                 detail: match why {
-                    Some(why) => format!("Write CONNECT host:port, where {why}."),
-                    None => "Write CONNECT host:port, without a user name.".into(),
+                    Some(why) => format!("Its host cannot be one: {why}."),
+                    None => "Write CONNECT host:port, with a port from 1 to 65535 and no user name.".into(),
                 },
+                token: "http_request_error",
+            },
+            Self::ConnectContent => Problem {
+                status: StatusCode::BAD_REQUEST,
+                name: "connect-with-content",
+                title: "CONNECT has no content",
+                detail: "Send it without Content-Length and Transfer-Encoding.".into(),
                 token: "http_request_error",
             },
             Self::NestedConnect => Problem {

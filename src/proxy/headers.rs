@@ -44,6 +44,19 @@ impl Headers {
     }
 }
 
+impl Headers {
+    /// Whether a `Host` names the upstream in other words.
+    fn is_upstreams(&self, host: &HeaderValue) -> bool {
+        let upstream = &self.config.upstream;
+        let default = if upstream.scheme == Scheme::HTTPS { 443 } else { 80 };
+        Authority::try_from(host.as_bytes()).is_ok_and(|host| {
+            host.host().eq_ignore_ascii_case(upstream.authority.host())
+                && host.port_u16().unwrap_or(default)
+                    == upstream.authority.port_u16().unwrap_or(default)
+        })
+    }
+}
+
 impl<S> Stage<Request<Body>, S> for Headers
 where
     S: Handle<Request<Body>, Response = Response<Body>, Error = Error>,
@@ -58,7 +71,16 @@ where
         // proxy knows the API by its own name.
         let downstream = match forward {
             None => request.headers_mut().insert(HOST, self.host.clone()),
-            Some(_) => None,
+            Some(Forward::Api) => {
+                // HTTP/2 names the authority beside Host, and the two must not differ by a port alone.
+                let is_upstreams =
+                    request.headers().get(HOST).is_some_and(|it| self.is_upstreams(it));
+                if is_upstreams {
+                    request.headers_mut().insert(HOST, self.host.clone());
+                }
+                None
+            }
+            Some(Forward::Elsewhere(_)) => None,
         };
 
         let wants_trailers = accepts_trailers(request.headers());

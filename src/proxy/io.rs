@@ -11,6 +11,7 @@ use std::time::Duration;
 use hyper_util::client::legacy::connect::{Connected, Connection};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::Sleep;
+use tokio_util::sync::CancellationToken;
 
 /// A downstream connection with the deadlines that hyper does not keep.
 ///
@@ -25,6 +26,8 @@ pub(super) struct Deadlines<T> {
     stalled: Option<Pin<Box<Sleep>>>,
     /// Until the first bytes tell HTTP/1 from HTTP/2; then the protocol's own deadlines hold.
     undecided: Option<Undecided>,
+    /// Cancelled by the first byte that comes.
+    spoke: CancellationToken,
 }
 
 #[derive(Debug)]
@@ -41,7 +44,12 @@ impl<T> Deadlines<T> {
     pub fn new(inner: T, first_bytes: Duration, write_limit: Duration) -> Self {
         let deadline = Box::pin(tokio::time::sleep(first_bytes));
         let undecided = Some(Undecided { deadline, matched: 0 });
-        Self { inner, write_limit, stalled: None, undecided }
+        Self { inner, write_limit, stalled: None, undecided, spoke: CancellationToken::new() }
+    }
+
+    /// Becomes cancelled once the peer has said something.
+    pub fn spoke(&self) -> CancellationToken {
+        self.spoke.clone()
     }
 
     /// The connection itself.
@@ -80,6 +88,9 @@ impl<T: AsyncRead + Unpin> AsyncRead for Deadlines<T> {
             return Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, "no request came")));
         }
         let read = &buffer.filled()[filled..];
+        if !read.is_empty() {
+            this.spoke.cancel();
+        }
         let is_preface = PREFACE[undecided.matched..].starts_with(read) && !read.is_empty();
         undecided.matched += read.len();
         if !is_preface || undecided.matched == PREFACE.len() {
@@ -120,58 +131,6 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for Deadlines<T> {
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let polled = Pin::new(&mut self.inner).poll_shutdown(cx);
         self.guard(cx, polled)
-    }
-}
-
-/// A connection that knows whether its client ever said a word.
-#[derive(Debug)]
-pub(super) struct Listening<T> {
-    pub inner: T,
-    pub spoke: Arc<AtomicBool>,
-}
-
-impl<T: AsyncRead + Unpin> AsyncRead for Listening<T> {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buffer: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        let filled = buffer.filled().len();
-        let polled = Pin::new(&mut self.inner).poll_read(cx, buffer);
-        if buffer.filled().len() > filled {
-            self.spoke.store(true, Ordering::Relaxed);
-        }
-        polled
-    }
-}
-
-impl<T: AsyncWrite + Unpin> AsyncWrite for Listening<T> {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bytes: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.inner).poll_write(cx, bytes)
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        slices: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.inner).poll_write_vectored(cx, slices)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.inner.is_write_vectored()
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.inner).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.inner).poll_shutdown(cx)
     }
 }
 

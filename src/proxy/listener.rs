@@ -4,10 +4,9 @@ use std::convert::Infallible;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use http::{HeaderValue, Response};
+use http::Response;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
@@ -15,11 +14,12 @@ use rustls::ClientConfig;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::connect::{Connect, Opened, Peer, Stream, how_to_trust};
-use super::io::{Deadlines, Listening};
+use super::connect::{Connect, Opened, Peer, how_to_trust};
+use super::io::Deadlines;
 use super::stack::{Arrived, Observed, stack};
 use super::stage::Handle;
 use super::upstream::{SetupError, Upstream, tls};
@@ -127,12 +127,8 @@ impl Server {
                 biased;
                 () = stop.cancelled() => break,
                 // The channel's other end is in the stack.
-                Some(Opened { stream, peer, user_agent, counted }) = tunnels.recv() => {
-                    let serving = serving.clone();
-                    connections.spawn(async move {
-                        let _counted = counted;
-                        serving.tunnel(stream, peer, user_agent).await;
-                    });
+                Some(opened) = tunnels.recv() => {
+                    connections.spawn(serving.clone().opened(opened));
                     continue;
                 }
                 accepted = listener.accept() => accepted,
@@ -156,10 +152,22 @@ impl Server {
                 serving.connection(stream, peer).await;
             });
         }
-        drop((listener, tunnels));
+        drop(listener);
         connections.close();
-        let drained = tokio::time::timeout(config.listen.drain_timeout, connections.wait());
-        if drained.await.is_ok() { 0 } else { connections.len() }
+        let draining = async {
+            loop {
+                tokio::select! {
+                    biased;
+                    // Who was promised a tunnel gets it.
+                    Some(opened) = tunnels.recv() => {
+                        connections.spawn(serving.clone().opened(opened));
+                    }
+                    () = connections.wait() => break,
+                }
+            }
+        };
+        let drained = tokio::time::timeout(config.listen.drain_timeout, draining).await;
+        if drained.is_ok() { 0 } else { connections.len() }
     }
 }
 
@@ -232,22 +240,30 @@ where
     H: Handle<Arrived, Response = Response<Observed>, Error = Infallible>,
 {
     /// One connection, HTTP/1 or HTTP/2 by its first bytes, until its end or until it becomes a tunnel.
-    async fn connection<T>(&self, stream: T, peer: Peer)
+    /// Whether its client ever said a word.
+    async fn connection<T>(&self, stream: T, peer: Peer) -> bool
     where
         T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
         let (head, idle) = (self.limits.header_timeout, self.limits.idle_timeout);
-        let io = TokioIo::new(Deadlines::new(stream, head, idle));
+        let stream = Deadlines::new(stream, head, idle);
+        let spoke = stream.spoke();
         let stack = Arc::clone(&self.stack);
         let service = service_fn(move |request| {
             let (stack, peer) = (Arc::clone(&stack), peer.clone());
             async move { stack.handle(Arrived { request, peer }).await }
         });
-        let connection = self.builder.serve_connection_with_upgrades(io, service);
+        let connection = self.builder.serve_connection_with_upgrades(TokioIo::new(stream), service);
         tokio::pin!(connection);
+        // A connection whose first request is on its way is not idle, but hyper-util, told to finish, ends
+        // whatever it has not seen a byte of.
+        let finish = async {
+            self.stop.cancelled().await;
+            let _ = tokio::time::timeout(FIRST_BYTES, spoke.cancelled()).await;
+        };
         let ended = tokio::select! {
             ended = connection.as_mut() => ended,
-            () = self.stop.cancelled() => {
+            () = finish => {
                 connection.as_mut().graceful_shutdown();
                 connection.await
             }
@@ -255,16 +271,16 @@ where
         if let Err(error) = ended {
             tracing::debug!(error = %error, "connection ended");
         }
+        spoke.is_cancelled()
     }
 
     /// The inside of a tunnel that was opened.
-    async fn tunnel(&self, stream: Box<dyn Stream>, peer: Peer, user_agent: Option<HeaderValue>) {
-        let client = peer.address;
-        let spoke = Arc::new(AtomicBool::new(false));
-        let stream = Listening { inner: stream, spoke: Arc::clone(&spoke) };
-        self.connection(stream, peer).await;
-        // Some clients judge a certificate only after the handshake.
-        if !spoke.load(Ordering::Relaxed) && !self.stop.is_cancelled() {
+    async fn opened(self, Opened { stream, peer, user_agent, counted }: Opened) {
+        let _counted = counted;
+        let (client, started) = (peer.address, Instant::now());
+        let spoke = self.connection(stream, peer).await;
+        // Some clients judge a certificate only after the handshake, and then go at once.
+        if !spoke && started.elapsed() < FIRST_BYTES && !self.stop.is_cancelled() {
             let agent = user_agent.as_ref().and_then(|agent| agent.to_str().ok());
             tracing::warn!(
                 %client,
@@ -275,3 +291,6 @@ where
         }
     }
 }
+
+/// How long the first request of a connection may take to come, once the proxy is to stop.
+const FIRST_BYTES: Duration = Duration::from_secs(1);

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
-use http::header::{CONNECTION, HOST, TRANSFER_ENCODING};
+use http::header::{CONNECTION, CONTENT_LENGTH, HOST, TRANSFER_ENCODING};
 use http::uri::{Authority, Scheme};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, Version};
 use http_body::{Body as _, Frame, SizeHint};
@@ -214,6 +214,14 @@ where
                 return Err(Error::NestedConnect);
             }
             self.authenticate(request.headers())?;
+            check_message(request.headers())?;
+            // RFC 9110 section 9.3.6: what a server takes for content may be meant for the tunnel.
+            let headers = request.headers();
+            if headers.get(CONTENT_LENGTH).is_some_and(|length| length != "0")
+                || headers.contains_key(TRANSFER_ENCODING)
+            {
+                return Err(Error::ConnectContent);
+            }
             return self.connect.handle(request, &exchange).await;
         }
         check_message(request.headers())?;
@@ -255,19 +263,25 @@ impl Admit {
         authority: &Authority,
         exchange: &Exchange,
     ) -> Result<Forward, Error> {
-        let is_plain = scheme != Some(&Scheme::HTTPS);
-        let upstream = &self.config.upstream.authority;
-        let is_upstream = authority.host().eq_ignore_ascii_case(upstream.host())
-            && (authority.port_u16() == upstream.port_u16()
-                || authority.port_u16().is_none_or(|port| port == 80));
-        if is_upstream {
-            return Ok(Forward::Api);
-        }
+        let is_plain = match scheme {
+            Some(scheme) if *scheme == Scheme::HTTP => true,
+            Some(scheme) if *scheme == Scheme::HTTPS => false,
+            _ => return Err(Error::BadTarget),
+        };
         let host = authority.host().parse().map_err(|error| Error::BadAuthority(Some(error)))?;
         let default_port = if is_plain { 80 } else { 443 };
         let target = Target { host, port: authority.port_u16().unwrap_or(default_port) };
         exchange.concerns(&target);
         let rules = &self.config.intercept.rules;
+        rules.judge_denial(&target.host, target.port)?;
+        let upstream = &self.config.upstream.authority;
+        let is_upstream = authority.host().eq_ignore_ascii_case(upstream.host())
+            && (authority.port_u16() == upstream.port_u16()
+                || authority.port_u16().is_none_or(|port| port == 80));
+        if is_upstream {
+            exchange.decided(Decision::Intercepted);
+            return Ok(Forward::Api);
+        }
         match rules.judge(&target.host, target.port, is_plain)? {
             Way::Intercept => {
                 exchange.decided(Decision::Intercepted);

@@ -216,7 +216,8 @@ impl Fault {
                 "Check that upstream.url is right and that this machine may reach it."
             }
             Self::Certificate => {
-                "Name the certificate authority in upstream.ca_file if it is a private one."
+                "If it has expired or is not valid yet, look at this machine's clock; if its issuer is a \
+                 private one, name that in upstream.ca_file."
             }
             Self::Tls => "Check that upstream.url speaks TLS 1.2 or later on that port.",
             Self::ResponseTimeout => {

@@ -133,9 +133,14 @@ fn what_cannot_be_used_says_why_and_what_to_do() {
     Authority::create(folder, &hosts(&["api.example"])).expect("an authority");
     let good = std::fs::read_to_string(&path).expect("text");
 
-    let said = complaint(folder, &["api.example", "other.example"]);
-    assert!(said.contains("cannot vouch for other.example, which intercept.hosts names"), "{said}");
-    assert!(said.contains("move the folder away and run `optin-proxy ca init`"), "{said}");
+    for (named, list) in [
+        (&["api.example", "other.example"][..], "[api.example, other.example]"),
+        (&["other.example"], "[other.example]"),
+    ] {
+        let said = complaint(folder, named);
+        let why = format!("it may sign for [api.example], but intercept.hosts names {list}");
+        assert!(said.contains(&why) && said.contains("run `optin-proxy ca init`"), "{said}");
+    }
 
     std::fs::set_permissions(&path, PermissionsExt::from_mode(0o640)).expect("ours");
     let said = complaint(folder, &["api.example"]);
@@ -143,6 +148,13 @@ fn what_cannot_be_used_says_why_and_what_to_do() {
         said.contains("other users may read this key (mode 640)") && said.contains("chmod 600")
     );
     std::fs::set_permissions(&path, PermissionsExt::from_mode(0o600)).expect("ours");
+
+    for (changed, mode, right) in [(folder, 0o777, 0o700), (folder, 0o720, 0o700)] {
+        std::fs::set_permissions(changed, PermissionsExt::from_mode(mode)).expect("ours");
+        let said = complaint(folder, &["api.example"]);
+        assert!(said.contains("other users may change what is here"), "{said}");
+        std::fs::set_permissions(changed, PermissionsExt::from_mode(right)).expect("ours");
+    }
 
     let other = tempfile::tempdir().expect("a folder");
     Authority::create(other.path(), &hosts(&["api.example"])).expect("an authority");
@@ -154,8 +166,8 @@ fn what_cannot_be_used_says_why_and_what_to_do() {
     let mixed = [&theirs[..1], &ours[1..]].concat().concat();
     for (text, why) in [
         (mixed.as_str(), "its key and its certificate do not belong together"),
-        ("", "it holds no key and two certificates"),
-        (&good[..good.len() / 2], "it holds no key and two certificates"),
+        ("", "it does not hold a key and two certificates"),
+        (&good[..good.len() / 2], "it does not hold a key and two certificates"),
         (&good.replace("MII", "AAA"), ""),
     ] {
         std::fs::write(&path, text).expect("ours");
@@ -163,6 +175,48 @@ fn what_cannot_be_used_says_why_and_what_to_do() {
         assert!(said.contains(why) && said.contains("ca init"), "{said}");
         assert!(!said.contains("PRIVATE"), "{said}");
     }
+}
+
+#[test]
+fn one_without_a_constraint_is_not_used() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let authority = |issuer: Option<&Issuer<'_, KeyPair>>, key: &KeyPair| {
+        let mut params = CertificateParams::default();
+        params.is_ca = IsCa::Ca(BasicConstraints::Constrained(1));
+        let certificate = match issuer {
+            None => params.self_signed(key),
+            Some(issuer) => params.signed_by(key, issuer),
+        };
+        (certificate.expect("a certificate").pem(), params)
+    };
+    let (root_key, key) =
+        (KeyPair::generate().expect("a key"), KeyPair::generate().expect("a key"));
+    let (root, params) = authority(None, &root_key);
+    let (issuing, _) = authority(Some(&Issuer::new(params, root_key)), &key);
+    let path = folder.path().join("issuer.pem");
+    std::fs::write(&path, [key.serialize_pem(), issuing, root].concat()).expect("ours");
+    std::fs::set_permissions(&path, PermissionsExt::from_mode(0o600)).expect("ours");
+    let said = complaint(folder.path(), &["api.example"]);
+    assert!(said.contains("it may sign for []"), "{said}");
+}
+
+#[test]
+fn none_is_made_where_a_root_is_trusted_whose_key_is_missing() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let names = hosts(&["api.example"]);
+    Authority::create(folder.path(), &names).expect("an authority");
+    let root = std::fs::read(folder.path().join("ca.pem")).expect("it is there");
+    std::fs::remove_file(folder.path().join("issuer.pem")).expect("ours");
+    let refused = Authority::open(folder.path(), &names).err().expect("refused").to_string();
+    assert!(refused.contains("it is missing, though ca.pem is there"), "{refused}");
+    assert_eq!(std::fs::read(folder.path().join("ca.pem")).expect("it is there"), root);
+}
+
+#[test]
+fn none_is_made_for_no_host() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let refused = Authority::create(folder.path(), &[]).err().expect("refused");
+    assert!(refused.to_string().contains("intercept.hosts is empty"));
 }
 
 #[test]

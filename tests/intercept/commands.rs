@@ -86,7 +86,7 @@ fn export_writes_every_format() {
 #[test]
 fn env_says_what_each_runtime_has_to_know() {
     let data = tempfile::tempdir().expect("a folder");
-    let mut asked = in_folder(data.path(), &["env"]);
+    let mut asked = in_folder(data.path(), &["env", "--proxy", "127.0.0.1:9"]);
     asked.env("NO_PROXY", "intra.example,.corp").env("JAVA_TOOL_OPTIONS", "-Xmx64m");
     let output = run_command(asked, b"");
     assert_eq!(output.code, Some(0), "{}", output.stderr);
@@ -96,7 +96,7 @@ fn env_says_what_each_runtime_has_to_know() {
         .map(|line| line.strip_prefix("export ").expect("a variable").split_once('=').expect("one"))
         .map(|(name, value)| (name, value.trim_matches('\'')))
         .collect();
-    assert_eq!(all["HTTPS_PROXY"], "http://127.0.0.1:8080");
+    assert_eq!(all["HTTPS_PROXY"], "http://127.0.0.1:9");
     assert_eq!(all["https_proxy"], all["HTTPS_PROXY"]);
     assert_eq!((all["NO_PROXY"], all["no_proxy"]), ("intra.example,.corp", "intra.example,.corp"));
     let ours = std::fs::read_to_string(data.path().join("optin-proxy/ca.pem")).expect("text");
@@ -111,19 +111,16 @@ fn env_says_what_each_runtime_has_to_know() {
         assert!(count(replaces) > system / 2, "what replaces gets the system's too");
     }
     let java = all["JAVA_TOOL_OPTIONS"];
-    assert!(
-        java.starts_with("-Xmx64m -Dhttps.proxyHost=127.0.0.1 -Dhttps.proxyPort=8080 "),
-        "{java}"
-    );
+    assert!(java.starts_with("-Xmx64m -Dhttps.proxyHost=127.0.0.1 -Dhttps.proxyPort=9 "), "{java}");
     assert!(java.contains("-Dhttp.nonProxyHosts=intra.example|*.corp "), "{java}");
 
     for (shell, line) in [
-        ("fish", "set -gx HTTPS_PROXY 'http://127.0.0.1:8080'\n"),
-        ("powershell", "$env:HTTPS_PROXY = 'http://127.0.0.1:8080'\n"),
-        ("docker", "HTTPS_PROXY=http://127.0.0.1:8080\n"),
-        ("k8s", "- name: HTTPS_PROXY\n  value: \"http://127.0.0.1:8080\"\n"),
+        ("fish", "set -gx HTTPS_PROXY 'http://127.0.0.1:9'\n"),
+        ("powershell", "$env:HTTPS_PROXY = 'http://127.0.0.1:9'\n"),
+        ("docker", "HTTPS_PROXY=http://127.0.0.1:9\n"),
+        ("k8s", "- name: HTTPS_PROXY\n  value: \"http://127.0.0.1:9\"\n"),
     ] {
-        let output = run_in(data.path(), &["env", "--shell", shell]);
+        let output = run_in(data.path(), &["env", "--shell", shell, "--proxy", "127.0.0.1:9"]);
         assert!(text(&output.stdout).starts_with(line), "{}", text(&output.stdout));
     }
 }
@@ -132,15 +129,17 @@ fn env_says_what_each_runtime_has_to_know() {
 fn env_carries_the_proxys_credentials_and_nothing_else_does() {
     let data = tempfile::tempdir().expect("a folder");
     let secret = "listen.proxy_auth=jo:s3cr3t@x";
-    let said = text(&run_in(data.path(), &["env", "--set", secret]).stdout);
-    assert!(said.contains("HTTPS_PROXY='http://jo:s3cr3t%40x@127.0.0.1:8080'"), "{said}");
+    let said =
+        text(&run_in(data.path(), &["env", "--proxy", "127.0.0.1:9", "--set", secret]).stdout);
+    assert!(said.contains("HTTPS_PROXY='http://jo:s3cr3t%40x@127.0.0.1:9'"), "{said}");
     let checked = text(&run_in(data.path(), &["check", "--set", secret]).stdout);
     assert!(!checked.contains("s3cr3t") && checked.contains("(hidden)"), "{checked}");
     let file = data.path().join("secret");
     std::fs::write(&file, "jo:from file\nmore\n").expect("ours");
     let named = format!("listen.proxy_auth=file:{}", file.display());
-    let said = text(&run_in(data.path(), &["env", "--set", &named]).stdout);
-    assert!(said.contains("http://jo:from%20file@127.0.0.1:8080"), "{said}");
+    let said =
+        text(&run_in(data.path(), &["env", "--proxy", "127.0.0.1:9", "--set", &named]).stdout);
+    assert!(said.contains("http://jo:from%20file@127.0.0.1:9"), "{said}");
     for wrong in ["s3cr3t", ":s3cr3t", "file:/nowhere/s3cr3t-file"] {
         let wrong = format!("listen.proxy_auth={wrong}");
         let refused = run_in(data.path(), &["check", "--set", &wrong]);
@@ -174,13 +173,51 @@ async fn exec_passes_signals_on() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn exec_waits_for_a_proxy_that_is_to_be_used() {
+async fn exec_waits_for_a_proxy_that_is_to_be_used_and_sees_that_it_is_the_right_one() {
     let data = tempfile::tempdir().expect("a folder");
-    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
-    let address = listener.local_addr().expect("bound").to_string();
-    let output =
-        run_in(data.path(), &["exec", "--proxy", &address, "--", "sh", "-c", "echo $https_proxy"]);
-    assert_eq!(text(&output.stdout), format!("http://{address}\n"), "{}", output.stderr);
+    let free = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+    let address = free.local_addr().expect("bound").to_string();
+    drop(free);
+    let exec = |data: &Path| {
+        let script = "echo $https_proxy";
+        let auth = "listen.proxy_auth=jo:secret";
+        in_folder(data, &["exec", "--proxy", &address, "--set", auth, "--", "sh", "-c", script])
+    };
+    let (waiting, listen) = (exec(data.path()), address.clone());
+    let waiting = std::thread::spawn(move || run_command(waiting, b""));
+    let auth = "listen.proxy_auth=jo:secret";
+    let arguments = ["serve", "--listen", &listen, "--admin", "127.0.0.1:0", "--set", auth];
+    let running = Running::start(&mut in_folder(data.path(), &arguments));
+    let output = waiting.join().expect("no panic");
+    assert_eq!(text(&output.stdout), format!("http://jo:secret@{address}\n"), "{}", output.stderr);
+
+    let other = tempfile::tempdir().expect("a folder");
+    let output = run_command(exec(other.path()), b"");
+    assert_eq!(output.code, Some(1));
+    assert!(
+        output.stderr.contains("name that proxy's own folder in intercept.ca_dir"),
+        "{}",
+        output.stderr
+    );
+    drop(running);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_the_file_says_of_the_listener_is_not_about_execs_own_proxy() {
+    let data = tempfile::tempdir().expect("a folder");
+    let taken = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+    let file = data.path().join("proxy.toml");
+    let address = taken.local_addr().expect("bound");
+    let content = format!(
+        "[listen]\naddress = '{address}'\nallow_from = ['10.0.0.0/8']\nproxy_auth = 'a:b'\n"
+    );
+    std::fs::write(&file, content).expect("ours");
+    let named = file.to_str().expect("UTF-8");
+    let script = "echo $https_proxy";
+    let output = run_in(data.path(), &["exec", "-c", named, "--", "sh", "-c", script]);
+    assert_eq!(output.code, Some(0), "{}", output.stderr);
+    let url = text(&output.stdout);
+    assert!(url.starts_with("http://127.0.0.1:") && !url.contains('@'), "{url}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

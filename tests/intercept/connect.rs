@@ -109,7 +109,7 @@ async fn a_target_that_the_rules_refuse_gets_403_with_the_rule_and_its_key() {
         ("localhost:443", "loopback address that intercept.allow_private"),
         ("10.1.2.3:443", "private address"),
         ("169.254.169.254:443", "link-local address"),
-        ("100.64.0.1:443", "carrier-grade NAT"),
+        ("100.64.0.1:443", "a carrier-grade NAT address"),
         ("0.0.0.0:443", "unspecified address"),
         ("224.0.0.1:443", "multicast address"),
         ("[::1]:443", "loopback address"),
@@ -150,12 +150,24 @@ async fn other_hosts_may_be_denied_but_for_those_allowed() {
 
 #[tokio::test]
 async fn the_proxys_own_listener_is_refused_whatever_is_allowed() {
-    // The port is known only once it is bound, so all of them are allowed.
-    let proxy = Proxy::start(UPSTREAM, &[LOCAL, "intercept.allow_private=0.0.0.0/0"]).await;
-    let own = proxy.address;
-    let refused =
-        proxy.ask(format!("GET http://{own}/ HTTP/1.1\r\nHost: x\r\n\r\n").as_bytes()).await;
-    assert_eq!((refused.status, refused.problem()), (403, "target-denied".to_owned()));
+    let (free, own, ports) = listener().await;
+    drop(free);
+    let listen = format!("listen.address={own}");
+    let proxy = Proxy::start(UPSTREAM, &[LOCAL, &ports, &listen]).await;
+    for asked in [
+        format!("CONNECT {own}"),
+        format!("GET http://{own}/"),
+        format!("CONNECT localhost:{}", own.port()),
+    ] {
+        let refused = proxy.ask(format!("{asked} HTTP/1.1\r\nHost: x\r\n\r\n").as_bytes()).await;
+        assert_eq!(
+            (refused.status, refused.problem()),
+            (403, "target-denied".to_owned()),
+            "{asked}"
+        );
+        let detail = String::from_utf8_lossy(&refused.body).into_owned();
+        assert!(detail.contains("own listener") || detail.contains("::1"), "{detail}");
+    }
 }
 
 #[tokio::test]
@@ -360,36 +372,62 @@ fn descriptors() -> usize {
 
 #[test]
 fn clients_that_open_tunnels_and_misbehave_leave_nothing_open() {
-    // A runtime and a process of its own would be cleaner; a runtime whose end is awaited is enough.
-    let counted = |rounds: usize| {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-        runtime.expect("a runtime").block_on(async move {
-            let (listener, address, ports) = listener().await;
-            let (ports, limit) = (format!("{ports},443"), "limits.header_timeout=50ms");
-            let proxy = Proxy::start(UPSTREAM, &[LOCAL, &ports, limit]).await;
-            // Closes whatever comes.
-            tokio::spawn(async move { while listener.accept().await.is_ok() {} });
-            let mut silent_ones = Vec::new();
-            for _ in 0..rounds {
-                // Opens a tunnel and goes away.
-                drop(proxy.client().await.tunnel(&address.to_string()).await.expect("a tunnel"));
-                // Goes away before the answer.
-                let mut client = proxy.client().await;
-                client.send(format!("CONNECT {address} HTTP/1.1\r\n\r\n").as_bytes()).await;
-                drop(client);
-                // Says nothing in its tunnel until the handshake's deadline.
-                let silent = proxy.client().await.tunnel(&format!("{API}:443")).await;
-                silent_ones.push(silent.expect("a tunnel"));
-            }
-            while proxy.metric("optin_proxy_connections") > 0.0 {
-                tokio::task::yield_now().await;
-            }
-            assert_eq!(proxy.metric("optin_proxy_tunnels"), 0.0);
-        });
-    };
-    counted(1);
-    let before = descriptors();
-    counted(50);
-    // Other tests of this process open and close their own meanwhile; 50 rounds would leave 100.
-    assert!(descriptors() < before + 80, "{} descriptors, {before} before", descriptors());
+    // A process of its own would be cleaner still: other tests open and close descriptors meanwhile. So
+    // many rounds would leave many more than they do.
+    const ROUNDS: usize = 300;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    runtime.expect("a runtime").block_on(async {
+        let (listener, address, ports) = listener().await;
+        let (ports, limit) = (format!("{ports},443"), "limits.header_timeout=50ms");
+        let proxy = Proxy::start(UPSTREAM, &[LOCAL, &ports, limit]).await;
+        // Closes whatever comes.
+        tokio::spawn(async move { while listener.accept().await.is_ok() {} });
+        let before = descriptors();
+        for _ in 0..ROUNDS {
+            // Opens a tunnel and goes away.
+            drop(proxy.client().await.tunnel(&address.to_string()).await.expect("a tunnel"));
+            // Goes away before the answer.
+            let mut client = proxy.client().await;
+            client.send(format!("CONNECT {address} HTTP/1.1\r\n\r\n").as_bytes()).await;
+            drop(client);
+        }
+        let mut silent = Vec::new();
+        for _ in 0..ROUNDS {
+            // Says nothing in its tunnel until the handshake's deadline.
+            let tunnel = proxy.client().await.tunnel(&format!("{API}:443")).await;
+            silent.push(tunnel.expect("a tunnel"));
+        }
+        for mut tunnel in silent {
+            assert_eq!(tunnel.read(&mut [0]).await.unwrap_or(0), 0, "it is let go");
+        }
+        while proxy.metric("optin_proxy_connections") > 0.0 {
+            tokio::task::yield_now().await;
+        }
+        assert_eq!(proxy.metric("optin_proxy_tunnels"), 0.0);
+        let after = descriptors();
+        assert!(after < before + ROUNDS / 2, "{after} descriptors, {before} before");
+    });
+}
+
+#[tokio::test]
+async fn a_connect_that_could_be_read_in_two_ways_gets_400() {
+    let proxy = Proxy::start(UPSTREAM, &[]).await;
+    for field in ["Content-Length: 5", "Transfer-Encoding: chunked", "Host: other"] {
+        let asked = format!("CONNECT {API}:443 HTTP/1.1\r\nHost: x\r\n{field}\r\n\r\n");
+        assert_eq!(proxy.client().await.ask(asked.as_bytes()).await.status, 400, "{field}");
+    }
+    let mut client = proxy.client().await;
+    let asked = format!("CONNECT {API}:443 HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n");
+    client.send(asked.as_bytes()).await;
+    assert_eq!(client.answer(true).await.status, 200);
+}
+
+#[tokio::test]
+async fn denial_counts_for_the_upstream_itself_too() {
+    let origin = Origin::start([Reply::Write(no_content())]).await;
+    let proxy = Proxy::before(&origin, &["intercept.deny=127.0.0.1"]).await;
+    let asked = format!("GET http://{}/x HTTP/1.1\r\nHost: x\r\n\r\n", origin.address);
+    let refused = proxy.ask(asked.as_bytes()).await;
+    assert_eq!((refused.status, refused.problem()), (403, "target-denied".to_owned()));
+    assert_eq!(proxy.ask(b"GET /x HTTP/1.1\r\nHost: x\r\n\r\n").await.status, 204);
 }

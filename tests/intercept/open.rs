@@ -1,7 +1,10 @@
 //! The API's host, opened: its requests take the same way as all others.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
+
+use optin_proxy::intercept::{Host, ca as authority};
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -236,6 +239,19 @@ async fn a_client_that_does_not_trust_us_is_named_with_what_to_set() {
     }
     running.signal("TERM");
     let (_, log) = running.finish();
+    for line in log.lines().filter(|line| line.contains("\"message\":\"request\"")) {
+        // Regression: a field of ours had the name of one of the library's, and readers saw theirs.
+        let mut keys: Vec<_> =
+            line.split(['{', ',']).filter_map(|it| it.split_once("\":")).map(|it| it.0).collect();
+        let count = keys.len();
+        keys.sort_unstable();
+        keys.dedup();
+        assert_eq!(keys.len(), count, "{line}");
+        assert!(
+            line.contains(&format!("\"authority\":\"{TARGET}\",\"decision\":\"intercepted\"")),
+            "{line}"
+        );
+    }
     let lines: Vec<serde_json::Value> = log
         .lines()
         .filter_map(|line| serde_json::from_str(line).ok())
@@ -288,6 +304,52 @@ async fn tunnels_are_drained_and_those_that_do_not_end_are_cut() {
     }
 }
 
+/// A tunnel of the real program, as far as its CONNECT.
+async fn promised(running: &Running) -> TcpStream {
+    Client::connect(running.address).await.tunnel(TARGET).await.expect("a tunnel")
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_was_promised_a_tunnel_gets_it_though_the_proxy_is_to_stop() {
+    // Regression: a tunnel whose handshake, or whose first request, came after the signal was dropped.
+    let origin = Origin::start([Reply::Write(no_content())]).await;
+    let folder = tempfile::tempdir().expect("a folder");
+    let ca_dir = format!("intercept.ca_dir={}", folder.path().display());
+    let url = origin.url();
+    let running = Running::start(&mut command(&[
+        "serve",
+        "--listen",
+        "127.0.0.1:0",
+        "--upstream",
+        &url,
+        "--set",
+        &ca_dir,
+    ]));
+    let trusted = folder.path().join("ca.pem");
+    let connected = promised(&running).await;
+    let opened = promised(&running).await;
+    let opened = connect(opened, API, &trusted, &["http/1.1"]).await.expect("trusted");
+    let plain = TcpStream::connect(running.address).await.expect("it listens");
+    running.signal("TERM");
+    while TcpStream::connect(running.address).await.is_ok() {
+        tokio::task::yield_now().await;
+    }
+    let (opened, connected, plain) = tokio::join!(
+        async { Client::over(opened).ask(&put(API)).await },
+        async {
+            let stream = connect(connected, API, &trusted, &["http/1.1"]).await.expect("trusted");
+            Client::over(stream).ask(&put(API)).await
+        },
+        async { Client::over(plain).ask(&put("p")).await },
+    );
+    for answer in [opened, connected, plain] {
+        assert_eq!(answer.outcome(), "rewritten");
+        assert_eq!(answer.field("connection"), Some("close"));
+    }
+    let (status, log) = running.finish();
+    assert_eq!(status.code(), Some(0), "{log}");
+}
+
 #[tokio::test]
 async fn without_a_usable_authority_the_api_is_refused_and_base_urls_are_served() {
     let origin = Origin::start([Reply::Write(no_content())]).await;
@@ -300,4 +362,33 @@ async fn without_a_usable_authority_the_api_is_refused_and_base_urls_are_served(
     assert_eq!((refused.status, refused.problem()), (503, "ca-unavailable".to_owned()));
     assert!(!String::from_utf8_lossy(&refused.body).contains("/proc"), "paths are the operator's");
     assert_eq!(proxy.ask(&request("PUT", CONTACT, "", RECIPE)).await.outcome(), "rewritten");
+}
+
+#[tokio::test]
+async fn the_proxy_does_not_take_its_own_authority_for_the_apis() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let host: Host = "localhost".parse().expect("a host");
+    let authority = authority::Authority::create(folder.path(), std::slice::from_ref(&host));
+    let authority = authority.expect("an authority");
+    let leaf = authority.mint(&host, std::time::SystemTime::now()).expect("a leaf");
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let config = rustls::ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .expect("versions")
+        .with_no_client_auth()
+        .with_single_cert(leaf.chain, leaf.key)
+        .expect("a certificate");
+    let acceptor = tokio_rustls::TlsAcceptor::from(Arc::new(config));
+    let thief = Origin::start_with([Reply::Write(no_content())], Some(acceptor)).await;
+    let url = format!("https://localhost:{}", thief.address.port());
+    // Even where somebody says that it is to be trusted.
+    let both = folder.path().join("both.pem");
+    let issuing = pem::encode(&pem::Pem::new("CERTIFICATE", authority.issuing().to_vec()));
+    std::fs::write(&both, authority.root_pem() + &issuing).expect("ours");
+    let ca_file = format!("upstream.ca_file={}", both.display());
+    let proxy = Proxy::start(&url, &[&ca_file]).await;
+    let refused = proxy.ask(&request("PUT", CONTACT, "", RECIPE)).await;
+    let problem = (refused.status, refused.problem());
+    assert_eq!(problem, (502, "upstream-certificate-untrusted".to_owned()));
+    assert!(thief.requests().is_empty());
 }
