@@ -157,10 +157,7 @@ async fn handshake(proxy: &Reached, host: &Host, authority: &Authority) -> io::R
         .map_err(io::Error::other)?
         .with_root_certificates(roots)
         .with_no_client_auth();
-    let name = match host {
-        Host::Name(name) => ServerName::try_from(name.to_string()).map_err(io::Error::other)?,
-        Host::Address(address) => ServerName::IpAddress((*address).into()),
-    };
+    let name = ServerName::try_from(host).map_err(io::Error::other)?;
     TlsConnector::from(Arc::new(config)).connect(name, stream).await.map(drop)
 }
 

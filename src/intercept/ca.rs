@@ -6,18 +6,12 @@
 
 use std::fs;
 use std::io::{self, Write};
-use std::net::IpAddr;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use aws_lc_rs::rand::{SecureRandom, SystemRandom};
-use rcgen::{
-    BasicConstraints, CertificateParams, CidrSubnet, DistinguishedName, DnType,
-    ExtendedKeyUsagePurpose, GeneralSubtree, IsCa, Issuer, KeyPair, KeyUsagePurpose,
-    NameConstraints, SanType, SerialNumber,
-};
+use rcgen::{Issuer, KeyPair};
 use rustls::RootCertStore;
 use rustls::client::WebPkiServerVerifier;
 use rustls::client::danger::ServerCertVerifier;
@@ -25,6 +19,7 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use time::OffsetDateTime;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
+use super::certificates;
 use super::host::Host;
 
 /// The secret file: the issuing authority's key, its certificate, and the root's.
@@ -32,19 +27,8 @@ const ISSUER_FILE: &str = "issuer.pem";
 /// The public file: the root's certificate, which clients have to trust.
 const ROOT_FILE: &str = "ca.pem";
 
-/// How the common names of our authorities begin.
-const ROOT_NAME: &str = "optin-proxy root";
-const ISSUER_NAME: &str = "optin-proxy issuing authority";
-
-const DAY: Duration = Duration::from_secs(24 * 60 * 60);
-/// Apple's clients take no longer ones than 825 days.
-const AUTHORITY_LIFE: Duration = DAY.saturating_mul(730);
-const LEAF_LIFE: Duration = DAY.saturating_mul(7);
-/// A clock that is two days slow still sees a valid certificate.
-const SKEW: Duration = DAY.saturating_mul(2);
-
 /// From when on the end of the authority is worth a warning.
-pub const NEARLY_OVER: Duration = DAY.saturating_mul(30);
+pub const NEARLY_OVER: Duration = Duration::from_secs(30 * 24 * 60 * 60);
 
 /// An authority, ready to sign.
 pub struct Authority {
@@ -154,7 +138,7 @@ impl Authority {
         is_own(folder, &fs::metadata(folder).map_err(fault)?)?;
 
         let now = SystemTime::now();
-        let (root, certificate, key) = generate(hosts, now).map_err(make)?;
+        let (root, certificate, key) = certificates::authority(hosts, now)?;
         let text = pem::encode_many(&[
             pem::Pem::new("PRIVATE KEY", key.serialize_der()),
             pem::Pem::new("CERTIFICATE", certificate.to_vec()),
@@ -292,7 +276,7 @@ impl Authority {
             .map_err(|error| error.to_string())?;
         for host in hosts {
             let leaf = self.mint(host, now).map_err(|error| error.to_string())?;
-            let name = server_name(host)?;
+            let name = ServerName::try_from(host).map_err(|error| error.to_string())?;
             verifier
                 .verify_server_cert(&leaf.chain[0], &leaf.chain[1..], &name, &[], UnixTime::now())
                 .map_err(|error| format!("clients would not take its word for {host} ({error})"))?;
@@ -350,109 +334,9 @@ impl Authority {
     /// # Errors
     /// If the signature fails.
     pub fn mint(&self, host: &Host, now: SystemTime) -> Result<Leaf, CaError> {
-        let key = KeyPair::generate().map_err(make)?;
-        let not_after = (now + LEAF_LIFE).min(self.not_after);
-        let mut params = params(host.to_string(), now, not_after)?;
-        params.subject_alt_names = vec![match host {
-            Host::Name(name) => SanType::DnsName(name.to_string().try_into().map_err(make)?),
-            Host::Address(address) => SanType::IpAddress(*address),
-        }];
-        params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
-        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
-        // Python 3.13 refuses a leaf without.
-        params.use_authority_key_identifier_extension = true;
-        let certificate = params.signed_by(&key, &self.issuer).map_err(make)?;
-        Ok(Leaf {
-            chain: vec![certificate.der().clone(), self.certificate.clone()],
-            key: PrivateKeyDer::Pkcs8(key.serialize_der().into()),
-            not_after,
-        })
-    }
-}
-
-fn make(error: rcgen::Error) -> CaError {
-    CaError::Make(error.to_string())
-}
-
-/// Root certificate, issuing certificate and issuing key.
-fn generate(
-    hosts: &[Host],
-    now: SystemTime,
-) -> Result<(CertificateDer<'static>, CertificateDer<'static>, KeyPair), rcgen::Error> {
-    let not_after = now + AUTHORITY_LIFE;
-    // Told apart by people who have several.
-    let date = OffsetDateTime::from(now).date();
-    let authority = |name: &str, path_length| {
-        let mut params = params(format!("{name} {date}"), now, not_after)
-            .map_err(|_| rcgen::Error::RingUnspecified)?;
-        params.is_ca = IsCa::Ca(BasicConstraints::Constrained(path_length));
-        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
-        Ok::<_, rcgen::Error>(params)
-    };
-    // Never written anywhere, and gone when this function ends.
-    let root_key = KeyPair::generate()?;
-    let root_params = authority(ROOT_NAME, 1)?;
-    let root = root_params.self_signed(&root_key)?;
-
-    let key = KeyPair::generate()?;
-    let mut params = authority(ISSUER_NAME, 0)?;
-    params.name_constraints = Some(constraints(hosts));
-    // Kinds of names that the constraint does not know of (mail addresses) are of no use to a thief either.
-    params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
-    params.use_authority_key_identifier_extension = true;
-    let issuing = params.signed_by(&key, &Issuer::new(root_params, root_key))?;
-    Ok((root.der().clone(), issuing.der().clone(), key))
-}
-
-fn params(
-    name: String,
-    now: SystemTime,
-    not_after: SystemTime,
-) -> Result<CertificateParams, CaError> {
-    let mut params = CertificateParams::default();
-    params.distinguished_name = DistinguishedName::new();
-    // RFC 5280 appendix A.1: a common name has 64 characters at most.
-    let name = if name.len() <= 64 { name } else { "optin-proxy".to_owned() };
-    params.distinguished_name.push(DnType::CommonName, name);
-    params.distinguished_name.push(DnType::OrganizationName, "optin-proxy");
-    params.not_before = (now - SKEW).into();
-    params.not_after = not_after.into();
-    let mut serial = [0; 16];
-    SystemRandom::new().fill(&mut serial).map_err(|error| CaError::Make(error.to_string()))?;
-    // RFC 5280 section 4.1.2.2: positive.
-    serial[0] = serial[0] & 0x7F | 0x40;
-    params.serial_number = Some(SerialNumber::from_slice(&serial));
-    Ok(params)
-}
-
-/// These hosts and no other. RFC 5280 section 4.2.1.10: a kind of name that is not mentioned is not
-/// constrained, so a kind that no host has is excluded.
-fn constraints(hosts: &[Host]) -> NameConstraints {
-    let permitted_subtrees = hosts.iter().map(|host| match host {
-        Host::Name(name) => GeneralSubtree::DnsName(name.to_string()),
-        Host::Address(address) => {
-            let whole = if address.is_ipv4() { 32 } else { 128 };
-            GeneralSubtree::IpAddress(CidrSubnet::from_addr_prefix(*address, whole))
-        }
-    });
-    let mut excluded_subtrees = Vec::new();
-    if !hosts.iter().any(|host| matches!(host, Host::Name(_))) {
-        excluded_subtrees.push(GeneralSubtree::DnsName(String::new()));
-    }
-    if !hosts.iter().any(|host| matches!(host, Host::Address(IpAddr::V4(_)))) {
-        excluded_subtrees.push(GeneralSubtree::IpAddress(CidrSubnet::from_v4_prefix([0; 4], 0)));
-    }
-    if !hosts.iter().any(|host| matches!(host, Host::Address(IpAddr::V6(_)))) {
-        excluded_subtrees.push(GeneralSubtree::IpAddress(CidrSubnet::from_v6_prefix([0; 16], 0)));
-    }
-    NameConstraints { permitted_subtrees: permitted_subtrees.collect(), excluded_subtrees }
-}
-
-fn server_name(host: &Host) -> Result<ServerName<'static>, String> {
-    match host {
-        Host::Name(name) => ServerName::try_from(name.to_string())
-            .map_err(|_| format!("{host} is no name that a certificate can have")),
-        Host::Address(address) => Ok(ServerName::IpAddress((*address).into())),
+        let not_after = (now + certificates::LEAF_LIFE).min(self.not_after);
+        let (leaf, key) = certificates::leaf(host, &self.issuer, now, not_after)?;
+        Ok(Leaf { chain: vec![leaf, self.certificate.clone()], key, not_after })
     }
 }
 
@@ -495,15 +379,4 @@ pub(crate) fn write_public(path: &Path, content: &[u8]) -> io::Result<()> {
 /// The file that clients have to trust, in the authority's folder.
 pub fn root_file(folder: &Path) -> PathBuf {
     folder.join(ROOT_FILE)
-}
-
-/// Whether a certificate is an authority of ours, of this folder or of any other. The API never has one.
-pub(crate) fn is_ours(certificate: &[u8]) -> bool {
-    // Most are not, and parsing all of a system's takes a while.
-    let ours = [ROOT_NAME, ISSUER_NAME];
-    ours.iter().any(|name| memchr::memmem::find(certificate, name.as_bytes()).is_some())
-        && X509Certificate::from_der(certificate).is_ok_and(|(_, certificate)| {
-            let mut names = certificate.subject().iter_common_name().flat_map(|name| name.as_str());
-            names.any(|name| ours.iter().any(|ours| name.starts_with(ours)))
-        })
 }

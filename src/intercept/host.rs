@@ -4,6 +4,7 @@ use std::fmt;
 use std::net::{IpAddr, Ipv6Addr};
 use std::str::FromStr;
 
+use rustls::pki_types::{InvalidDnsNameError, ServerName};
 use serde::{Serialize, Serializer};
 
 /// A host in one spelling: a DNS name in lower case without its final dot, or an address.
@@ -79,6 +80,17 @@ impl fmt::Display for Host {
 impl Serialize for Host {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.collect_str(self)
+    }
+}
+
+impl TryFrom<&Host> for ServerName<'static> {
+    type Error = InvalidDnsNameError;
+
+    fn try_from(host: &Host) -> Result<Self, InvalidDnsNameError> {
+        match host {
+            Host::Name(name) => Self::try_from(name.to_string()),
+            Host::Address(address) => Ok(Self::IpAddress((*address).into())),
+        }
     }
 }
 

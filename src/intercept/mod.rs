@@ -3,6 +3,7 @@
 //! ([`crate::proxy`]).
 
 pub mod ca;
+mod certificates;
 mod decide;
 pub(crate) mod guard;
 mod host;
@@ -11,5 +12,6 @@ pub(crate) mod stores;
 pub mod trust;
 pub(crate) mod tunnel;
 
+pub(crate) use certificates::is_ours;
 pub use decide::{Denied, OtherHosts, Private, Rules, Way};
 pub use host::{Host, HostError, Pattern};

@@ -13,6 +13,7 @@ use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 
 use super::ca::{self, Authority, CaError};
+use super::certificates::is_ours;
 use super::host::Host;
 use super::stores;
 
@@ -46,7 +47,7 @@ const ADDED: [&str; 2] = ["NODE_EXTRA_CA_CERTS", "DENO_CERT"];
 /// The certificates that this system trusts, without any of ours.
 pub fn system_roots() -> Vec<CertificateDer<'static>> {
     let mut roots = rustls_native_certs::load_native_certs().certs;
-    roots.retain(|root| !ca::is_ours(root));
+    roots.retain(|root| !is_ours(root));
     roots
 }
 
@@ -148,7 +149,7 @@ fn named_by(file: Option<OsString>) -> Vec<CertificateDer<'static>> {
         .into_iter()
         .flatten()
         .filter_map(Result::ok)
-        .filter(|certificate| !ca::is_ours(certificate))
+        .filter(|certificate| !is_ours(certificate))
         .collect()
 }
 

@@ -27,7 +27,7 @@ use super::stack::Forward;
 use super::stage::Handle;
 use crate::config::{self, Config};
 use crate::intercept::guard::{ConnectError, Guard};
-use crate::intercept::{Denied, HostError, ca};
+use crate::intercept::{Denied, HostError, is_ours};
 
 /// The most connections kept open without a request on them.
 const MAX_IDLE: usize = 64;
@@ -413,7 +413,7 @@ impl Service<Name> for Resolver {
 /// If the TLS library refuses its own defaults.
 pub(super) fn tls(upstream: &config::Upstream) -> Result<ClientConfig, SetupError> {
     let mut roots = RootCertStore::empty();
-    let foreign = |certificate: &CertificateDer<'_>| !ca::is_ours(certificate);
+    let foreign = |certificate: &CertificateDer<'_>| !is_ours(certificate);
     if let Some(authorities) = &upstream.authorities {
         roots.add_parsable_certificates(authorities.iter().filter(|it| foreign(it)).cloned());
     } else {
