@@ -11,7 +11,7 @@
 use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;
 use std::process::{Command, Stdio};
-use std::sync::{Arc, mpsc};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use optin_proxy::config::Layers;
@@ -23,57 +23,18 @@ use rustls::pki_types::ServerName;
 use rustls::{ClientConfig, ClientConnection, RootCertStore, ServerConfig, ServerConnection};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::oneshot;
 use tokio_rustls::TlsConnector;
 use tokio_util::sync::CancellationToken;
+
+mod support;
+
+use support::{Worker, median};
 
 const API: &str = "api.constantcontact.com";
 const ROUNDS: usize = 9;
 const MEGABYTES: usize = 512;
 const HANDSHAKES: usize = 400;
 const IDLE_TUNNELS: usize = 2_000;
-
-/// A thread with a runtime of its own; asked, it says how long it was on a CPU.
-struct Worker {
-    handle: tokio::runtime::Handle,
-}
-
-impl Worker {
-    fn start() -> Self {
-        let (send, receive) = mpsc::channel();
-        std::thread::spawn(move || {
-            let runtime = tokio::runtime::Builder::new_current_thread()
-                .enable_all()
-                .build()
-                .expect("a runtime");
-            send.send(runtime.handle().clone()).expect("somebody waits");
-            runtime.block_on(std::future::pending::<()>());
-        });
-        Self { handle: receive.recv().expect("the thread starts") }
-    }
-
-    fn run<T: Send + 'static>(&self, future: impl Future<Output = T> + Send + 'static) -> T {
-        let (send, receive) = oneshot::channel();
-        self.handle.spawn(async move { send.send(future.await).ok() });
-        receive.blocking_recv().expect("it does not panic")
-    }
-
-    fn cpu_time(&self) -> Duration {
-        self.run(async { cpu_time() })
-    }
-}
-
-/// How long this thread was on a CPU.
-fn cpu_time() -> Duration {
-    let stat = std::fs::read_to_string("/proc/thread-self/schedstat").expect("Linux");
-    let nanoseconds = stat.split(' ').next().expect("a field").parse().expect("a number");
-    Duration::from_nanos(nanoseconds)
-}
-
-fn median(mut figures: Vec<f64>) -> f64 {
-    figures.sort_by(f64::total_cmp);
-    figures[figures.len() / 2]
-}
 
 async fn bind() -> (TcpListener, SocketAddr) {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");

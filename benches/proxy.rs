@@ -9,8 +9,6 @@
 use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::mpsc;
-use std::time::Duration;
 
 use bytes::Bytes;
 use http::{Request, Response, Uri};
@@ -25,47 +23,16 @@ use optin_proxy::config::Layers;
 use optin_proxy::observe::metrics::Metrics;
 use optin_proxy::proxy::Server;
 use tokio::net::TcpListener;
-use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
+
+mod support;
+
+use support::{Worker, median};
 
 const CLIENTS: usize = 32;
 const REQUESTS: usize = 4_000;
 const ROUNDS: usize = 15;
 const PATH: &str = "/ws/customers/oakmill/contacts/1904";
-
-/// A thread with a runtime of its own; asked, it says how long it was on a CPU.
-struct Worker {
-    handle: tokio::runtime::Handle,
-}
-
-impl Worker {
-    fn start() -> Self {
-        let (send, receive) = mpsc::channel();
-        std::thread::spawn(move || {
-            let runtime = tokio::runtime::Builder::new_current_thread()
-                .enable_all()
-                .build()
-                .expect("a runtime");
-            send.send(runtime.handle().clone()).expect("somebody waits");
-            runtime.block_on(std::future::pending::<()>());
-        });
-        Self { handle: receive.recv().expect("the thread starts") }
-    }
-
-    fn run<T: Send + 'static>(&self, future: impl Future<Output = T> + Send + 'static) -> T {
-        let (send, receive) = oneshot::channel();
-        self.handle.spawn(async move { send.send(future.await).ok() });
-        receive.blocking_recv().expect("it does not panic")
-    }
-
-    fn cpu_time(&self) -> Duration {
-        self.run(async {
-            let stat = std::fs::read_to_string("/proc/thread-self/schedstat").expect("Linux");
-            let nanoseconds = stat.split(' ').next().expect("a field").parse().expect("a number");
-            Duration::from_nanos(nanoseconds)
-        })
-    }
-}
 
 async fn serve<S, F>(listener: TcpListener, service: S)
 where
@@ -179,11 +146,6 @@ fn update(declared: &str) -> Vec<u8> {
     let list = "<ContactList id=\"http://api.constantcontact.com/ws/customers/oakmill/lists/21\">\
                 <OptInSource>ACTION_BY_CUSTOMER</OptInSource></ContactList>\n";
     [&start, &list.repeat(6), "</ContactLists>", end].concat().into_bytes()
-}
-
-fn median(mut times: Vec<f64>) -> f64 {
-    times.sort_by(f64::total_cmp);
-    times[times.len() / 2]
 }
 
 fn main() {
