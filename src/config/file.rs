@@ -181,12 +181,27 @@ impl Default for Intercept {
 #[allow(missing_docs, reason = "proxy.toml documents every key")]
 pub struct Limits {
     pub header_timeout: Span,
+    pub body_timeout: Span,
     pub idle_timeout: Span,
+    pub max_connections: usize,
+    pub max_requests: usize,
+    pub max_buffered: Size,
+    pub max_head: Size,
+    pub max_target: Size,
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { header_timeout: Span::from_secs(30), idle_timeout: Span::from_secs(60) }
+        Self {
+            header_timeout: Span::from_secs(30),
+            body_timeout: Span::from_secs(2 * 60),
+            idle_timeout: Span::from_secs(60),
+            max_connections: 10_000,
+            max_requests: 1_000,
+            max_buffered: Size(64 * 1024 * 1024),
+            max_head: Size(64 * 1024),
+            max_target: Size(16 * 1024),
+        }
     }
 }
 

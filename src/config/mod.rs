@@ -15,6 +15,7 @@ use ipnet::IpNet;
 use rustls::RootCertStore;
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
+use tokio::sync::Semaphore;
 
 pub use file::{File, LogFormat, LogLevel, Uninspectable};
 pub use layers::{ConfigError, Layers};
@@ -136,8 +137,20 @@ pub struct Intercept {
 pub struct Limits {
     /// The longest wait for a request's head, and between two requests of a connection.
     pub header_timeout: Duration,
+    /// The longest that a contact write's body may take to come.
+    pub body_timeout: Duration,
     /// The longest silence in the middle of a body, downstream or upstream.
     pub idle_timeout: Duration,
+    /// The most downstream connections; further ones wait to be accepted.
+    pub max_connections: usize,
+    /// The most requests in flight; further ones get 503.
+    pub max_requests: usize,
+    /// The most bytes of bodies that are held at once, all requests together.
+    pub max_buffered: usize,
+    /// The longest head of a request, in bytes.
+    pub max_head: usize,
+    /// The longest path and query, in bytes.
+    pub max_target: usize,
 }
 
 /// `[log]`
@@ -200,10 +213,29 @@ impl Config {
         if file.intercept.ports.0.contains(&0) {
             return Err(("intercept.ports", "a port is a number from 1 to 65535".into()));
         }
+        for (key, number) in [
+            ("limits.max_connections", file.limits.max_connections),
+            ("limits.max_requests", file.limits.max_requests),
+            ("limits.max_buffered", file.limits.max_buffered.0),
+            ("limits.max_target", file.limits.max_target.0),
+        ] {
+            if number == 0 || number > Semaphore::MAX_PERMITS {
+                return Err((key, "must be 1 or more: without it nothing could be done".into()));
+            }
+        }
+        // hyper's own smallest buffer, and the largest that HTTP/2's setting can say.
+        if !(8192..=u32::MAX as usize).contains(&file.limits.max_head.0) {
+            return Err(("limits.max_head", "must be from 8KiB to less than 4GiB".into()));
+        }
+        if file.limits.max_buffered.0 < file.sanitize.max_body.0 {
+            let why = "must be at least sanitize.max_body: the longest body would never fit";
+            return Err(("limits.max_buffered", why.into()));
+        }
         for (key, duration) in [
             ("upstream.connect_timeout", file.upstream.connect_timeout),
             ("upstream.response_timeout", file.upstream.response_timeout),
             ("limits.header_timeout", file.limits.header_timeout),
+            ("limits.body_timeout", file.limits.body_timeout),
             ("limits.idle_timeout", file.limits.idle_timeout),
             ("intercept.tunnel_idle_timeout", file.intercept.tunnel_idle_timeout),
         ] {
@@ -260,7 +292,13 @@ impl Config {
             },
             limits: Limits {
                 header_timeout: file.limits.header_timeout.0,
+                body_timeout: file.limits.body_timeout.0,
                 idle_timeout: file.limits.idle_timeout.0,
+                max_connections: file.limits.max_connections,
+                max_requests: file.limits.max_requests,
+                max_buffered: file.limits.max_buffered.0,
+                max_head: file.limits.max_head.0,
+                max_target: file.limits.max_target.0,
             },
             log: Log {
                 format: file.log.format,

@@ -8,6 +8,7 @@ use std::time::Instant;
 use bytes::Bytes;
 use http::header::USER_AGENT;
 use http::{HeaderValue, Method, Request, StatusCode, Uri};
+use tokio::sync::OwnedSemaphorePermit;
 
 use super::metrics::{BodyLabel, Metrics, Name, RetryLabel, VerdictLabel};
 use super::redact::{Account, Agent, Id, Value};
@@ -29,6 +30,9 @@ pub struct Exchange {
     /// What a client of the forward proxy asked for, and what it was given.
     target: OnceLock<Target>,
     decision: OnceLock<Decision>,
+    /// What it takes of the limits, for as long as it is.
+    slot: OnceLock<OwnedSemaphorePermit>,
+    bytes: OnceLock<OwnedSemaphorePermit>,
     result: OnceLock<Tally>,
     attempts: AtomicU32,
     /// The verdict on the last attempt: 0 none, 1 transient, 2 legitimate.
@@ -116,6 +120,8 @@ impl Exchange {
             peer,
             target: OnceLock::new(),
             decision: OnceLock::new(),
+            slot: OnceLock::new(),
+            bytes: OnceLock::new(),
             result: OnceLock::new(),
             attempts: AtomicU32::new(0),
             verdict: AtomicU8::new(0),
@@ -129,6 +135,16 @@ impl Exchange {
     /// The connection that the request came on.
     pub(crate) fn peer(&self) -> Option<&Peer> {
         self.peer.as_ref()
+    }
+
+    /// One of `limits.max_requests` is this one.
+    pub(crate) fn holds_slot(&self, slot: OwnedSemaphorePermit) {
+        let _ = self.slot.set(slot);
+    }
+
+    /// So much of `limits.max_buffered` is its body's.
+    pub(crate) fn holds_bytes(&self, bytes: OwnedSemaphorePermit) {
+        let _ = self.bytes.set(bytes);
     }
 
     /// A client of the forward proxy asks for this.

@@ -34,6 +34,9 @@ pub enum BodyError {
     /// Nothing came for `limits.idle_timeout`.
     #[error("the {0:?} body stood still for {1:?}")]
     Idle(Side, Duration),
+    /// Not all of it came within `limits.body_timeout`.
+    #[error("the {0:?} body did not end within {1:?}")]
+    Slow(Side, Duration),
 }
 
 /// A message's body.
@@ -215,14 +218,23 @@ pub(super) enum Ahead {
     Whole(Bytes),
     /// There is more; `start` holds what was read.
     More { start: VecDeque<Frame<Bytes>>, rest: Streaming },
+    /// It was not read to its end: there is no room for it among the bodies of others.
+    NoRoom,
 }
 
 /// Reads a body to its end, or until it is longer than `cap` bytes. Trailers of a whole body are
-/// dropped: it is framed anew, by its length.
-pub(super) async fn read_ahead(mut body: Streaming, cap: usize) -> Result<Ahead, BodyError> {
+/// dropped: it is framed anew, by its length. `room` is asked for each byte that is kept.
+pub(super) async fn read_ahead(
+    mut body: Streaming,
+    cap: usize,
+    mut room: impl FnMut(usize) -> bool,
+) -> Result<Ahead, BodyError> {
     let mut gathered = Gathered::default();
     while let Some(frame) = body.frame().await {
         if let Ok(data) = frame?.into_data() {
+            if !room(data.len()) {
+                return Ok(Ahead::NoRoom);
+            }
             gathered.push(data);
         }
         if gathered.len() > cap {

@@ -22,7 +22,7 @@ use tokio_util::task::TaskTracker;
 use super::body::Body;
 use super::error::Error;
 use super::io::Deadlines;
-use super::listener::Counted;
+use super::listener::Open;
 use crate::intercept::guard::{ConnectError, Guard};
 use crate::intercept::leaf::Leaves;
 use crate::intercept::tunnel::{Rewound, relay};
@@ -40,6 +40,8 @@ pub(crate) struct Peer {
     pub is_allowed: bool,
     /// The target of the tunnel that it came through, TLS taken off.
     pub tunnel: Option<Arc<Target>>,
+    /// Whatever comes of the connection keeps it counted.
+    pub(super) _open: Arc<Open>,
 }
 
 /// What a client asked to be connected to.
@@ -66,7 +68,6 @@ pub(super) struct Opened {
     pub peer: Peer,
     /// Of the CONNECT.
     pub user_agent: Option<HeaderValue>,
-    pub counted: Counted,
 }
 
 /// Serves CONNECT.
@@ -114,7 +115,10 @@ impl Connect {
                 exchange.decided(Decision::Tunneled);
                 let (metrics, idle) = (Arc::clone(&self.metrics), self.idle);
                 let id = exchange.id().to_string();
-                self.tunnels.spawn(tunnel(upgrade, server, target, idle, metrics, id));
+                self.tunnels.spawn(async move {
+                    let _open = peer;
+                    tunnel(upgrade, server, target, idle, metrics, id).await;
+                });
             }
         }
         Ok(Response::new(Body::empty()))
@@ -162,7 +166,6 @@ async fn tunnel(
     metrics: Arc<Metrics>,
     request_id: String,
 ) {
-    let _counted = Counted::new(Arc::clone(&metrics));
     let Ok(upgraded) = upgrade.await else { return };
     metrics.tunnels.inc();
     let started = Instant::now();
@@ -212,7 +215,6 @@ impl Handshake {
         peer: Option<Peer>,
         user_agent: Option<HeaderValue>,
     ) {
-        let counted = Counted::new(Arc::clone(&self.metrics));
         let (Ok(upgraded), Some(peer)) = (upgrade.await, peer) else { return };
         let accepting = TlsAcceptor::from(self.config).accept(raw(upgraded));
         let accepted = match tokio::time::timeout(self.limit, accepting).await {
@@ -225,7 +227,7 @@ impl Handshake {
         match accepted {
             Ok(stream) => {
                 let peer = Peer { tunnel: Some(Arc::new(target)), ..peer };
-                let opened = Opened { stream: Box::new(stream), peer, user_agent, counted };
+                let opened = Opened { stream: Box::new(stream), peer, user_agent };
                 // Fails only where the listener has ended.
                 let _ = self.opened.send(opened).await;
             }

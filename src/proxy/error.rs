@@ -1,7 +1,7 @@
 //! What can go wrong with a request, and the only place where an error becomes a response.
 
 use bytes::Bytes;
-use http::header::{CONTENT_TYPE, PROXY_AUTHENTICATE};
+use http::header::{CONTENT_TYPE, PROXY_AUTHENTICATE, RETRY_AFTER};
 use http::{HeaderName, HeaderValue, Response, StatusCode};
 
 use super::body::{Body, BodyError};
@@ -55,6 +55,15 @@ pub(crate) enum Error {
     /// The TLS library refuses its own defaults.
     #[error(transparent)]
     Setup(#[from] SetupError),
+    /// `limits.max_requests`
+    #[error("{0} requests are in flight already")]
+    TooManyRequests(usize),
+    /// `limits.max_buffered`
+    #[error("{0} bytes of bodies are held already")]
+    TooMuchBuffered(usize),
+    /// `limits.max_target`
+    #[error("the request target is longer than {0} bytes")]
+    TargetTooLong(usize),
     /// There is no authority to open the API's host with.
     #[error(transparent)]
     Authority(#[from] CaError),
@@ -112,6 +121,13 @@ impl Error {
                 title: "The request body stood still",
                 detail: "Nothing of the body came for limits.idle_timeout. Send the request again."
                     .into(),
+                token: "http_request_error",
+            },
+            Self::RequestBody(BodyError::Slow(..)) => Problem {
+                status: StatusCode::REQUEST_TIMEOUT,
+                name: "request-body-timeout",
+                title: "The request body came too slowly",
+                detail: "It was not there within limits.body_timeout. Send the request again.".into(),
                 token: "http_request_error",
             },
             Self::RequestBody(BodyError::Broken(..)) => Problem {
@@ -213,6 +229,20 @@ impl Error {
                     .into(),
                 token: "proxy_loop_detected",
             },
+            Self::TooManyRequests(_) | Self::TooMuchBuffered(_) => Problem {
+                status: StatusCode::SERVICE_UNAVAILABLE,
+                name: "overloaded",
+                title: "The proxy has enough to do",
+                detail: "Nothing of the request was sent on. Send it again after a second.".into(),
+                token: "proxy_internal_response",
+            },
+            Self::TargetTooLong(limit) => Problem {
+                status: StatusCode::URI_TOO_LONG,
+                name: "target-too-long",
+                title: "The request target is too long",
+                detail: format!("Keep path and query within {limit} bytes, or raise limits.max_target."),
+                token: "http_request_error",
+            },
             Self::Setup(error) => Problem {
                 status: StatusCode::INTERNAL_SERVER_ERROR,
                 name: "tls-unavailable",
@@ -286,6 +316,9 @@ impl Problem {
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
         let status = HeaderValue::from_str(&format!("optin-proxy; error={}", self.token));
         headers.insert(PROXY_STATUS, status.expect("tokens are visible ASCII"));
+        if self.name == "overloaded" {
+            headers.insert(RETRY_AFTER, HeaderValue::from_static("1"));
+        }
         if self.status == StatusCode::PROXY_AUTHENTICATION_REQUIRED {
             let challenge =
                 HeaderValue::from_static("Basic realm=\"optin-proxy\", charset=\"UTF-8\"");

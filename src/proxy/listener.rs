@@ -13,7 +13,7 @@ use hyper_util::server::conn::auto;
 use rustls::ClientConfig;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpListener;
-use tokio::sync::mpsc;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -122,7 +122,17 @@ impl Server {
             limits: config.limits.clone(),
             stop: stop.clone(),
         };
+        let room = Arc::new(Semaphore::new(config.limits.max_connections));
+        let mut full = Seldom::default();
         loop {
+            let room = async {
+                if room.available_permits() == 0 {
+                    full.warn();
+                }
+                // Never closed, so a permit always comes.
+                let permit = Arc::clone(&room).acquire_owned().await;
+                listener.accept().await.map(|(stream, address)| (stream, address, permit.ok()))
+            };
             let accepted = tokio::select! {
                 biased;
                 () = stop.cancelled() => break,
@@ -131,9 +141,9 @@ impl Server {
                     connections.spawn(serving.clone().opened(opened));
                     continue;
                 }
-                accepted = listener.accept() => accepted,
+                accepted = room => accepted,
             };
-            let (stream, address) = match accepted {
+            let (stream, address, permit) = match accepted {
                 Ok(accepted) => accepted,
                 Err(error) => {
                     pause_after(&error).await;
@@ -145,12 +155,10 @@ impl Server {
             let allow = &config.listen.allow_from;
             let ip = address.ip().to_canonical();
             let is_allowed = allow.is_empty() || allow.iter().any(|net| net.contains(&ip));
-            let peer = Peer { address, is_allowed, tunnel: None };
-            let (serving, counted) = (serving.clone(), Counted::new(Arc::clone(&metrics)));
-            connections.spawn(async move {
-                let _counted = counted;
-                serving.connection(stream, peer).await;
-            });
+            let open = Arc::new(Open::new(Arc::clone(&metrics), permit));
+            let peer = Peer { address, is_allowed, tunnel: None, _open: open };
+            let serving = serving.clone();
+            connections.spawn(async move { serving.connection(stream, peer).await });
         }
         drop(listener);
         connections.close();
@@ -174,19 +182,36 @@ impl Server {
 /// How many opened tunnels may wait to be served. Each has its task, which waits with it.
 const OPENED: usize = 64;
 
-/// An open connection in the gauge, however it ends.
-pub(super) struct Counted(Arc<Metrics>);
+/// A connection of a client, in the gauge and under the limit until all that came of it has ended.
+#[derive(Debug)]
+pub(super) struct Open {
+    metrics: Arc<Metrics>,
+    _permit: Option<OwnedSemaphorePermit>,
+}
 
-impl Counted {
-    pub(super) fn new(metrics: Arc<Metrics>) -> Self {
+impl Open {
+    fn new(metrics: Arc<Metrics>, permit: Option<OwnedSemaphorePermit>) -> Self {
         metrics.connections.inc();
-        Self(metrics)
+        Self { metrics, _permit: permit }
     }
 }
 
-impl Drop for Counted {
+impl Drop for Open {
     fn drop(&mut self) {
-        self.0.connections.dec();
+        self.metrics.connections.dec();
+    }
+}
+
+/// Says that the limit is reached, once a second at most.
+#[derive(Default)]
+struct Seldom(Option<Instant>);
+
+impl Seldom {
+    fn warn(&mut self) {
+        if self.0.is_none_or(|last| last.elapsed() >= Duration::from_secs(1)) {
+            self.0 = Some(Instant::now());
+            tracing::warn!("limits.max_connections is reached: further connections have to wait");
+        }
     }
 }
 
@@ -207,10 +232,12 @@ fn connection_builder(limits: &Limits) -> auto::Builder<TokioExecutor> {
         .http1()
         .timer(TokioTimer::new())
         .header_read_timeout(limits.header_timeout)
+        .max_buf_size(limits.max_head)
         .preserve_header_case(true);
     builder
         .http2()
         .timer(TokioTimer::new())
+        .max_header_list_size(u32::try_from(limits.max_head).unwrap_or(u32::MAX))
         .keep_alive_interval(limits.header_timeout)
         .keep_alive_timeout(limits.header_timeout);
     builder
@@ -275,8 +302,7 @@ where
     }
 
     /// The inside of a tunnel that was opened.
-    async fn opened(self, Opened { stream, peer, user_agent, counted }: Opened) {
-        let _counted = counted;
+    async fn opened(self, Opened { stream, peer, user_agent }: Opened) {
         let (client, started) = (peer.address, Instant::now());
         let spoke = self.connection(stream, peer).await;
         // Some clients judge a certificate only after the handshake, and then go at once.

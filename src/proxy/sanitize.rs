@@ -7,8 +7,9 @@ use http::header::{CONTENT_LENGTH, CONTENT_TYPE, HOST, TRAILER};
 use http::{HeaderMap, HeaderName, HeaderValue, Request, Response};
 use http_body::Body as _;
 use hyper::body::Incoming;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use super::body::{self, Ahead, Body, Rest, Side, Streaming};
+use super::body::{self, Ahead, Body, BodyError, Rest, Side, Streaming};
 use super::coding::{Coding, DecodeError};
 use super::error::Error;
 use super::route::Route;
@@ -22,7 +23,9 @@ use crate::observe::exchange::{Exchange, Inspection};
 /// Makes the opt-in sources of a contact write consistent.
 #[derive(Clone)]
 pub(super) struct Sanitize {
-    pub config: Arc<Config>,
+    config: Arc<Config>,
+    /// Bytes that may still be held.
+    room: Arc<Semaphore>,
 }
 
 /// Marks a request whose answer may be a transition refusal.
@@ -83,6 +86,39 @@ enum Found {
 }
 
 impl Sanitize {
+    pub fn new(config: Arc<Config>) -> Self {
+        let room = Arc::new(Semaphore::new(config.limits.max_buffered));
+        Self { config, room }
+    }
+
+    /// Reads a body whole, within the limits of time and of memory. What it takes is held for as long as
+    /// its exchange.
+    async fn read(&self, stream: Streaming, exchange: &Exchange) -> Result<Ahead, Error> {
+        let limits = &self.config.limits;
+        let mut held: Option<OwnedSemaphorePermit> = None;
+        let room = |bytes: usize| {
+            let bytes = u32::try_from(bytes).unwrap_or(u32::MAX);
+            match (Arc::clone(&self.room).try_acquire_many_owned(bytes), &mut held) {
+                (Ok(more), Some(held)) => held.merge(more),
+                (Ok(first), none) => *none = Some(first),
+                (Err(_), _) => return false,
+            }
+            true
+        };
+        let reading = body::read_ahead(stream, self.config.sanitize.max_body, room);
+        let ahead = match tokio::time::timeout(limits.body_timeout, reading).await {
+            Ok(ahead) => ahead.map_err(Error::RequestBody)?,
+            Err(_) => {
+                let slow = BodyError::Slow(Side::Downstream, limits.body_timeout);
+                return Err(Error::RequestBody(slow));
+            }
+        };
+        if let Some(held) = held {
+            exchange.holds_bytes(held);
+        }
+        Ok(ahead)
+    }
+
     async fn inspect(
         &self,
         request: &Request<()>,
@@ -93,8 +129,10 @@ impl Sanitize {
         if stream.size_hint().lower() > cap as u64 {
             return Ok((Body::Streaming(stream), Found::Uninspectable(Uninspectable::TooLarge)));
         }
-        let received = match body::read_ahead(stream, cap).await.map_err(Error::RequestBody)? {
+        let exchange = request.extensions().get::<Arc<Exchange>>().cloned().unwrap_or_default();
+        let received = match self.read(stream, &exchange).await? {
             Ahead::Whole(bytes) => bytes,
+            Ahead::NoRoom => return Err(Error::TooMuchBuffered(self.config.limits.max_buffered)),
             Ahead::More { start, rest } => {
                 let body = Body::Resumed(start, Rest::Stream(rest));
                 return Ok((body, Found::Uninspectable(Uninspectable::TooLarge)));

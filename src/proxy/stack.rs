@@ -11,6 +11,7 @@ use http::uri::{Authority, Scheme};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, Version};
 use http_body::{Body as _, Frame, SizeHint};
 use hyper::body::Incoming;
+use tokio::sync::Semaphore;
 use tower::ServiceBuilder;
 
 use super::body::{Body, BodyError};
@@ -21,7 +22,7 @@ use super::retry::Retry;
 use super::sanitize::Sanitize;
 use super::stage::{Handle, Stage, StageLayer};
 use super::upstream::Upstream;
-use crate::config::Config;
+use crate::config::{Config, Limits};
 use crate::intercept::{Host, Way};
 use crate::observe::exchange::{Decision, Exchange, Line};
 use crate::observe::metrics::Metrics;
@@ -38,11 +39,13 @@ pub(super) fn stack(
         .layer(StageLayer(Observe { config: Arc::clone(config), metrics: Arc::clone(metrics) }))
         // The only place where an error becomes a response.
         .layer(StageLayer(Problems))
+        // Before any work: what is too much is refused at once, and never queued.
+        .layer(StageLayer(Shed::new(&config.limits)))
         // Before anything is read: a target that is not served costs nothing. CONNECT goes no further: what is
         // opened by it comes back from the top.
         .layer(StageLayer(Admit { config: Arc::clone(config), connect: Arc::new(connect) }))
         // Above the retry: a body is inspected once, and what is sent again is what was sent.
-        .layer(StageLayer(Sanitize { config: Arc::clone(config) }))
+        .layer(StageLayer(Sanitize::new(Arc::clone(config))))
         // Above the headers: each attempt is a request of its own to the upstream.
         .layer(StageLayer(Retry::new(Arc::clone(config))))
         // Just above the wire, so that nothing above sees the upstream's side of the message.
@@ -174,6 +177,37 @@ where
     }
 }
 
+/// Refuses what is more than can be done at once.
+#[derive(Clone)]
+struct Shed {
+    slots: Arc<Semaphore>,
+    most: usize,
+}
+
+impl Shed {
+    fn new(limits: &Limits) -> Self {
+        Self { slots: Arc::new(Semaphore::new(limits.max_requests)), most: limits.max_requests }
+    }
+}
+
+impl<S> Stage<Request<Incoming>, S> for Shed
+where
+    S: Handle<Request<Incoming>, Response = Response<Body>, Error = Error>,
+{
+    type Response = Response<Body>;
+    type Error = Error;
+
+    async fn handle(&self, request: Request<Incoming>, inner: &S) -> Result<Response<Body>, Error> {
+        let Ok(slot) = Arc::clone(&self.slots).try_acquire_owned() else {
+            return Err(Error::TooManyRequests(self.most));
+        };
+        if let Some(exchange) = request.extensions().get::<Arc<Exchange>>() {
+            exchange.holds_slot(slot);
+        }
+        inner.handle(request).await
+    }
+}
+
 /// Marks a request of a client that knows this proxy as a proxy, not as the API itself: the client's own
 /// `Host` goes upstream, and no id carries the proxy's origin.
 #[derive(Debug, Clone)]
@@ -223,6 +257,10 @@ where
                 return Err(Error::ConnectContent);
             }
             return self.connect.handle(request, &exchange).await;
+        }
+        let target_length = request.uri().path_and_query().map_or(0, |it| it.as_str().len());
+        if target_length > self.config.limits.max_target {
+            return Err(Error::TargetTooLong(self.config.limits.max_target));
         }
         check_message(request.headers())?;
         let forward = match (tunnel, request.uri().authority()) {

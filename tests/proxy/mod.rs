@@ -2,6 +2,7 @@ mod faults;
 mod framing;
 mod headers;
 mod lifecycle;
+mod limits;
 mod retry;
 mod rewrite;
 mod secrets;

@@ -1,0 +1,168 @@
+//! Limits, each at its edge: what is within is served, what is beyond is refused at once or waits.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::Notify;
+
+use crate::support::clock::Clock;
+use crate::support::origin::{Origin, Reply};
+use crate::support::proxy::Proxy;
+use crate::support::{BARE, CONTACT, answer, no_content, put};
+
+const GET: &[u8] = b"GET /x HTTP/1.1\r\nHost: p\r\n\r\n";
+
+#[tokio::test]
+async fn requests_beyond_the_limit_get_503_at_once_and_later_ones_are_served() {
+    let go_on = Arc::new(Notify::new());
+    let paused = Reply::Pause(vec![], Arc::clone(&go_on), answer("200 OK", "", b"late"));
+    let origin = Origin::start([paused, Reply::Write(no_content())]).await;
+    let proxy = Proxy::before(&origin, &["limits.max_requests=1"]).await;
+    let mut first = proxy.client().await;
+    first.send(GET).await;
+    origin.arrived(1).await;
+    for asked in [GET.to_vec(), put(BARE)] {
+        let refused = proxy.ask(&asked).await;
+        assert_eq!((refused.status, refused.problem()), (503, "overloaded".to_owned()));
+        assert_eq!(refused.field("retry-after"), Some("1"));
+    }
+    assert_eq!(origin.requests().len(), 1, "nothing of them was sent on");
+    go_on.notify_one();
+    assert_eq!(first.answer(false).await.body, b"late");
+    while proxy.metric("optin_proxy_requests_total") < 3.0 {
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(proxy.ask(GET).await.status, 204);
+}
+
+#[tokio::test]
+async fn an_answer_that_is_still_sent_counts_as_in_flight() {
+    let go_on = Arc::new(Notify::new());
+    let start = b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nfirst".to_vec();
+    let paused = Reply::Pause(start, Arc::clone(&go_on), b"other".to_vec());
+    let origin = Origin::start([paused]).await;
+    let proxy = Proxy::before(&origin, &["limits.max_requests=1"]).await;
+    let mut first = proxy.client().await;
+    first.send(GET).await;
+    first.head().await.expect("a head");
+    assert_eq!(proxy.ask(GET).await.status, 503);
+    go_on.notify_one();
+}
+
+#[tokio::test]
+async fn a_connection_beyond_the_limit_waits_until_one_ends() {
+    let origin = Origin::start([Reply::Write(no_content())]).await;
+    let proxy = Proxy::before(&origin, &["limits.max_connections=2"]).await;
+    let (mut first, mut second) = (proxy.client().await, proxy.client().await);
+    for client in [&mut first, &mut second] {
+        assert_eq!(client.ask(GET).await.status, 204);
+    }
+    let mut third = proxy.client().await;
+    third.send(GET).await;
+    assert_eq!(first.ask(GET).await.status, 204, "those that are in are served");
+    assert_eq!(proxy.metric("optin_proxy_connections"), 2.0);
+    assert_eq!(origin.requests().len(), 3);
+    drop(second);
+    assert_eq!(third.answer(false).await.status, 204);
+}
+
+#[tokio::test]
+async fn a_tunnel_is_a_connection_for_as_long_as_it_is_open() {
+    let server = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+    let address = server.local_addr().expect("bound");
+    let origin = Origin::start([Reply::Write(no_content())]).await;
+    let ports = format!("intercept.ports={}", address.port());
+    let local = "intercept.allow_private=127.0.0.1";
+    let proxy = Proxy::before(&origin, &["limits.max_connections=1", &ports, local]).await;
+    let tunnel = proxy.client().await.tunnel(&address.to_string()).await.expect("a tunnel");
+    let (far, _) = server.accept().await.expect("the proxy connects");
+    let mut waiting = proxy.client().await;
+    waiting.send(GET).await;
+    assert_eq!(proxy.metric("optin_proxy_connections"), 1.0);
+    drop((tunnel, far));
+    assert_eq!(waiting.answer(false).await.status, 204);
+}
+
+#[tokio::test]
+async fn bodies_together_take_no_more_memory_than_the_limit() {
+    let origin = Origin::start([Reply::Write(no_content())]).await;
+    let limits = ["sanitize.max_body=1000B", "limits.max_buffered=1000B"];
+    let proxy = Proxy::before(&origin, &limits).await;
+    let body = |length: usize| put(&vec![b'x'; length]);
+    let mut first = proxy.client().await;
+    let whole = body(600);
+    first.send(&whole[..whole.len() - 1]).await;
+    // Until the proxy has read that: only then is there no room for more.
+    while proxy.ask(&body(402)).await.status != 503 {
+        tokio::task::yield_now().await;
+    }
+    let refused = proxy.ask(&body(402)).await;
+    assert_eq!((refused.status, refused.problem()), (503, "overloaded".to_owned()));
+    assert_eq!(proxy.ask(&body(401)).await.status, 204, "it just fits");
+    first.send(&whole[whole.len() - 1..]).await;
+    assert_eq!(first.answer(false).await.status, 204);
+    while proxy.ask(&body(1000)).await.status != 204 {
+        tokio::task::yield_now().await;
+    }
+}
+
+#[tokio::test]
+async fn a_body_that_drips_for_too_long_gets_408() {
+    let origin = Origin::start([Reply::Write(no_content())]).await;
+    let limits = ["limits.body_timeout=2m", "limits.idle_timeout=1m", "limits.header_timeout=1h"];
+    let proxy = Proxy::before(&origin, &limits).await;
+    let clock = Clock::hold();
+    let mut client = proxy.client().await;
+    let whole = put(BARE);
+    let (start, rest) = whole.split_at(whole.len() - 20);
+    client.send(start).await;
+    for byte in rest.chunks(1).take(12) {
+        client.send(byte).await;
+        clock.advance(Duration::from_secs(9)).await;
+    }
+    let began = tokio::time::Instant::now();
+    let answer = client.answer(false);
+    tokio::pin!(answer);
+    let answer = loop {
+        tokio::select! {
+            biased;
+            answer = &mut answer => break answer,
+            () = clock.advance(Duration::from_secs(1)) => {}
+        }
+    };
+    assert_eq!((answer.status, answer.problem()), (408, "request-body-timeout".to_owned()));
+    let detail = String::from_utf8_lossy(&answer.body).into_owned();
+    assert!(detail.contains("limits.body_timeout"), "{detail}: no silence was as long as a minute");
+    assert!(began.elapsed() >= Duration::from_secs(12), "two minutes from the start");
+    assert!(origin.requests().is_empty());
+}
+
+#[tokio::test]
+async fn a_target_may_have_its_length_and_not_a_byte_more() {
+    let origin = Origin::start([Reply::Write(no_content())]).await;
+    let proxy = Proxy::before(&origin, &["limits.max_target=100B"]).await;
+    for (length, status) in [(100, 204), (101, 414)] {
+        let target = format!("/{}?{}", "p".repeat(50), "q".repeat(length - 52));
+        let answer =
+            proxy.ask(format!("GET {target} HTTP/1.1\r\nHost: p\r\n\r\n").as_bytes()).await;
+        assert_eq!(answer.status, status);
+        if status == 414 {
+            assert_eq!(answer.problem(), "target-too-long");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_head_beyond_the_limit_gets_431_and_closes() {
+    let origin = Origin::start([Reply::Write(no_content())]).await;
+    let proxy = Proxy::before(&origin, &["limits.max_head=8KiB"]).await;
+    for (length, status) in [(8_000, 204), (9_000, 431)] {
+        let field = "x".repeat(length);
+        let asked = format!("GET / HTTP/1.1\r\nHost: p\r\nX: {field}\r\n\r\n");
+        let mut client = proxy.client().await;
+        assert_eq!(client.ask(asked.as_bytes()).await.status, status);
+    }
+    let many = "X: y\r\n".repeat(200);
+    let asked = format!("GET {CONTACT} HTTP/1.1\r\nHost: p\r\n{many}\r\n");
+    assert_eq!(proxy.ask(asked.as_bytes()).await.status, 431, "more than a hundred fields");
+}
