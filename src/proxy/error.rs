@@ -1,7 +1,7 @@
 //! What can go wrong with a request, and the only place where an error becomes a response.
 
 use bytes::Bytes;
-use http::header::{CONTENT_TYPE, PROXY_AUTHENTICATE, RETRY_AFTER};
+use http::header::{ALLOW, CONTENT_TYPE, PROXY_AUTHENTICATE, RETRY_AFTER};
 use http::{HeaderName, HeaderValue, Response, StatusCode};
 
 use super::body::{Body, BodyError};
@@ -67,6 +67,12 @@ pub(crate) enum Error {
     /// There is no authority to open the API's host with.
     #[error(transparent)]
     Authority(#[from] CaError),
+    /// TRACE
+    #[error("TRACE is not served")]
+    Trace,
+    /// A field whose name is nearly that of a framing field.
+    #[error("a field looks like one that frames the message")]
+    LookAlike,
     /// More than one `Host`.
     #[error("the request names several hosts")]
     SeveralHosts,
@@ -267,6 +273,22 @@ impl Error {
                     .into(),
                 token: "http_request_error",
             },
+            Self::Trace => Problem {
+                status: StatusCode::METHOD_NOT_ALLOWED,
+                name: "trace-not-served",
+                title: "TRACE is not served here",
+                detail: "It would show credentials to whoever reads the answer. Use another method.".into(),
+                token: "http_request_denied",
+            },
+            Self::LookAlike => Problem {
+                status: StatusCode::BAD_REQUEST,
+                name: "field-look-alike",
+                title: "A field looks like one that frames the message",
+                detail: "Content_Length and Transfer_Encoding can be read in two ways. Write them with a \
+                         hyphen, or leave them out."
+                    .into(),
+                token: "http_request_error",
+            },
             Self::SeveralHosts => Problem {
                 status: StatusCode::BAD_REQUEST,
                 name: "several-hosts",
@@ -316,6 +338,10 @@ impl Problem {
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
         let status = HeaderValue::from_str(&format!("optin-proxy; error={}", self.token));
         headers.insert(PROXY_STATUS, status.expect("tokens are visible ASCII"));
+        if self.status == StatusCode::METHOD_NOT_ALLOWED {
+            let allowed = "GET, HEAD, POST, PUT, DELETE, OPTIONS, CONNECT";
+            headers.insert(ALLOW, HeaderValue::from_static(allowed));
+        }
         if self.name == "overloaded" {
             headers.insert(RETRY_AFTER, HeaderValue::from_static("1"));
         }

@@ -258,6 +258,10 @@ where
             }
             return self.connect.handle(request, &exchange).await;
         }
+        // RFC 9110 section 9.3.8: it would show the client's credentials to whoever reads the answer.
+        if request.method() == Method::TRACE {
+            return Err(Error::Trace);
+        }
         let target_length = request.uri().path_and_query().map_or(0, |it| it.as_str().len());
         if target_length > self.config.limits.max_target {
             return Err(Error::TargetTooLong(self.config.limits.max_target));
@@ -334,6 +338,10 @@ impl Admit {
     }
 }
 
+/// Names that are not those of framing fields, but nearly.
+const LOOK_ALIKES: [HeaderName; 2] =
+    [HeaderName::from_static("content_length"), HeaderName::from_static("transfer_encoding")];
+
 /// What no request may have.
 fn check_message(headers: &HeaderMap) -> Result<(), Error> {
     if has_been_here(headers) {
@@ -343,8 +351,12 @@ fn check_message(headers: &HeaderMap) -> Result<(), Error> {
     let codings = headers.get_all(TRANSFER_ENCODING);
     let is_chunked =
         |coding: &HeaderValue| coding.as_bytes().trim_ascii().eq_ignore_ascii_case(b"chunked");
-    if !codings.into_iter().all(is_chunked) {
+    if !codings.iter().all(is_chunked) || codings.iter().count() > 1 {
         return Err(Error::TransferCoding);
+    }
+    // Some servers take an underscore for a hyphen, and would read the message in another way.
+    if LOOK_ALIKES.iter().any(|name| headers.contains_key(name)) {
+        return Err(Error::LookAlike);
     }
     // RFC 9112 section 3.2: which of two is meant, nobody can say.
     if headers.get_all(HOST).into_iter().count() > 1 {

@@ -6,4 +6,5 @@ mod limits;
 mod retry;
 mod rewrite;
 mod secrets;
+mod smuggling;
 mod streaming;
