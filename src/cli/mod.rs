@@ -71,6 +71,11 @@ impl ConfigArgs {
         self.load_over(&[], flags)
     }
 
+    /// What stands in the file, if there is one that can be read.
+    fn file_content(&self) -> Option<Vec<u8>> {
+        std::fs::read(self.config.as_ref()?).ok()
+    }
+
     /// The same, over defaults of the command's own.
     fn load_over(
         &self,

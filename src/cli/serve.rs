@@ -2,6 +2,7 @@
 
 use std::io::{self, Write};
 use std::sync::Arc;
+use std::time::Duration;
 
 use clap::Args;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
@@ -9,11 +10,11 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
 use super::{ConfigArgs, Failure};
-use crate::config::{self, Config};
+use crate::config::{self, Change, Config, ConfigError};
 use crate::observe::admin::Admin;
 use crate::observe::log;
 use crate::observe::metrics::Metrics;
-use crate::proxy::Server;
+use crate::proxy::{Reloader, Server};
 
 #[derive(Debug, Args)]
 pub(super) struct Serve {
@@ -41,10 +42,87 @@ impl Serve {
             .into_iter()
             .filter_map(|(flag, key, value)| Some((flag, format!("{key}={}", value?))))
             .collect();
-        let config = Arc::new(self.config.load(&flags)?);
-        log::start(&config.log);
+        let source = Source { args: self.config, flags };
+        let config = Arc::new(source.load()?);
+        let level = log::start(&config.log);
         raise_descriptor_limit();
-        super::block_on(serve(config))?
+        super::block_on(serve(source, config, level))?
+    }
+}
+
+/// Where the configuration comes from, now and when it is reloaded.
+struct Source {
+    args: ConfigArgs,
+    flags: Vec<(&'static str, String)>,
+}
+
+impl Source {
+    fn load(&self) -> Result<Config, ConfigError> {
+        self.args.load(&self.flags)
+    }
+}
+
+/// How often the configuration file is looked at.
+const LOOK: Duration = Duration::from_secs(1);
+
+/// Reloads the configuration on SIGHUP, and when the content of its file has changed.
+struct Reload {
+    source: Source,
+    hangup: Signal,
+    content: Option<Vec<u8>>,
+    config: Arc<Config>,
+    server: Reloader,
+    level: log::Level,
+    metrics: Arc<Metrics>,
+}
+
+impl Reload {
+    /// Waits until there is a reason to.
+    async fn due(&mut self) {
+        loop {
+            tokio::select! {
+                _ = self.hangup.recv() => {
+                    self.content = self.source.args.file_content();
+                    return;
+                }
+                () = tokio::time::sleep(LOOK) => {}
+            }
+            let content = self.source.args.file_content();
+            // A file that is just being replaced is not there for a moment.
+            if content.is_some() && content != self.content {
+                self.content = content;
+                return;
+            }
+        }
+    }
+
+    /// Takes effect whole, or not at all.
+    fn run(&mut self) {
+        let config = match self.source.load() {
+            Ok(config) => Arc::new(config),
+            Err(error) => return self.refuse(&error),
+        };
+        if let Err(error) = self.server.reload(Arc::clone(&config)) {
+            return self.refuse(&error);
+        }
+        self.level.set(&config.log);
+        self.metrics.reloaded(true);
+        let changes = self.config.resolved.changes(&config.resolved);
+        tracing::info!(changes = changes.len(), "configuration reloaded");
+        for change in changes {
+            let Change { key, was, now, needs_restart } = change;
+            if needs_restart {
+                tracing::warn!(key, was, now, "changed, but heeded at the next start only");
+            } else {
+                tracing::info!(key, was, now, "changed");
+            }
+        }
+        self.config = config;
+    }
+
+    fn refuse(&self, error: &dyn std::fmt::Display) {
+        self.metrics.reloaded(false);
+        tracing::error!(%error, "configuration not reloaded: the last good one stays in force");
     }
 }
 
@@ -58,13 +136,22 @@ fn raise_descriptor_limit() {
     }
 }
 
-async fn serve(config: Arc<Config>) -> Result<(), Failure> {
+async fn serve(source: Source, config: Arc<Config>, level: log::Level) -> Result<(), Failure> {
     let mut signals = Signals::listen()?;
     let metrics = Arc::new(Metrics::default());
     let stop = CancellationToken::new();
     let mut server = Server::bind(Arc::clone(&config), Arc::clone(&metrics))
         .await
         .map_err(|error| Failure::Failed(error.to_string()))?;
+    let mut reload = Reload {
+        hangup: signal(SignalKind::hangup())?,
+        content: source.args.file_content(),
+        source,
+        config: Arc::clone(&config),
+        server: server.reloader(),
+        level,
+        metrics: Arc::clone(&metrics),
+    };
     let admin = bind_admin(&config.admin, metrics, stop.clone()).await?;
     // Whoever started the proxy need not listen to it: it serves all the same.
     let _ = writeln!(io::stdout(), "listening on {}", server.address());
@@ -81,14 +168,17 @@ async fn serve(config: Arc<Config>) -> Result<(), Failure> {
     );
     let serving = tokio::spawn(server.run(stop.clone()));
     tokio::pin!(serving);
-    let finished = tokio::select! {
-        finished = &mut serving => finished,
-        _ = signals.next() => {
-            tracing::info!(within = ?config.listen.drain_timeout, "draining");
-            stop.cancel();
-            tokio::select! {
-                finished = &mut serving => finished,
-                code = signals.next() => std::process::exit(code),
+    let finished = loop {
+        tokio::select! {
+            finished = &mut serving => break finished,
+            () = reload.due() => reload.run(),
+            _ = signals.next() => {
+                tracing::info!(within = ?reload.config.listen.drain_timeout, "draining");
+                stop.cancel();
+                tokio::select! {
+                    finished = &mut serving => break finished,
+                    code = signals.next() => std::process::exit(code),
+                }
             }
         }
     };

@@ -3,6 +3,7 @@
 //!
 //! Order of precedence: `--set` and flags, environment (`OPTIN_PROXY_SECTION__KEY`), file, default.
 
+mod changes;
 pub mod file;
 mod layers;
 
@@ -17,6 +18,7 @@ use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 use tokio::sync::Semaphore;
 
+pub use changes::Change;
 pub use file::{File, LogFormat, LogLevel, Uninspectable};
 pub use layers::{ConfigError, Layers};
 

@@ -56,6 +56,11 @@ impl Leaves {
         Ok(config)
     }
 
+    /// Whether these are the hosts, and this is the folder.
+    pub fn are_for(&self, folder: &Option<PathBuf>, hosts: &[Host]) -> bool {
+        self.folder == *folder && self.hosts == hosts
+    }
+
     /// Whether the authority, if there is one already, can be used.
     ///
     /// # Errors

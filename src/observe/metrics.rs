@@ -42,6 +42,10 @@ pub struct Metrics {
     pub tunnels: Gauge,
     /// Bytes through blind tunnels, by direction.
     tunnel_bytes: Family<DirectionLabel, Counter>,
+    /// Reloads of the configuration, by how they ended.
+    reloads: Family<ResultLabel, Counter>,
+    /// 1 if the last reload took effect, or there was none.
+    reloaded: Gauge,
 }
 
 /// The label of `optin_proxy_mismatches_total`.
@@ -127,6 +131,8 @@ impl Default for Metrics {
             handshakes: Family::default(),
             tunnels: Gauge::default(),
             tunnel_bytes: Family::default(),
+            reloads: Family::default(),
+            reloaded: Gauge::default(),
         };
         let registry = &mut metrics.registry;
         registry.register("requests", "Requests answered or given up", metrics.requests.clone());
@@ -175,6 +181,17 @@ impl Default for Metrics {
             "Bytes through blind tunnels that have ended",
             metrics.tunnel_bytes.clone(),
         );
+        registry.register(
+            "config_reloads",
+            "Reloads of the configuration",
+            metrics.reloads.clone(),
+        );
+        registry.register(
+            "config_last_reload_successful",
+            "1 if the configuration is the one last asked for",
+            metrics.reloaded.clone(),
+        );
+        metrics.reloaded.set(1);
         let build = Build { version: env!("CARGO_PKG_VERSION") };
         registry.register("build", "The running program", Info::new(build));
         for verdict in [Verdict::Transient, Verdict::Legitimate] {
@@ -206,6 +223,13 @@ impl Metrics {
             let label = DirectionLabel { direction: Name(direction) };
             self.tunnel_bytes.get_or_create(&label).inc_by(bytes);
         }
+    }
+
+    /// A reload, and whether it took effect.
+    pub(crate) fn reloaded(&self, took_effect: bool) {
+        let result = if took_effect { "applied" } else { "refused" };
+        self.reloads.get_or_create(&ResultLabel { result: Name(result) }).inc();
+        self.reloaded.set(took_effect.into());
     }
 
     /// All of them in the OpenMetrics text format.

@@ -6,6 +6,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use http::Response;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
@@ -13,7 +14,7 @@ use hyper_util::server::conn::auto;
 use rustls::ClientConfig;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpListener;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -35,10 +36,49 @@ pub struct Server {
     address: SocketAddr,
     /// This process's listeners.
     own: Vec<SocketAddr>,
-    config: Arc<Config>,
     metrics: Arc<Metrics>,
+    /// What is wanted now, and changed by a [`Reloader`].
+    wanted: watch::Sender<Arc<Wanted>>,
+}
+
+/// A configuration that has been found to work.
+struct Wanted {
+    config: Arc<Config>,
     tls: ClientConfig,
     leaves: Arc<Leaves>,
+}
+
+impl Wanted {
+    /// `before` is what was wanted until now: what has not changed is kept.
+    fn new(config: Arc<Config>, before: Option<&Self>) -> Result<Self, SetupError> {
+        let tls = tls(&config.upstream)?;
+        let (folder, hosts) = (&config.intercept.ca_dir, &config.intercept.rules.hosts);
+        let kept = before.map(|before| &before.leaves).filter(|it| it.are_for(folder, hosts));
+        let leaves =
+            kept.map_or_else(|| Arc::new(Leaves::new(folder.clone(), hosts.clone())), Arc::clone);
+        // Who uses the proxy as a base URL loses nothing by it.
+        if let Err(error) = leaves.check() {
+            tracing::error!(%error, "HTTPS_PROXY mode will not work");
+        }
+        Ok(Self { config, tls, leaves })
+    }
+}
+
+/// Changes the configuration of a server that runs.
+#[derive(Clone)]
+pub struct Reloader(watch::Sender<Arc<Wanted>>);
+
+impl Reloader {
+    /// From now on new requests are served by this configuration; those in flight keep theirs. The listener's
+    /// own address and the limit of connections stay as they were.
+    ///
+    /// # Errors
+    /// If TLS cannot be set up. Nothing has changed then.
+    pub fn reload(&self, config: Arc<Config>) -> Result<(), SetupError> {
+        let wanted = Wanted::new(config, Some(&self.0.borrow()))?;
+        self.0.send_replace(Arc::new(wanted));
+        Ok(())
+    }
 }
 
 /// Why the proxy cannot start.
@@ -71,26 +111,24 @@ impl Server {
     /// # Errors
     /// If the address cannot be had or would serve everybody, or the upstream side cannot be set up.
     pub async fn bind(config: Arc<Config>, metrics: Arc<Metrics>) -> Result<Self, StartError> {
-        let tls = tls(&config.upstream)?;
         let bind = |error| StartError::Bind { address: config.listen.address.clone(), error };
         let listener = TcpListener::bind(&config.listen.address).await.map_err(bind)?;
         let address = listener.local_addr().map_err(bind)?;
         if config.listen.is_open(address.ip()) {
             return Err(StartError::Open { address });
         }
-        let intercept = &config.intercept;
-        let leaves = Leaves::new(intercept.ca_dir.clone(), intercept.rules.hosts.clone());
-        // Who uses the proxy as a base URL loses nothing by it.
-        if let Err(error) = leaves.check() {
-            tracing::error!(%error, "HTTPS_PROXY mode will not work");
-        }
-        let own = vec![address];
-        Ok(Self { listener, address, own, config, metrics, tls, leaves: Arc::new(leaves) })
+        let wanted = watch::Sender::new(Arc::new(Wanted::new(config, None)?));
+        Ok(Self { listener, address, own: vec![address], metrics, wanted })
     }
 
     /// The address that was bound, with the real port.
     pub fn address(&self) -> SocketAddr {
         self.address
+    }
+
+    /// What changes the configuration once the server runs.
+    pub fn reloader(&self) -> Reloader {
+        Reloader(self.wanted.clone())
     }
 
     /// Names one more listener of this process, that no tunnel may lead to.
@@ -101,27 +139,35 @@ impl Server {
     /// Serves until `stop`, then finishes what is in flight, tunnels too, within `listen.drain_timeout`.
     /// Returns how many connections were cut because they did not end by then.
     pub async fn run(self, stop: CancellationToken) -> usize {
-        let Self { listener, own, config, metrics, tls, leaves, .. } = self;
-        let guard =
-            Guard::new(config.intercept.rules.clone(), own, config.upstream.connect_timeout);
-        let upstream = Upstream::new(Arc::clone(&config), tls, guard.clone());
+        let Self { listener, own, metrics, wanted, .. } = self;
+        let mut changes = wanted.subscribe();
         let connections = TaskTracker::new();
         let (opened, mut tunnels) = mpsc::channel(OPENED);
-        let connect = Connect {
-            guard,
-            leaves,
-            metrics: Arc::clone(&metrics),
-            handshake_timeout: config.limits.header_timeout,
-            idle: config.intercept.tunnel_idle_timeout,
-            tunnels: connections.clone(),
-            opened,
+        let assemble = |wanted: &Wanted| {
+            let config = &wanted.config;
+            let rules = config.intercept.rules.clone();
+            let guard = Guard::new(rules, own.clone(), config.upstream.connect_timeout);
+            let upstream = Upstream::new(Arc::clone(config), wanted.tls.clone(), guard.clone());
+            let connect = Connect {
+                guard,
+                leaves: Arc::clone(&wanted.leaves),
+                metrics: Arc::clone(&metrics),
+                handshake_timeout: config.limits.header_timeout,
+                idle: config.intercept.tunnel_idle_timeout,
+                tunnels: connections.clone(),
+                opened: opened.clone(),
+            };
+            stack(config, &metrics, upstream, connect)
         };
-        let serving = Serving {
-            stack: Arc::new(stack(&config, &metrics, upstream, connect)),
+        let first = Arc::clone(&changes.borrow_and_update());
+        let mut config = Arc::clone(&first.config);
+        let mut serving = Serving {
+            stack: Arc::new(ArcSwap::from_pointee(assemble(&first))),
             builder: connection_builder(&config.limits),
             limits: config.limits.clone(),
             stop: stop.clone(),
         };
+        drop(first);
         let room = Arc::new(Semaphore::new(config.limits.max_connections));
         let mut full = Seldom::default();
         loop {
@@ -136,6 +182,14 @@ impl Server {
             let accepted = tokio::select! {
                 biased;
                 () = stop.cancelled() => break,
+                Ok(()) = changes.changed() => {
+                    let wanted = Arc::clone(&changes.borrow_and_update());
+                    config = Arc::clone(&wanted.config);
+                    serving.stack.store(Arc::new(assemble(&wanted)));
+                    serving.builder = connection_builder(&config.limits);
+                    serving.limits = config.limits.clone();
+                    continue;
+                }
                 // The channel's other end is in the stack.
                 Some(opened) = tunnels.recv() => {
                     connections.spawn(serving.clone().opened(opened));
@@ -245,7 +299,8 @@ fn connection_builder(limits: &Limits) -> auto::Builder<TokioExecutor> {
 
 /// What serves a connection.
 struct Serving<H> {
-    stack: Arc<H>,
+    /// Looked up by each request, so that a reload reaches connections that are open.
+    stack: Arc<ArcSwap<H>>,
     builder: auto::Builder<TokioExecutor>,
     limits: Limits,
     stop: CancellationToken,
@@ -277,7 +332,7 @@ where
         let spoke = stream.spoke();
         let stack = Arc::clone(&self.stack);
         let service = service_fn(move |request| {
-            let (stack, peer) = (Arc::clone(&stack), peer.clone());
+            let (stack, peer) = (stack.load_full(), peer.clone());
             async move { stack.handle(Arrived { request, peer }).await }
         });
         let connection = self.builder.serve_connection_with_upgrades(TokioIo::new(stream), service);

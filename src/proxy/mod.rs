@@ -20,6 +20,6 @@ mod stage;
 mod upstream;
 
 pub use auth::Credentials;
-pub use listener::{Server, StartError};
+pub use listener::{Reloader, Server, StartError};
 pub use probe::{Probe, ProbeError, probe};
 pub use upstream::SetupError;

@@ -33,7 +33,7 @@ pub(super) fn stack(
     metrics: &Arc<Metrics>,
     upstream: Upstream,
     connect: Connect,
-) -> impl Handle<Arrived, Response = Response<Observed>, Error = Infallible> {
+) -> impl Handle<Arrived, Response = Response<Observed>, Error = Infallible> + use<> {
     ServiceBuilder::new()
         // Outermost, so that one line and one report tell the client's view, whatever happens below.
         .layer(StageLayer(Observe { config: Arc::clone(config), metrics: Arc::clone(metrics) }))

@@ -3,6 +3,7 @@ mod framing;
 mod headers;
 mod lifecycle;
 mod limits;
+mod reload;
 mod retry;
 mod rewrite;
 mod secrets;

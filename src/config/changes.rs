@@ -1,0 +1,57 @@
+//! What two configurations differ in.
+
+use toml::{Table, Value};
+
+use super::File;
+
+/// Keys that are heeded at start only.
+const AT_START: [&str; 4] =
+    ["listen.address", "admin.address", "limits.max_connections", "log.format"];
+
+/// One key whose value is another.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Change {
+    /// The dotted key.
+    pub key: String,
+    /// Its value before. Secrets are hidden.
+    pub was: String,
+    /// Its value now.
+    pub now: String,
+    /// It has no effect before the next start.
+    pub needs_restart: bool,
+}
+
+impl File {
+    /// The keys that differ in `other`.
+    pub fn changes(&self, other: &Self) -> Vec<Change> {
+        let (before, after) = (keys(self), keys(other));
+        let change = |key: &str, was: String, now: String| {
+            let needs_restart = AT_START.contains(&key);
+            Change { key: key.to_owned(), was, now, needs_restart }
+        };
+        let mut changes: Vec<_> = before
+            .iter()
+            .zip(&after)
+            .filter(|((_, was), (_, now))| was != now)
+            .map(|((key, was), (_, now))| change(key, was.to_string(), now.to_string()))
+            .collect();
+        // It looks the same, whatever it is.
+        if self.listen.proxy_auth != other.listen.proxy_auth
+            && !changes.iter().any(|change| change.key == "listen.proxy_auth")
+        {
+            changes.push(change("listen.proxy_auth", "(hidden)".into(), "(hidden)".into()));
+        }
+        changes
+    }
+}
+
+/// All keys with their values: as many for every file, in one order.
+fn keys(file: &File) -> Vec<(String, Value)> {
+    let table = Table::try_from(file).unwrap_or_default();
+    let mut all = Vec::new();
+    for (section, keys) in table {
+        let Value::Table(keys) = keys else { continue };
+        all.extend(keys.into_iter().map(|(key, value)| (format!("{section}.{key}"), value)));
+    }
+    all
+}

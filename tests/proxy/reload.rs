@@ -1,0 +1,163 @@
+//! Reloading: whole or not at all, on connections that are open, without a request lost.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use crate::support::binary::{Running, command};
+use crate::support::client::Client;
+use crate::support::origin::{Origin, Reply};
+use crate::support::{RECIPE, RECIPE_OUT, no_content, put};
+
+struct Served {
+    running: Running,
+    admin: std::net::SocketAddr,
+    file: tempfile::TempPath,
+}
+
+impl Served {
+    fn start(content: &str) -> Self {
+        let file = tempfile::NamedTempFile::new().expect("a file").into_temp_path();
+        std::fs::write(&file, content).expect("ours");
+        let named = file.to_str().expect("UTF-8");
+        let mut running = Running::start(&mut command(&[
+            "serve",
+            "-c",
+            named,
+            "--listen",
+            "127.0.0.1:0",
+            "--admin",
+            "127.0.0.1:0",
+        ]));
+        let line = running.read_line();
+        let admin = line.strip_prefix("listening on ").and_then(|it| it.split(' ').next());
+        let admin = admin.expect("an address").parse().expect("an address");
+        Self { running, admin, file }
+    }
+
+    async fn metric(&self, series: &str) -> f64 {
+        let asked = b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n";
+        let text = Client::connect(self.admin).await.ask(asked).await.body;
+        let text = String::from_utf8(text).expect("text");
+        let line = text.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' '));
+        line.unwrap_or("0").parse().expect("a number")
+    }
+
+    /// Changes the file, tells the program if asked to, and waits until it has looked.
+    async fn reload(&self, content: &str, signal: bool) {
+        let series =
+            |result: &str| format!("optin_proxy_config_reloads_total{{result=\"{result}\"}}");
+        let (applied, refused) = (series("applied"), series("refused"));
+        let before = self.metric(&applied).await + self.metric(&refused).await;
+        replace(&self.file, content);
+        if signal {
+            self.running.signal("HUP");
+        }
+        while self.metric(&applied).await + self.metric(&refused).await == before {
+            tokio::task::yield_now().await;
+        }
+    }
+}
+
+/// As editors and Kubernetes do it: another file takes the name.
+fn replace(path: &Path, content: &str) {
+    let other = path.with_extension("new");
+    std::fs::write(&other, content).expect("ours");
+    std::fs::rename(other, path).expect("ours");
+}
+
+fn config(origin: &Origin, mode: &str, attempts: u32) -> String {
+    format!(
+        "[upstream]\nurl = '{}'\n[sanitize]\nmode = '{mode}'\n[retry]\nmax_attempts = {attempts}\n",
+        origin.url()
+    )
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_reload_reaches_connections_that_are_open_and_says_what_changed() {
+    let (first, second) = (
+        Origin::start([Reply::Write(no_content())]).await,
+        Origin::start([Reply::Write(no_content())]).await,
+    );
+    let served = Served::start(&config(&first, "enforce", 3));
+    let mut client = Client::connect(served.running.address).await;
+    assert_eq!(client.ask(&put(RECIPE)).await.outcome(), "rewritten");
+    served.reload(&config(&first, "observe", 5), true).await;
+    assert_eq!(client.ask(&put(RECIPE)).await.outcome(), "observed");
+    served.reload(&config(&second, "enforce", 5), true).await;
+    assert_eq!(client.ask(&put(RECIPE)).await.outcome(), "rewritten");
+    assert_eq!(first.requests().len(), 2);
+    assert_eq!(second.request().body, RECIPE_OUT);
+    assert_eq!(served.metric("optin_proxy_config_last_reload_successful").await, 1.0);
+    served.running.signal("TERM");
+    let (status, log) = served.running.finish();
+    assert_eq!(status.code(), Some(0));
+    for said in [
+        "\"key\":\"sanitize.mode\",\"was\":\"\\\"enforce\\\"\",\"now\":\"\\\"observe\\\"\"",
+        "\"key\":\"retry.max_attempts\",\"was\":\"3\",\"now\":\"5\"",
+        "\"key\":\"upstream.url\"",
+    ] {
+        assert!(log.contains(said), "{said} in {log}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_bad_file_keeps_the_last_good_configuration_and_says_why() {
+    let origin = Origin::start([Reply::Write(no_content())]).await;
+    let served = Served::start(&config(&origin, "observe", 3));
+    let mut client = Client::connect(served.running.address).await;
+    let broken = config(&origin, "enforce", 3).replace("max_attempts", "max_attempt");
+    served.reload(&broken, true).await;
+    assert_eq!(client.ask(&put(RECIPE)).await.outcome(), "observed");
+    assert_eq!(served.metric("optin_proxy_config_last_reload_successful").await, 0.0);
+    served.reload(&config(&origin, "enforce", 3), true).await;
+    assert_eq!(client.ask(&put(RECIPE)).await.outcome(), "rewritten");
+    assert_eq!(served.metric("optin_proxy_config_last_reload_successful").await, 1.0);
+    served.running.signal("TERM");
+    let (_, log) = served.running.finish();
+    assert!(log.contains("did you mean `retry.max_attempts`?"), "{log}");
+    assert!(log.contains("the last good one stays in force"), "{log}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_file_whose_content_has_changed_needs_no_signal_and_what_needs_a_restart_is_named() {
+    let origin = Origin::start([Reply::Write(no_content())]).await;
+    let served = Served::start(&config(&origin, "enforce", 3));
+    let more = "[limits]\nmax_connections = 7\n[listen]\nproxy_auth = 'jo:s3cr3t'\n[log]\nlevel = 'debug'\n";
+    served.reload(&(config(&origin, "observe", 3) + more), false).await;
+    let mut client = Client::connect(served.running.address).await;
+    assert_eq!(client.ask(&put(RECIPE)).await.outcome(), "observed");
+    served.running.signal("TERM");
+    let (_, log) = served.running.finish();
+    let line = log.lines().find(|line| line.contains("limits.max_connections"));
+    assert!(line.is_some_and(|line| line.contains("heeded at the next start only")), "{log}");
+    assert!(log.contains("listen.proxy_auth") && !log.contains("s3cr3t"), "{log}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_request_is_lost_while_the_configuration_changes_again_and_again() {
+    let origin = Origin::start([Reply::Write(no_content())]).await;
+    let served = Served::start(&config(&origin, "enforce", 3));
+    let (address, done) = (served.running.address, Arc::new(AtomicBool::new(false)));
+    let mut clients = tokio::task::JoinSet::new();
+    for _ in 0..4 {
+        let done = Arc::clone(&done);
+        clients.spawn(async move {
+            let mut client = Client::connect(address).await;
+            let mut answered = 0;
+            while !done.load(Ordering::Relaxed) {
+                assert_eq!(client.ask(&put(RECIPE)).await.status, 204);
+                answered += 1;
+            }
+            answered
+        });
+    }
+    for round in 0..10 {
+        let mode = if round % 2 == 0 { "observe" } else { "enforce" };
+        served.reload(&config(&origin, mode, 3 + round), true).await;
+    }
+    done.store(true, Ordering::Relaxed);
+    let answered: usize = clients.join_all().await.into_iter().sum();
+    assert!(answered >= 10);
+    assert_eq!(origin.requests().len(), answered, "each arrived once");
+}
