@@ -45,7 +45,7 @@ impl Serve {
         let source = Source { args: self.config, flags };
         let config = Arc::new(source.load()?);
         let level = log::start(&config.log);
-        raise_descriptor_limit();
+        set_process_limits();
         super::block_on(serve(source, config, level))?
     }
 }
@@ -127,8 +127,12 @@ impl Reload {
 }
 
 /// A tunnel has two descriptors, and the usual soft limit is 1,024 for the sake of programs that use
-/// `select`, which this one does not.
-fn raise_descriptor_limit() {
+/// `select`, which this one does not. A core dump would hold credentials and contacts.
+fn set_process_limits() {
+    let none = Rlimit { current: Some(0), maximum: Some(0) };
+    if let Err(error) = setrlimit(Resource::Core, none) {
+        tracing::warn!(%error, "cannot turn core dumps off");
+    }
     let limit = getrlimit(Resource::Nofile);
     let raised = Rlimit { current: limit.maximum, ..limit };
     if let Err(error) = setrlimit(Resource::Nofile, raised) {
