@@ -66,17 +66,24 @@ impl Wanted {
 
 /// Changes the configuration of a server that runs.
 #[derive(Clone)]
-pub struct Reloader(watch::Sender<Arc<Wanted>>);
+pub struct Reloader {
+    /// What is bound, whatever the new configuration says.
+    address: SocketAddr,
+    wanted: watch::Sender<Arc<Wanted>>,
+}
 
 impl Reloader {
     /// From now on new requests are served by this configuration; those in flight keep theirs. The listener's
     /// own address and the limit of connections stay as they were.
     ///
     /// # Errors
-    /// If TLS cannot be set up. Nothing has changed then.
-    pub fn reload(&self, config: Arc<Config>) -> Result<(), SetupError> {
-        let wanted = Wanted::new(config, Some(&self.0.borrow()))?;
-        self.0.send_replace(Arc::new(wanted));
+    /// If TLS cannot be set up, or the listener would serve everybody. Nothing has changed then.
+    pub fn reload(&self, config: Arc<Config>) -> Result<(), StartError> {
+        if config.listen.is_open(self.address.ip()) {
+            return Err(StartError::Open { address: self.address });
+        }
+        let wanted = Wanted::new(config, Some(&self.wanted.borrow()))?;
+        self.wanted.send_replace(Arc::new(wanted));
         Ok(())
     }
 }
@@ -128,7 +135,7 @@ impl Server {
 
     /// What changes the configuration once the server runs.
     pub fn reloader(&self) -> Reloader {
-        Reloader(self.wanted.clone())
+        Reloader { address: self.address, wanted: self.wanted.clone() }
     }
 
     /// Names one more listener of this process, that no tunnel may lead to.
@@ -211,8 +218,7 @@ impl Server {
             let is_allowed = allow.is_empty() || allow.iter().any(|net| net.contains(&ip));
             let open = Arc::new(Open::new(Arc::clone(&metrics), permit));
             let peer = Peer { address, is_allowed, tunnel: None, _open: open };
-            let serving = serving.clone();
-            connections.spawn(async move { serving.connection(stream, peer).await });
+            connections.spawn(serving.connection(stream, peer));
         }
         drop(listener);
         connections.close();
@@ -323,7 +329,10 @@ where
 {
     /// One connection, HTTP/1 or HTTP/2 by its first bytes, until its end or until it becomes a tunnel.
     /// Whether its client ever said a word.
-    async fn connection<T>(&self, stream: T, peer: Peer) -> bool
+    ///
+    /// Not an `async fn`: that would keep room for its arguments beside what they become, in every
+    /// connection that is open.
+    fn connection<T>(&self, stream: T, peer: Peer) -> impl Future<Output = bool> + Send + use<T, H>
     where
         T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
@@ -333,27 +342,32 @@ where
         let stack = Arc::clone(&self.stack);
         let service = service_fn(move |request| {
             let (stack, peer) = (stack.load_full(), peer.clone());
-            async move { stack.handle(Arrived { request, peer }).await }
+            // hyper keeps room for the future in each connection, idle ones too: a pointer's, not the stack's.
+            Box::pin(async move { stack.handle(Arrived { request, peer }).await })
         });
-        let connection = self.builder.serve_connection_with_upgrades(TokioIo::new(stream), service);
-        tokio::pin!(connection);
-        // A connection whose first request is on its way is not idle, but hyper-util, told to finish, ends
-        // whatever it has not seen a byte of.
-        let finish = async {
-            self.stop.cancelled().await;
-            let _ = tokio::time::timeout(FIRST_BYTES, spoke.cancelled()).await;
-        };
-        let ended = tokio::select! {
-            ended = connection.as_mut() => ended,
-            () = finish => {
-                connection.as_mut().graceful_shutdown();
-                connection.await
+        let connection =
+            self.builder.serve_connection_with_upgrades(TokioIo::new(stream), service).into_owned();
+        let stop = self.stop.clone();
+        async move {
+            tokio::pin!(connection);
+            // A connection whose first request is on its way is not idle, but hyper-util, told to finish, ends
+            // whatever it has not seen a byte of.
+            let finish = async {
+                stop.cancelled().await;
+                let _ = tokio::time::timeout(FIRST_BYTES, spoke.cancelled()).await;
+            };
+            let ended = tokio::select! {
+                ended = connection.as_mut() => ended,
+                () = finish => {
+                    connection.as_mut().graceful_shutdown();
+                    connection.await
+                }
+            };
+            if let Err(error) = ended {
+                tracing::debug!(error = %error, "connection ended");
             }
-        };
-        if let Err(error) = ended {
-            tracing::debug!(error = %error, "connection ended");
+            spoke.is_cancelled()
         }
-        spoke.is_cancelled()
     }
 
     /// The inside of a tunnel that was opened.

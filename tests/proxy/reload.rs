@@ -17,18 +17,15 @@ struct Served {
 
 impl Served {
     fn start(content: &str) -> Self {
+        Self::start_with(content, &["--listen", "127.0.0.1:0"])
+    }
+
+    fn start_with(content: &str, listen: &[&str]) -> Self {
         let file = tempfile::NamedTempFile::new().expect("a file").into_temp_path();
         std::fs::write(&file, content).expect("ours");
         let named = file.to_str().expect("UTF-8");
-        let mut running = Running::start(&mut command(&[
-            "serve",
-            "-c",
-            named,
-            "--listen",
-            "127.0.0.1:0",
-            "--admin",
-            "127.0.0.1:0",
-        ]));
+        let arguments = [&["serve", "-c", named, "--admin", "127.0.0.1:0"], listen].concat();
+        let mut running = Running::start(&mut command(&arguments));
         let line = running.read_line();
         let admin = line.strip_prefix("listening on ").and_then(|it| it.split(' ').next());
         let admin = admin.expect("an address").parse().expect("an address");
@@ -132,6 +129,25 @@ async fn a_file_whose_content_has_changed_needs_no_signal_and_what_needs_a_resta
     let line = log.lines().find(|line| line.contains("limits.max_connections"));
     assert!(line.is_some_and(|line| line.contains("heeded at the next start only")), "{log}");
     assert!(log.contains("listen.proxy_auth") && !log.contains("s3cr3t"), "{log}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_reload_does_not_open_a_listener_to_everybody() {
+    // Regression: the address in the new file was judged, not the one that is bound.
+    let origin = Origin::start([Reply::Write(no_content())]).await;
+    let guarded = "[listen]\naddress = '0.0.0.0:0'\nallow_from = ['127.0.0.0/8']\n";
+    let mut served = Served::start_with(&(config(&origin, "observe", 3) + guarded), &[]);
+    served.running.address.set_ip([127, 0, 0, 1].into());
+    let open = "[listen]\naddress = '127.0.0.1:0'\n";
+    served.reload(&(config(&origin, "enforce", 3) + open), true).await;
+    let mut client = Client::connect(served.running.address).await;
+    assert_eq!(client.ask(&put(RECIPE)).await.outcome(), "observed", "nothing has changed");
+    served.running.signal("TERM");
+    let (_, log) = served.running.finish();
+    assert!(
+        log.contains("configuration not reloaded") && log.contains("listen.allow_from"),
+        "{log}"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
