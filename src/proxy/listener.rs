@@ -170,7 +170,7 @@ impl Server {
         let mut config = Arc::clone(&first.config);
         let mut serving = Serving {
             stack: Arc::new(ArcSwap::from_pointee(assemble(&first))),
-            builder: connection_builder(&config.limits),
+            builder: Arc::new(connection_builder(&config.limits)),
             limits: config.limits.clone(),
             stop: stop.clone(),
         };
@@ -193,7 +193,7 @@ impl Server {
                     let wanted = Arc::clone(&changes.borrow_and_update());
                     config = Arc::clone(&wanted.config);
                     serving.stack.store(Arc::new(assemble(&wanted)));
-                    serving.builder = connection_builder(&config.limits);
+                    serving.builder = Arc::new(connection_builder(&config.limits));
                     serving.limits = config.limits.clone();
                     continue;
                 }
@@ -307,7 +307,7 @@ fn connection_builder(limits: &Limits) -> auto::Builder<TokioExecutor> {
 struct Serving<H> {
     /// Looked up by each request, so that a reload reaches connections that are open.
     stack: Arc<ArcSwap<H>>,
-    builder: auto::Builder<TokioExecutor>,
+    builder: Arc<auto::Builder<TokioExecutor>>,
     limits: Limits,
     stop: CancellationToken,
 }
@@ -316,7 +316,7 @@ impl<H> Clone for Serving<H> {
     fn clone(&self) -> Self {
         Self {
             stack: Arc::clone(&self.stack),
-            builder: self.builder.clone(),
+            builder: Arc::clone(&self.builder),
             limits: self.limits.clone(),
             stop: self.stop.clone(),
         }
@@ -345,10 +345,10 @@ where
             // hyper keeps room for the future in each connection, idle ones too: a pointer's, not the stack's.
             Box::pin(async move { stack.handle(Arrived { request, peer }).await })
         });
-        let connection =
-            self.builder.serve_connection_with_upgrades(TokioIo::new(stream), service).into_owned();
-        let stop = self.stop.clone();
+        let (builder, stop, io) =
+            (Arc::clone(&self.builder), self.stop.clone(), TokioIo::new(stream));
         async move {
+            let connection = builder.serve_connection_with_upgrades(io, service);
             tokio::pin!(connection);
             // A connection whose first request is on its way is not idle, but hyper-util, told to finish, ends
             // whatever it has not seen a byte of.
