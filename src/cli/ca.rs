@@ -153,7 +153,7 @@ fn description(folder: &Path, authority: &Authority) -> Result<String, Failure> 
          trust this   {}\n\
          subject      {}\n\
          SHA-256      {}\n\
-         signs for    {} and nothing else\n\
+         signs for    {}, names below, and nothing else\n\
          valid        {} to {} ({} days left)\n",
         folder.display(),
         root_file(folder).display(),
