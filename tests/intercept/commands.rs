@@ -49,7 +49,10 @@ fn init_makes_an_authority_once_and_show_describes_it() {
     let shown = run_in(data.path(), &["ca", "show"]);
     assert_eq!(text(&shown.stdout), text(&made.stdout));
     let said = text(&shown.stdout);
-    assert!(said.contains("signs for    api.constantcontact.com, names below, and nothing else"), "{said}");
+    assert!(
+        said.contains("signs for    api.constantcontact.com, names below, and nothing else"),
+        "{said}"
+    );
     assert!(said.contains(&data.path().join("optin-proxy/ca.pem").display().to_string()), "{said}");
     assert!(said.contains("729 days left") || said.contains("730 days left"), "{said}");
     let again = run_in(data.path(), &["ca", "init"]);
