@@ -164,15 +164,16 @@ fn client_config(authority: &Authority) -> Arc<ClientConfig> {
     Arc::new(config)
 }
 
-/// Handshakes through the proxy, one after the other; the CPU time of its thread for each.
+/// Handshakes through the proxy, one after the other; the CPU time of its thread for each, and of the
+/// client's.
 fn handshakes_through(
     clients: &Worker,
     ours: &Worker,
     proxy: SocketAddr,
     config: &Arc<ClientConfig>,
-) -> f64 {
+) -> (f64, f64) {
     let connector = TlsConnector::from(Arc::clone(config));
-    let before = ours.cpu_time();
+    let before = (ours.cpu_time(), clients.cpu_time());
     clients.run(async move {
         let name = ServerName::try_from(API).expect("a name");
         for _ in 0..HANDSHAKES {
@@ -182,7 +183,8 @@ fn handshakes_through(
             let _ = stream.read(&mut [0]).await;
         }
     });
-    (ours.cpu_time() - before).as_secs_f64() / HANDSHAKES as f64
+    let each = |time: Duration| time.as_secs_f64() * 1e6 / HANDSHAKES as f64;
+    (each(ours.cpu_time() - before.0), each(clients.cpu_time() - before.1))
 }
 
 /// Handshakes in memory; the CPU time of the server's half of each, and of both.
@@ -241,18 +243,22 @@ fn handshakes(folder: &std::path::Path) {
     let proxy = optin_proxy(&ours, folder, 443);
     handshakes_through(&clients, &ours, proxy, &client);
     handshakes_in_memory(&client, &server);
-    let mut figures: [Vec<f64>; 5] = Default::default();
+    let mut figures: [Vec<f64>; 6] = Default::default();
     for _ in 0..ROUNDS {
-        let with = handshakes_through(&clients, &ours, proxy, &client) * 1e6;
+        let (ours, theirs) = handshakes_through(&clients, &ours, proxy, &client);
         let (half, whole) = handshakes_in_memory(&client, &server);
-        for (all, one) in figures.iter_mut().zip([with, half, whole, half / with, whole / with]) {
+        let both = ours + theirs;
+        // Like with like: the proxy beside the server's half, both ends beside both halves.
+        for (all, one) in
+            figures.iter_mut().zip([ours, both, half, whole, half / ours, whole / both])
+        {
             all.push(one);
         }
     }
-    let [with, half, whole, to_half, to_whole] = figures.map(median);
+    let [ours, both, half, whole, to_half, to_whole] = figures.map(median);
     println!(
-        "full handshake through CONNECT: {with:.0} us of the proxy's thread; rustls in memory {half:.0} us for \
-         the server's half, {whole:.0} us for both: {to_half:.2} and {to_whole:.2} of its rate"
+        "full handshake through CONNECT: {ours:.0} us of the proxy's thread, {both:.0} us with the client's; rustls in \
+         memory {half:.0} us for the server's half, {whole:.0} us for both: {to_half:.2} and {to_whole:.2} of its rate"
     );
 }
 
