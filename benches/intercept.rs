@@ -3,8 +3,9 @@
 //! `cargo bench --bench intercept` measures, each in turns with its yardstick in the same run:
 //!
 //! * the throughput of a blind tunnel, beside a relay that is nothing but `tokio::io::copy_bidirectional`;
-//! * a client's full TLS handshake through CONNECT, from its TCP connection to its end, beside the
-//!   server's half of a handshake of rustls in memory, by the CPU time of the proxy's thread;
+//! * a client's full TLS handshake through CONNECT, from its TCP connection to its end, beside an acceptor
+//!   that does nothing but read a CONNECT and accept TLS over the same sockets, and beside the server's half
+//!   of a handshake of rustls in memory, by the CPU time of the proxy's thread;
 //! * the memory of the real program with 2,000 idle tunnels open.
 #![allow(missing_docs, clippy::print_stdout, reason = "a program for people")]
 
@@ -23,7 +24,7 @@ use rustls::pki_types::ServerName;
 use rustls::{ClientConfig, ClientConnection, RootCertStore, ServerConfig, ServerConnection};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
-use tokio_rustls::TlsConnector;
+use tokio_rustls::{TlsAcceptor, TlsConnector};
 use tokio_util::sync::CancellationToken;
 
 mod support;
@@ -72,6 +73,32 @@ fn bare_relay(worker: &Worker, server: SocketAddr) -> SocketAddr {
                 tokio::spawn(async move {
                     let mut server = TcpStream::connect(server).await.expect("it listens");
                     let _ = tokio::io::copy_bidirectional(&mut client, &mut server).await;
+                });
+            }
+        });
+        address
+    })
+}
+
+/// An acceptor that looks at nothing: what sockets and TLS themselves cost.
+fn bare_acceptor(worker: &Worker, config: Arc<ServerConfig>) -> SocketAddr {
+    let acceptor = TlsAcceptor::from(config);
+    worker.run(async move {
+        let (listener, address) = bind().await;
+        tokio::spawn(async move {
+            loop {
+                let (mut client, _) = listener.accept().await.expect("a connection");
+                client.set_nodelay(true).expect("a socket");
+                let acceptor = acceptor.clone();
+                tokio::spawn(async move {
+                    let mut head = Vec::with_capacity(8192);
+                    while !head.ends_with(b"\r\n\r\n") {
+                        assert!(client.read_buf(&mut head).await.expect("a head") > 0);
+                    }
+                    client.write_all(b"HTTP/1.1 200 OK\r\n\r\n").await.expect("open");
+                    let mut stream = acceptor.accept(client).await.expect("TLS");
+                    while matches!(stream.read(&mut [0; 16]).await, Ok(1..)) {}
+                    let _ = stream.shutdown().await;
                 });
             }
         });
@@ -239,26 +266,34 @@ fn handshakes(folder: &std::path::Path) {
         .expect("a certificate");
     server.alpn_protocols = vec![b"http/1.1".to_vec()];
     let server = Arc::new(server);
-    let (clients, ours) = (Worker::start(), Worker::start());
+    let (clients, ours, plain) = (Worker::start(), Worker::start(), Worker::start());
     let proxy = optin_proxy(&ours, folder, 443);
+    let acceptor = bare_acceptor(&plain, Arc::clone(&server));
     handshakes_through(&clients, &ours, proxy, &client);
+    handshakes_through(&clients, &plain, acceptor, &client);
     handshakes_in_memory(&client, &server);
-    let mut figures: [Vec<f64>; 6] = Default::default();
+    let mut figures: [Vec<f64>; 9] = Default::default();
     for _ in 0..ROUNDS {
-        let (ours, theirs) = handshakes_through(&clients, &ours, proxy, &client);
+        let (ours, client_of_ours) = handshakes_through(&clients, &ours, proxy, &client);
+        let (bare, client_of_bare) = handshakes_through(&clients, &plain, acceptor, &client);
         let (half, whole) = handshakes_in_memory(&client, &server);
-        let both = ours + theirs;
-        // Like with like: the proxy beside the server's half, both ends beside both halves.
-        for (all, one) in
-            figures.iter_mut().zip([ours, both, half, whole, half / ours, whole / both])
-        {
+        // Like with like: one end beside the server's half, both ends beside both halves.
+        let (both, bare_both) = (ours + client_of_ours, bare + client_of_bare);
+        let round =
+            [ours, bare, half, both, bare_both, whole, bare / ours, half / ours, half / bare];
+        for (all, one) in figures.iter_mut().zip(round) {
             all.push(one);
         }
     }
-    let [ours, both, half, whole, to_half, to_whole] = figures.map(median);
+    let [ours, bare, half, both, bare_both, whole, to_bare, to_half, bare_to_half] =
+        figures.map(median);
+    println!("full handshake through CONNECT, CPU time of the server's end (of both ends):");
+    println!("  optin-proxy               {ours:.0} us ({both:.0} us)");
+    println!("  bare TLS over sockets     {bare:.0} us ({bare_both:.0} us)");
+    println!("  rustls in memory          {half:.0} us ({whole:.0} us)");
     println!(
-        "full handshake through CONNECT: {ours:.0} us of the proxy's thread, {both:.0} us with the client's; rustls in \
-         memory {half:.0} us for the server's half, {whole:.0} us for both: {to_half:.2} and {to_whole:.2} of its rate"
+        "  rate of optin-proxy: {to_bare:.2} of bare TLS over sockets, {to_half:.2} of rustls in memory; of bare TLS: \
+         {bare_to_half:.2} of rustls in memory"
     );
 }
 
