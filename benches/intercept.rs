@@ -5,13 +5,10 @@
 //! * the throughput of a blind tunnel, beside a relay that is nothing but `tokio::io::copy_bidirectional`;
 //! * a client's full TLS handshake through CONNECT, from its TCP connection to its end, beside an acceptor
 //!   that does nothing but read a CONNECT and accept TLS over the same sockets, and beside the server's half
-//!   of a handshake of rustls in memory, by the CPU time of the proxy's thread;
-//! * the memory of the real program with 2,000 idle tunnels open.
+//!   of a handshake of rustls in memory, by the CPU time of the proxy's thread.
 #![allow(missing_docs, clippy::print_stdout, reason = "a program for people")]
 
-use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;
-use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -35,7 +32,6 @@ const API: &str = "api.constantcontact.com";
 const ROUNDS: usize = 9;
 const MEGABYTES: usize = 512;
 const HANDSHAKES: usize = 400;
-const IDLE_TUNNELS: usize = 2_000;
 
 async fn bind() -> (TcpListener, SocketAddr) {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
@@ -297,60 +293,6 @@ fn handshakes(folder: &std::path::Path) {
     );
 }
 
-fn resident(pid: u32) -> usize {
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("Linux");
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("a line");
-    line.trim().trim_end_matches(" kB").parse().expect("a number")
-}
-
-fn idle_tunnels(folder: &std::path::Path) {
-    let (clients, servers) = (Worker::start(), Worker::start());
-    let (server, kept) = servers.run(async {
-        let (listener, address) = bind().await;
-        let (send, kept) = tokio::sync::watch::channel(0);
-        tokio::spawn(async move {
-            let mut all = Vec::new();
-            while let Ok((stream, _)) = listener.accept().await {
-                all.push(stream);
-                send.send_replace(all.len());
-            }
-        });
-        (address, kept)
-    });
-    let mut program = Command::new(env!("CARGO_BIN_EXE_optin-proxy"))
-        .args(["serve", "--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0"])
-        .args(["--set", "intercept.allow_private=127.0.0.1", "--set", "log.level=off"])
-        .args(["--set", &format!("intercept.ports={}", server.port())])
-        .args(["--set", &format!("intercept.ca_dir={}", folder.display())])
-        .stdout(Stdio::piped())
-        .spawn()
-        .expect("it starts");
-    let mut line = String::new();
-    BufReader::new(program.stdout.take().expect("piped")).read_line(&mut line).expect("a line");
-    let proxy: SocketAddr =
-        line.trim().trim_start_matches("listening on ").parse().expect("an address");
-    let before = resident(program.id());
-    let tunnels = clients.run(async move {
-        let target = server.to_string();
-        let mut all = Vec::new();
-        for _ in 0..IDLE_TUNNELS {
-            all.push(connect(proxy, Some(&target)).await);
-        }
-        all
-    });
-    assert_eq!(*kept.borrow(), IDLE_TUNNELS);
-    let after = resident(program.id());
-    println!(
-        "{} idle tunnels: {:.1} MB resident, {:.1} MB before: {:.1} KB each",
-        tunnels.len(),
-        after as f64 / 1e3,
-        before as f64 / 1e3,
-        (after - before) as f64 / IDLE_TUNNELS as f64
-    );
-    program.kill().expect("it runs");
-    program.wait().expect("it ends");
-}
-
 fn main() {
     if std::env::args().any(|argument| argument == "--test" || argument == "--list") {
         return;
@@ -358,5 +300,4 @@ fn main() {
     let folder = tempfile::tempdir().expect("a folder");
     throughput(folder.path());
     handshakes(folder.path());
-    idle_tunnels(folder.path());
 }

@@ -35,6 +35,7 @@ pub struct File {
 pub struct Listen {
     pub address: String,
     pub drain_timeout: Span,
+    pub keep_alive: Span,
     pub allow_from: List<IpNet>,
     pub proxy_auth: Secret,
 }
@@ -44,6 +45,7 @@ impl Default for Listen {
         Self {
             address: "127.0.0.1:8080".into(),
             drain_timeout: Span::from_secs(25),
+            keep_alive: Span::from_secs(2 * 60),
             allow_from: List::default(),
             proxy_auth: Secret::default(),
         }

@@ -57,6 +57,8 @@ pub struct Listen {
     pub address: String,
     /// How long requests in flight may take to finish on shutdown.
     pub drain_timeout: Duration,
+    /// How long a connection is kept for the client's next request.
+    pub keep_alive: Duration,
     /// The only clients that are served; empty for all.
     pub allow_from: Vec<IpNet>,
     /// What clients of the forward proxy must know.
@@ -137,7 +139,7 @@ pub struct Intercept {
 /// `[limits]`
 #[derive(Debug, Clone)]
 pub struct Limits {
-    /// The longest wait for a request's head, and between two requests of a connection.
+    /// The longest wait for a request's head, and for the first bytes of a connection.
     pub header_timeout: Duration,
     /// The longest that a contact write's body may take to come.
     pub body_timeout: Duration,
@@ -187,6 +189,7 @@ impl Config {
         let listen = Listen {
             address: file.listen.address.clone(),
             drain_timeout: file.listen.drain_timeout.0,
+            keep_alive: file.listen.keep_alive.0,
             allow_from: file.listen.allow_from.0.clone(),
             proxy_auth: load_credentials(&file.listen.proxy_auth)?,
         };

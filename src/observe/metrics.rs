@@ -32,6 +32,8 @@ pub struct Metrics {
     pub retries: Family<RetryLabel, Counter>,
     /// Refusals not retried for want of budget.
     pub budget_exhausted: Counter,
+    /// Heads that could not be read as a request.
+    pub malformed: Counter,
     /// Open downstream connections.
     pub connections: Gauge,
     /// Targets of the forward proxy, by what became of them.
@@ -126,6 +128,7 @@ impl Default for Metrics {
             refusals: Family::default(),
             retries: Family::default(),
             budget_exhausted: Counter::default(),
+            malformed: Counter::default(),
             connections: Gauge::default(),
             forwards: Family::default(),
             handshakes: Family::default(),
@@ -159,6 +162,11 @@ impl Default for Metrics {
             "retry_budget_exhausted",
             "Refusals not retried for want of budget",
             metrics.budget_exhausted.clone(),
+        );
+        registry.register(
+            "malformed_requests",
+            "Heads that could not be read as a request",
+            metrics.malformed.clone(),
         );
         registry.register(
             "connections",

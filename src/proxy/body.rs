@@ -245,31 +245,61 @@ pub(super) async fn read_ahead(
     Ok(Ahead::Whole(gathered.into_bytes()))
 }
 
-/// Data put together as it comes. A single piece is not copied; many small ones take no more room than
-/// their bytes.
+/// Data put together as it comes. A single piece is not copied; many pieces take no more room than their bytes
+/// and a part of a block, since what grows by doubling would leave holes of every size behind it.
 #[derive(Debug, Default)]
 pub(super) struct Gathered {
     first: Bytes,
-    all: BytesMut,
+    /// All of [`BLOCK`] bytes but the last.
+    blocks: VecDeque<BytesMut>,
+    length: usize,
 }
+
+/// What a slow body takes at once, in bytes.
+const BLOCK: usize = 16 * 1024;
 
 impl Gathered {
     pub fn push(&mut self, data: Bytes) {
-        if self.len() == 0 {
+        let is_first = self.length == 0;
+        self.length += data.len();
+        if is_first {
             self.first = data;
             return;
         }
-        if self.all.is_empty() {
-            self.all.extend_from_slice(&std::mem::take(&mut self.first));
+        // Copied, since a piece holds on to all of the buffer that it was read into.
+        let first = std::mem::take(&mut self.first);
+        self.copy(&first);
+        self.copy(&data);
+    }
+
+    fn copy(&mut self, mut data: &[u8]) {
+        while !data.is_empty() {
+            let room = self.blocks.back().map_or(0, |block| BLOCK - block.len());
+            let (fits, rest) = data.split_at(room.min(data.len()));
+            match self.blocks.back_mut() {
+                Some(block) if room > 0 => block.extend_from_slice(fits),
+                _ => self.blocks.push_back(BytesMut::with_capacity(BLOCK)),
+            }
+            data = rest;
         }
-        self.all.extend_from_slice(&data);
     }
 
     pub fn len(&self) -> usize {
-        self.first.len() + self.all.len()
+        self.length
     }
 
-    pub fn into_bytes(self) -> Bytes {
-        if self.all.is_empty() { self.first } else { self.all.freeze() }
+    pub fn into_bytes(mut self) -> Bytes {
+        match self.blocks.len() {
+            0 => self.first,
+            1 => self.blocks.pop_front().unwrap_or_default().freeze(),
+            _ => {
+                let mut all = BytesMut::with_capacity(self.length);
+                // Each block is given back as soon as it was copied.
+                while let Some(block) = self.blocks.pop_front() {
+                    all.extend_from_slice(&block);
+                }
+                all.freeze()
+            }
+        }
     }
 }

@@ -9,9 +9,6 @@ use std::time::{Duration, Instant, SystemTime};
 use http::header::USER_AGENT;
 use http::{HeaderValue, Request, Response};
 use hyper::body::Incoming;
-use hyper::upgrade::{OnUpgrade, Upgraded};
-use hyper_util::rt::TokioIo;
-use hyper_util::server::conn::auto::upgrade;
 use rustls::{AlertDescription, ServerConfig};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
@@ -20,12 +17,12 @@ use tokio_rustls::TlsAcceptor;
 use tokio_util::task::TaskTracker;
 
 use super::body::Body;
+use super::connection::TakesOver;
 use super::error::Error;
-use super::io::Deadlines;
 use super::listener::Open;
 use crate::intercept::guard::{ConnectError, Guard};
 use crate::intercept::leaf::Leaves;
-use crate::intercept::tunnel::{Rewound, relay};
+use crate::intercept::tunnel::relay;
 use crate::intercept::{Host, Way};
 use crate::observe::exchange::{Decision, Exchange};
 use crate::observe::metrics::Metrics;
@@ -89,14 +86,14 @@ impl Connect {
     /// Answers a CONNECT, and leaves behind the task that serves its tunnel.
     pub async fn handle(
         &self,
-        mut request: Request<Incoming>,
+        request: Request<Incoming>,
         exchange: &Exchange,
     ) -> Result<Response<Body>, Error> {
         let target = target(&request)?;
         exchange.concerns(&target);
         let peer = exchange.peer().cloned();
         let agent = request.headers().get(USER_AGENT).cloned();
-        let upgrade = hyper::upgrade::on(&mut request);
+        let (takes_over, stream) = mpsc::channel(1);
         match self.guard.rules().judge(&target.host, target.port, false)? {
             Way::Intercept => {
                 let config = self.leaves.config(&target.host, SystemTime::now())?;
@@ -107,7 +104,7 @@ impl Connect {
                     metrics: Arc::clone(&self.metrics),
                     opened: self.opened.clone(),
                 };
-                self.tunnels.spawn(handshake.run(upgrade, target, peer, agent));
+                self.tunnels.spawn(handshake.run(stream, target, peer, agent));
             }
             Way::Elsewhere => {
                 let server = self.guard.connect(&target.host, target.port).await;
@@ -117,11 +114,13 @@ impl Connect {
                 let id = exchange.id().to_string();
                 self.tunnels.spawn(async move {
                     let _open = peer;
-                    tunnel(upgrade, server, target, idle, metrics, id).await;
+                    tunnel(stream, server, target, idle, metrics, id).await;
                 });
             }
         }
-        Ok(Response::new(Body::empty()))
+        let mut response = Response::new(Body::empty());
+        response.extensions_mut().insert(TakesOver(takes_over));
+        Ok(response)
     }
 }
 
@@ -157,19 +156,22 @@ pub(super) fn unreachable(error: ConnectError, target: &Target) -> Error {
     Error::Upstream(UpstreamError { host, is_api: false, fault, message: error.to_string() })
 }
 
+/// The client's side of a tunnel, once it was told that there is one; nothing if that could not be.
+type Given = mpsc::Receiver<Box<dyn Stream>>;
+
 /// Passes bytes on unseen, until either side or the idle time ends it.
 async fn tunnel(
-    upgrade: OnUpgrade,
+    mut client: Given,
     server: TcpStream,
     target: Target,
     idle: Duration,
     metrics: Arc<Metrics>,
     request_id: String,
 ) {
-    let Ok(upgraded) = upgrade.await else { return };
+    let Some(client) = client.recv().await else { return };
     metrics.tunnels.inc();
     let started = Instant::now();
-    let passed = relay(raw(upgraded), server, idle).await;
+    let passed = relay(client, server, idle).await;
     metrics.tunnels.dec();
     metrics.tunneled(passed.sent, passed.received);
     tracing::info!(
@@ -184,21 +186,6 @@ async fn tunnel(
     );
 }
 
-/// The connection beneath an upgraded one, without what HTTP had put around it.
-fn raw(upgraded: Upgraded) -> Box<dyn Stream> {
-    match upgrade::downcast::<TokioIo<Deadlines<TcpStream>>>(upgraded) {
-        Ok(parts) => {
-            let stream = parts.io.into_inner().into_inner();
-            if parts.read_buf.is_empty() {
-                return Box::new(stream);
-            }
-            Box::new(Rewound::new(parts.read_buf, stream))
-        }
-        // A stream of an HTTP/2 connection.
-        Err(upgraded) => Box::new(TokioIo::new(upgraded)),
-    }
-}
-
 /// Takes the TLS off a tunnel to the API's host.
 struct Handshake {
     config: Arc<ServerConfig>,
@@ -210,13 +197,13 @@ struct Handshake {
 impl Handshake {
     async fn run(
         self,
-        upgrade: OnUpgrade,
+        mut client: Given,
         target: Target,
         peer: Option<Peer>,
         user_agent: Option<HeaderValue>,
     ) {
-        let (Ok(upgraded), Some(peer)) = (upgrade.await, peer) else { return };
-        let accepting = TlsAcceptor::from(self.config).accept(raw(upgraded));
+        let (Some(client), Some(peer)) = (client.recv().await, peer) else { return };
+        let accepting = TlsAcceptor::from(self.config).accept(client);
         let accepted = match tokio::time::timeout(self.limit, accepting).await {
             Ok(accepted) => accepted.map_err(|error| Refused::from(&error)),
             Err(_) => Err(Refused::Timeout),

@@ -67,6 +67,12 @@ pub(crate) enum Error {
     /// There is no authority to open the API's host with.
     #[error(transparent)]
     Authority(#[from] CaError),
+    /// What came is no request.
+    #[error("the head of the request cannot be read")]
+    BadHead,
+    /// `limits.max_head`, or more fields than hyper takes.
+    #[error("the head of the request is too long")]
+    HeadTooLong,
     /// TRACE
     #[error("TRACE is not served")]
     Trace,
@@ -247,6 +253,22 @@ impl Error {
                 name: "target-too-long",
                 title: "The request target is too long",
                 detail: format!("Keep path and query within {limit} bytes, or raise limits.max_target."),
+                token: "http_request_error",
+            },
+            Self::BadHead => Problem {
+                status: StatusCode::BAD_REQUEST,
+                name: "request-malformed",
+                title: "The request cannot be read",
+                detail: "Its request line or a field is not as RFC 9112 has it. Send plain HTTP/1.1, or HTTP/2 \
+                         by prior knowledge, and no TLS."
+                    .into(),
+                token: "http_request_error",
+            },
+            Self::HeadTooLong => Problem {
+                status: StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
+                name: "head-too-long",
+                title: "The head of the request is too long",
+                detail: "Keep it within limits.max_head and a hundred fields, or raise that limit.".into(),
                 token: "http_request_error",
             },
             Self::Setup(error) => Problem {

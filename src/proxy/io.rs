@@ -4,52 +4,117 @@ use std::future::Future;
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU32, Ordering};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
+use bytes::{Buf, Bytes};
+use http::StatusCode;
 use hyper_util::client::legacy::connect::{Connected, Connection};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::Sleep;
-use tokio_util::sync::CancellationToken;
 
-/// A downstream connection with the deadlines that hyper does not keep.
+/// What hyper does on an HTTP/1 connection, as far as it shows: told by the timer that it arms when, and only
+/// when, one message is over and the head of the next is to come.
 ///
-/// * The peer must take what is written: a reader that stops would otherwise hold the connection, and
-///   what is buffered for it, for ever.
-/// * The peer must say which protocol it speaks: hyper-util waits for that without a limit.
+/// Atomic only so that it can be shared: one task looks at it.
 #[derive(Debug)]
-pub(super) struct Deadlines<T> {
+pub(super) struct Head {
+    /// How often it has begun to wait.
+    begun: AtomicU32,
+    waiting: AtomicBool,
+    /// All that was written has been taken by the system.
+    flushed: AtomicBool,
+    /// The status with which hyper refused a head.
+    refused: AtomicU16,
+}
+
+impl Default for Head {
+    fn default() -> Self {
+        Self {
+            begun: AtomicU32::new(0),
+            waiting: AtomicBool::new(false),
+            flushed: AtomicBool::new(true),
+            refused: AtomicU16::new(0),
+        }
+    }
+}
+
+impl Head {
+    /// Which head is waited for, counted from 1, with nothing left of what came before; `None` while there is
+    /// something else to do.
+    pub fn waits(&self) -> Option<u32> {
+        let waits = self.waiting.load(Ordering::Relaxed) && self.flushed.load(Ordering::Relaxed);
+        waits.then(|| self.begun.load(Ordering::Relaxed))
+    }
+
+    /// How many heads were waited for so far.
+    pub fn count(&self) -> u32 {
+        self.begun.load(Ordering::Relaxed)
+    }
+
+    /// The status with which a head was refused.
+    pub fn refused(&self) -> Option<StatusCode> {
+        StatusCode::from_u16(self.refused.load(Ordering::Relaxed)).ok()
+    }
+}
+
+/// hyper's timer for heads. It never fires: the deadline is kept by who looks at the [`Head`].
+#[derive(Debug)]
+pub(super) struct HeadTimer(pub Arc<Head>);
+
+impl hyper::rt::Timer for HeadTimer {
+    fn sleep(&self, _: Duration) -> Pin<Box<dyn hyper::rt::Sleep>> {
+        self.0.begun.fetch_add(1, Ordering::Relaxed);
+        self.0.waiting.store(true, Ordering::Relaxed);
+        Box::pin(Waiting(Arc::clone(&self.0)))
+    }
+
+    fn sleep_until(&self, _: std::time::Instant) -> Pin<Box<dyn hyper::rt::Sleep>> {
+        self.sleep(Duration::ZERO)
+    }
+}
+
+/// A wait for a head; dropped by hyper once it has one.
+struct Waiting(Arc<Head>);
+
+impl Future for Waiting {
+    type Output = ();
+
+    fn poll(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<()> {
+        Poll::Pending
+    }
+}
+
+impl hyper::rt::Sleep for Waiting {}
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        self.0.waiting.store(false, Ordering::Relaxed);
+    }
+}
+
+/// A downstream connection in hyper's hands: some of it may have been read before, and the peer must take what is
+/// written. A reader that stops would otherwise hold the connection, and what is buffered for it, for ever.
+#[derive(Debug)]
+pub(super) struct Downstream<T> {
     inner: T,
+    /// Read before, and to be read again.
+    start: Bytes,
     write_limit: Duration,
     /// Armed only while the peer takes nothing.
     stalled: Option<Pin<Box<Sleep>>>,
-    /// Until the first bytes tell HTTP/1 from HTTP/2; then the protocol's own deadlines hold.
-    undecided: Option<Undecided>,
-    /// Cancelled by the first byte that comes.
-    spoke: CancellationToken,
+    head: Arc<Head>,
 }
 
-#[derive(Debug)]
-struct Undecided {
-    deadline: Pin<Box<Sleep>>,
-    /// How much of HTTP/2's preface has come.
-    matched: usize,
-}
-
-/// RFC 9113 section 3.4.
-const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
-
-impl<T> Deadlines<T> {
-    pub fn new(inner: T, first_bytes: Duration, write_limit: Duration) -> Self {
-        let deadline = Box::pin(tokio::time::sleep(first_bytes));
-        let undecided = Some(Undecided { deadline, matched: 0 });
-        Self { inner, write_limit, stalled: None, undecided, spoke: CancellationToken::new() }
+impl<T> Downstream<T> {
+    pub fn new(inner: T, start: Bytes, write_limit: Duration, head: Arc<Head>) -> Self {
+        Self { inner, start, write_limit, stalled: None, head }
     }
 
-    /// Becomes cancelled once the peer has said something.
-    pub fn spoke(&self) -> CancellationToken {
-        self.spoke.clone()
+    /// Puts back what was read, to be read again.
+    pub fn rewind(&mut self, start: Bytes) {
+        self.start = start;
     }
 
     /// The connection itself.
@@ -71,41 +136,47 @@ impl<T> Deadlines<T> {
         ready!(stalled.as_mut().poll(cx));
         Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, "the peer stopped reading")))
     }
+
+    /// What hyper writes while it waits for a head, all else being said, is its answer to one that it could not
+    /// read: a bare status. That is kept, and not sent.
+    fn is_refusal(&self, bytes: &[u8]) -> bool {
+        if self.head.waits().is_none() {
+            return false;
+        }
+        let status = bytes.get(9..12).and_then(|status| StatusCode::from_bytes(status).ok());
+        if let Some(status) = status {
+            self.head.refused.store(status.as_u16(), Ordering::Relaxed);
+        }
+        status.is_some()
+    }
 }
 
-impl<T: AsyncRead + Unpin> AsyncRead for Deadlines<T> {
+impl<T: AsyncRead + Unpin> AsyncRead for Downstream<T> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        let this = &mut *self;
-        let filled = buffer.filled().len();
-        let polled = Pin::new(&mut this.inner).poll_read(cx, buffer);
-        let Some(undecided) = &mut this.undecided else { return polled };
-        if polled.is_pending() {
-            ready!(undecided.deadline.as_mut().poll(cx));
-            return Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, "no request came")));
+        if self.start.is_empty() {
+            return Pin::new(&mut self.inner).poll_read(cx, buffer);
         }
-        let read = &buffer.filled()[filled..];
-        if !read.is_empty() {
-            this.spoke.cancel();
-        }
-        let is_preface = PREFACE[undecided.matched..].starts_with(read) && !read.is_empty();
-        undecided.matched += read.len();
-        if !is_preface || undecided.matched == PREFACE.len() {
-            this.undecided = None;
-        }
-        polled
+        let fits = self.start.len().min(buffer.remaining());
+        buffer.put_slice(&self.start[..fits]);
+        self.start.advance(fits);
+        Poll::Ready(Ok(()))
     }
 }
 
-impl<T: AsyncWrite + Unpin> AsyncWrite for Deadlines<T> {
+impl<T: AsyncWrite + Unpin> AsyncWrite for Downstream<T> {
     fn poll_write(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
+        if self.is_refusal(bytes) {
+            return Poll::Ready(Ok(bytes.len()));
+        }
+        self.head.flushed.store(false, Ordering::Relaxed);
         let polled = Pin::new(&mut self.inner).poll_write(cx, bytes);
         self.guard(cx, polled)
     }
@@ -115,6 +186,10 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for Deadlines<T> {
         cx: &mut Context<'_>,
         slices: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
+        if self.is_refusal(slices.first().map_or(&[], |slice| slice)) {
+            return Poll::Ready(Ok(slices.iter().map(|slice| slice.len()).sum()));
+        }
+        self.head.flushed.store(false, Ordering::Relaxed);
         let polled = Pin::new(&mut self.inner).poll_write_vectored(cx, slices);
         self.guard(cx, polled)
     }
@@ -125,10 +200,17 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for Deadlines<T> {
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let polled = Pin::new(&mut self.inner).poll_flush(cx);
+        if matches!(polled, Poll::Ready(Ok(()))) {
+            self.head.flushed.store(true, Ordering::Relaxed);
+        }
         self.guard(cx, polled)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        // The answer is still to come.
+        if self.head.refused().is_some() {
+            return Poll::Ready(Ok(()));
+        }
         let polled = Pin::new(&mut self.inner).poll_shutdown(cx);
         self.guard(cx, polled)
     }

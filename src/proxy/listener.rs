@@ -8,11 +8,7 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use http::Response;
-use hyper::service::service_fn;
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
-use hyper_util::server::conn::auto;
 use rustls::ClientConfig;
-use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpListener;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
 use tokio::time::Instant;
@@ -20,11 +16,11 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::connect::{Connect, Opened, Peer, how_to_trust};
-use super::io::Deadlines;
+use super::connection::{FIRST_BYTES, Protocols, Serving};
 use super::stack::{Arrived, Observed, stack};
 use super::stage::Handle;
 use super::upstream::{SetupError, Upstream, tls};
-use crate::config::{CLOSE_IT, Config, Limits};
+use crate::config::{CLOSE_IT, Config};
 use crate::intercept::guard::Guard;
 use crate::intercept::leaf::Leaves;
 use crate::observe::metrics::Metrics;
@@ -170,8 +166,8 @@ impl Server {
         let mut config = Arc::clone(&first.config);
         let mut serving = Serving {
             stack: Arc::new(ArcSwap::from_pointee(assemble(&first))),
-            builder: Arc::new(connection_builder(&config.limits)),
-            limits: config.limits.clone(),
+            protocols: Arc::new(Protocols::new(&config)),
+            metrics: Arc::clone(&metrics),
             stop: stop.clone(),
         };
         drop(first);
@@ -193,8 +189,7 @@ impl Server {
                     let wanted = Arc::clone(&changes.borrow_and_update());
                     config = Arc::clone(&wanted.config);
                     serving.stack.store(Arc::new(assemble(&wanted)));
-                    serving.builder = Arc::new(connection_builder(&config.limits));
-                    serving.limits = config.limits.clone();
+                    serving.protocols = Arc::new(Protocols::new(&config));
                     continue;
                 }
                 // The channel's other end is in the stack.
@@ -218,7 +213,7 @@ impl Server {
             let is_allowed = allow.is_empty() || allow.iter().any(|net| net.contains(&ip));
             let open = Arc::new(Open::new(Arc::clone(&metrics), permit));
             let peer = Peer { address, is_allowed, tunnel: None, _open: open };
-            connections.spawn(serving.connection(stream, peer));
+            connections.spawn(serving.clone().connection(stream, peer));
         }
         drop(listener);
         connections.close();
@@ -286,96 +281,16 @@ async fn pause_after(error: &io::Error) {
     tokio::time::sleep(Duration::from_secs(1)).await;
 }
 
-fn connection_builder(limits: &Limits) -> auto::Builder<TokioExecutor> {
-    let mut builder = auto::Builder::new(TokioExecutor::new());
-    builder
-        .http1()
-        .timer(TokioTimer::new())
-        .header_read_timeout(limits.header_timeout)
-        .max_buf_size(limits.max_head)
-        .preserve_header_case(true);
-    builder
-        .http2()
-        .timer(TokioTimer::new())
-        .max_header_list_size(u32::try_from(limits.max_head).unwrap_or(u32::MAX))
-        .keep_alive_interval(limits.header_timeout)
-        .keep_alive_timeout(limits.header_timeout);
-    builder
-}
-
-/// What serves a connection.
-struct Serving<H> {
-    /// Looked up by each request, so that a reload reaches connections that are open.
-    stack: Arc<ArcSwap<H>>,
-    builder: Arc<auto::Builder<TokioExecutor>>,
-    limits: Limits,
-    stop: CancellationToken,
-}
-
-impl<H> Clone for Serving<H> {
-    fn clone(&self) -> Self {
-        Self {
-            stack: Arc::clone(&self.stack),
-            builder: Arc::clone(&self.builder),
-            limits: self.limits.clone(),
-            stop: self.stop.clone(),
-        }
-    }
-}
-
 impl<H> Serving<H>
 where
     H: Handle<Arrived, Response = Response<Observed>, Error = Infallible>,
 {
-    /// One connection, HTTP/1 or HTTP/2 by its first bytes, until its end or until it becomes a tunnel.
-    /// Whether its client ever said a word.
-    ///
-    /// Not an `async fn`: that would keep room for its arguments beside what they become, in every
-    /// connection that is open.
-    fn connection<T>(&self, stream: T, peer: Peer) -> impl Future<Output = bool> + Send + use<T, H>
-    where
-        T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-    {
-        let (head, idle) = (self.limits.header_timeout, self.limits.idle_timeout);
-        let stream = Deadlines::new(stream, head, idle);
-        let spoke = stream.spoke();
-        let stack = Arc::clone(&self.stack);
-        let service = service_fn(move |request| {
-            let (stack, peer) = (stack.load_full(), peer.clone());
-            // hyper keeps room for the future in each connection, idle ones too: a pointer's, not the stack's.
-            Box::pin(async move { stack.handle(Arrived { request, peer }).await })
-        });
-        let (builder, stop, io) =
-            (Arc::clone(&self.builder), self.stop.clone(), TokioIo::new(stream));
-        async move {
-            let connection = builder.serve_connection_with_upgrades(io, service);
-            tokio::pin!(connection);
-            // A connection whose first request is on its way is not idle, but hyper-util, told to finish, ends
-            // whatever it has not seen a byte of.
-            let finish = async {
-                stop.cancelled().await;
-                let _ = tokio::time::timeout(FIRST_BYTES, spoke.cancelled()).await;
-            };
-            let ended = tokio::select! {
-                ended = connection.as_mut() => ended,
-                () = finish => {
-                    connection.as_mut().graceful_shutdown();
-                    connection.await
-                }
-            };
-            if let Err(error) = ended {
-                tracing::debug!(error = %error, "connection ended");
-            }
-            spoke.is_cancelled()
-        }
-    }
-
     /// The inside of a tunnel that was opened.
     async fn opened(self, Opened { stream, peer, user_agent }: Opened) {
-        let (client, started) = (peer.address, Instant::now());
+        let (client, stop, started) = (peer.address, self.stop.clone(), Instant::now());
         let spoke = self.connection(stream, peer).await;
         // Some clients judge a certificate only after the handshake, and then go at once.
-        if !spoke && started.elapsed() < FIRST_BYTES && !self.stop.is_cancelled() {
+        if !spoke && started.elapsed() < FIRST_BYTES && !stop.is_cancelled() {
             let agent = user_agent.as_ref().and_then(|agent| agent.to_str().ok());
             tracing::warn!(
                 %client,
@@ -386,6 +301,3 @@ where
         }
     }
 }
-
-/// How long the first request of a connection may take to come, once the proxy is to stop.
-const FIRST_BYTES: Duration = Duration::from_secs(1);

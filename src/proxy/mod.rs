@@ -7,6 +7,7 @@ mod body;
 mod budget;
 mod coding;
 pub(crate) mod connect;
+mod connection;
 pub(crate) mod error;
 mod headers;
 mod io;

@@ -1,0 +1,403 @@
+//! One downstream connection: HTTP/1 or HTTP/2 by its first bytes, and next to nothing while it is silent.
+//!
+//! hyper keeps two buffers of 8 KiB for each connection, requests or not. So it gets an HTTP/1 connection only
+//! for as long as there is something to do on it: one that has fallen silent is taken back, with whatever hyper
+//! had read ahead, and waits with a socket and a deadline alone. That also puts the keep-alive time and
+//! the answer to an unreadable head into our hands.
+
+use std::convert::Infallible;
+use std::future::{Future, poll_fn};
+use std::net::SocketAddr;
+use std::pin::{Pin, pin};
+use std::sync::{Arc, OnceLock};
+use std::task::Poll;
+use std::time::{Duration, SystemTime};
+
+use arc_swap::ArcSwap;
+use bytes::Bytes;
+use http::header::{CONNECTION, CONTENT_LENGTH, DATE};
+use http::{HeaderValue, Method, Request, Response, StatusCode, Version};
+use hyper::body::Incoming;
+use hyper::server::conn::{http1, http2};
+use hyper::service::Service;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
+use tokio::sync::mpsc;
+use tokio::time::{Instant, sleep, timeout};
+use tokio_util::sync::CancellationToken;
+
+use super::body::Body;
+use super::connect::{Peer, Stream};
+use super::error::Error;
+use super::io::{Downstream, Head, HeadTimer};
+use super::stack::{Arrived, Observed};
+use super::stage::Handle;
+use crate::config::Config;
+use crate::intercept::tunnel::Rewound;
+use crate::observe::metrics::Metrics;
+
+/// How long the first request of a connection may take to come, once the proxy is to stop.
+pub(super) const FIRST_BYTES: Duration = Duration::from_secs(1);
+
+/// How long a connection has to be silent before it is taken back: beyond what lies between the requests of a
+/// busy client, which shall not pay for it.
+const SILENCE: Duration = Duration::from_millis(50);
+
+/// How long, and for how many bytes, a client that was refused is listened to: closing at once would reset the
+/// connection under the answer (RFC 9112 section 9.6).
+const LINGER: Duration = Duration::from_secs(1);
+const LINGER_BYTES: usize = 1024 * 1024;
+const LINGER_BUFFER: usize = 8 * 1024;
+
+/// hyper takes no longer targets, whatever `limits.max_target` says.
+const HYPER_MAX_TARGET: usize = 65_534;
+
+/// RFC 9113 section 3.4.
+const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+
+/// Marks the answer to a CONNECT: what takes the connection over once that was sent.
+#[derive(Clone)]
+pub(super) struct TakesOver(pub mpsc::Sender<Box<dyn Stream>>);
+
+/// How connections are served.
+pub(super) struct Protocols {
+    http1: http1::Builder,
+    http2: http2::Builder<TokioExecutor>,
+    head: Duration,
+    keep_alive: Duration,
+    idle: Duration,
+    max_target: usize,
+}
+
+impl Protocols {
+    pub fn new(config: &Config) -> Self {
+        let limits = &config.limits;
+        let mut http1 = http1::Builder::new();
+        http1
+            // The deadline itself is kept by `Serving::http1`; without one, hyper would not say when it waits.
+            .header_read_timeout(limits.header_timeout)
+            .max_buf_size(limits.max_head)
+            .preserve_header_case(true);
+        let mut http2 = http2::Builder::new(TokioExecutor::new());
+        http2
+            .timer(TokioTimer::new())
+            .max_header_list_size(u32::try_from(limits.max_head).unwrap_or(u32::MAX))
+            .keep_alive_interval(limits.header_timeout)
+            .keep_alive_timeout(limits.header_timeout);
+        Self {
+            http1,
+            http2,
+            head: limits.header_timeout,
+            keep_alive: config.listen.keep_alive,
+            idle: limits.idle_timeout,
+            max_target: limits.max_target.min(HYPER_MAX_TARGET),
+        }
+    }
+}
+
+/// What serves connections.
+pub(super) struct Serving<H> {
+    /// Looked up by each request, so that a reload reaches connections that are open.
+    pub stack: Arc<ArcSwap<H>>,
+    pub protocols: Arc<Protocols>,
+    pub metrics: Arc<Metrics>,
+    pub stop: CancellationToken,
+}
+
+impl<H> Clone for Serving<H> {
+    fn clone(&self) -> Self {
+        Self {
+            stack: Arc::clone(&self.stack),
+            protocols: Arc::clone(&self.protocols),
+            metrics: Arc::clone(&self.metrics),
+            stop: self.stop.clone(),
+        }
+    }
+}
+
+/// How hyper's part of an HTTP/1 connection came to its end.
+enum End {
+    /// By itself.
+    Done(hyper::Result<()>),
+    /// Nothing is to do.
+    Silent,
+    /// A head was begun, and did not end in time.
+    Late,
+}
+
+impl<H> Serving<H>
+where
+    H: Handle<Arrived, Response = Response<Observed>, Error = Infallible>,
+{
+    /// A connection until its end, or until it becomes a tunnel. Whether its client ever said a word.
+    pub async fn connection<T>(self, mut stream: T, peer: Peer) -> bool
+    where
+        T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let mut spoke = false;
+        loop {
+            let Some(start) = self.next_bytes(&mut stream, spoke).await else {
+                // Tells a TLS client that nothing was cut off.
+                let _ = timeout(LINGER, stream.shutdown()).await;
+                return spoke;
+            };
+            spoke = true;
+            // Boxed, so that a silent connection has no room for what serves a busy one.
+            if start == PREFACE {
+                Box::pin(self.http2(stream, start, peer)).await;
+                return true;
+            }
+            match Box::pin(self.http1(stream, start, peer.clone())).await {
+                Some(silent) => stream = silent,
+                None => return true,
+            }
+        }
+    }
+
+    /// Waits for a request to begin: `None` if there will be none.
+    async fn next_bytes<T>(&self, stream: &mut T, spoke: bool) -> Option<Bytes>
+    where
+        T: AsyncRead + Unpin,
+    {
+        let limit = if spoke { self.protocols.keep_alive } else { self.protocols.head };
+        let mut reading = pin!(first_bytes(stream));
+        tokio::select! {
+            // What has come already is served, even if the proxy is to stop.
+            biased;
+            bytes = &mut reading => bytes,
+            () = sleep(limit) => None,
+            () = self.stop.cancelled() => {
+                // The first request of a new connection may be on its way.
+                if spoke { None } else { timeout(FIRST_BYTES, reading).await.ok().flatten() }
+            }
+        }
+    }
+
+    /// Serves HTTP/1 until the connection falls silent, and gives it back then.
+    async fn http1<T>(&self, stream: T, start: Bytes, peer: Peer) -> Option<T>
+    where
+        T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let client = peer.address;
+        let head = Arc::new(Head::default());
+        let mut io = Downstream::new(stream, start, self.protocols.idle, Arc::clone(&head));
+        let taken = Arc::new(OnceLock::new());
+        let mut service = Exchanges { stack: Arc::clone(&self.stack), peer, taken };
+        let mut begun = false;
+        loop {
+            let mut builder = self.protocols.http1.clone();
+            builder.timer(HeadTimer(Arc::clone(&head)));
+            let mut connection = builder.serve_connection(TokioIo::new(io), service);
+            let end = self.drive(&mut connection, &head, begun).await;
+            let parts = connection.into_parts();
+            (io, service) = (parts.io.into_inner(), parts.service);
+            match end {
+                // Its head goes on where it was.
+                End::Silent if !parts.read_buf.is_empty() => {
+                    io.rewind(parts.read_buf);
+                    begun = true;
+                }
+                End::Silent => return Some(io.into_inner()),
+                End::Late => return None,
+                End::Done(ended) => {
+                    if let Err(error) = &ended {
+                        tracing::debug!(%error, "connection ended");
+                    }
+                    let mut stream = io.into_inner();
+                    if let Some(status) = head.refused() {
+                        let error = match status {
+                            StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE => Error::HeadTooLong,
+                            StatusCode::URI_TOO_LONG => {
+                                Error::TargetTooLong(self.protocols.max_target)
+                            }
+                            _ => Error::BadHead,
+                        };
+                        self.metrics.malformed.inc();
+                        refuse(&mut stream, error, client).await;
+                    } else if let Some(TakesOver(takes)) = service.taken.get() {
+                        // Fails only where nobody waits for it any more.
+                        let _ = takes.try_send(Box::new(Rewound::new(parts.read_buf, stream)));
+                        return None;
+                    }
+                    linger(&mut stream).await;
+                    return None;
+                }
+            }
+        }
+    }
+
+    /// Lets hyper do its part. `begun`: the connection was given back in the middle of a head.
+    async fn drive<T>(
+        &self,
+        connection: &mut http1::Connection<TokioIo<Downstream<T>>, Exchanges<H>>,
+        head: &Head,
+        begun: bool,
+    ) -> End
+    where
+        T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let mut stop = pin!(self.stop.cancelled());
+        let mut clock = pin!(sleep(SILENCE));
+        let (mut told, mut seen) = (false, head.count());
+        let first = seen + 1;
+        poll_fn(|cx| {
+            loop {
+                if let Poll::Ready(ended) = Pin::new(&mut *connection).poll(cx) {
+                    return Poll::Ready(End::Done(ended));
+                }
+                let wait = head.waits();
+                let in_begun = begun && wait == Some(first);
+                if !told && stop.as_mut().poll(cx).is_ready() && !in_begun {
+                    // Not hyper's to end while it waits: it would drop what it has of a head.
+                    if wait.is_some() {
+                        return Poll::Ready(End::Silent);
+                    }
+                    Pin::new(&mut *connection).graceful_shutdown();
+                    told = true;
+                    continue;
+                }
+                let Some(wait) = wait else { return Poll::Pending };
+                if wait != seen {
+                    seen = wait;
+                    let limit = if in_begun { self.protocols.head } else { SILENCE };
+                    clock.as_mut().reset(Instant::now() + limit);
+                }
+                let end = if in_begun { End::Late } else { End::Silent };
+                return clock.as_mut().poll(cx).map(|()| end);
+            }
+        })
+        .await
+    }
+
+    async fn http2<T>(&self, stream: T, start: Bytes, peer: Peer)
+    where
+        T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let io = Downstream::new(stream, start, self.protocols.idle, Arc::default());
+        let taken = Arc::new(OnceLock::new());
+        let service = Exchanges { stack: Arc::clone(&self.stack), peer, taken };
+        let connection = self.protocols.http2.serve_connection(TokioIo::new(io), service);
+        let mut connection = pin!(connection);
+        let ended = tokio::select! {
+            ended = connection.as_mut() => ended,
+            () = self.stop.cancelled() => {
+                connection.as_mut().graceful_shutdown();
+                connection.await
+            }
+        };
+        if let Err(error) = ended {
+            tracing::debug!(%error, "connection ended");
+        }
+    }
+}
+
+/// As many bytes as tell HTTP/2 from HTTP/1; `None` at the end of the stream.
+async fn first_bytes<T: AsyncRead + Unpin>(stream: &mut T) -> Option<Bytes> {
+    let mut bytes = [0; PREFACE.len()];
+    let mut read = 0;
+    loop {
+        read += match stream.read(&mut bytes[read..]).await {
+            Ok(more @ 1..) => more,
+            // What is there of a head is for hyper to judge.
+            Ok(0) | Err(_) if read > 0 => return Some(Bytes::copy_from_slice(&bytes[..read])),
+            Ok(_) | Err(_) => return None,
+        };
+        if read == PREFACE.len() || !PREFACE.starts_with(&bytes[..read]) {
+            return Some(Bytes::copy_from_slice(&bytes[..read]));
+        }
+    }
+}
+
+/// Says what is wrong with a head that could not be read, where hyper would send a bare status.
+async fn refuse<T: AsyncWrite + Unpin>(stream: &mut T, error: Error, client: SocketAddr) {
+    let problem = error.problem();
+    tracing::warn!(%client, status = problem.status.as_u16(), error = problem.name, "no request could be read");
+    let mut response = problem.into_response();
+    let Body::Buffered(body) = std::mem::replace(response.body_mut(), Body::empty()) else {
+        return;
+    };
+    let headers = response.headers_mut();
+    headers.insert(CONNECTION, HeaderValue::from_static("close"));
+    headers.insert(CONTENT_LENGTH, HeaderValue::from(body.len()));
+    let date = httpdate::fmt_http_date(SystemTime::now());
+    if let Ok(date) = HeaderValue::from_maybe_shared(Bytes::from(date)) {
+        headers.insert(DATE, date);
+    }
+    let mut message = format!("HTTP/1.1 {}\r\n", response.status()).into_bytes();
+    for (name, value) in response.headers() {
+        message.extend([name.as_str().as_bytes(), b": ", value.as_bytes(), b"\r\n"].concat());
+    }
+    message.extend_from_slice(b"\r\n");
+    message.extend_from_slice(&body);
+    let writing = async {
+        stream.write_all(&message).await?;
+        stream.shutdown().await
+    };
+    // Who takes no answer is let go.
+    let _ = timeout(LINGER, writing).await;
+}
+
+/// Lets a client that still sends read what it was told, before the connection closes.
+async fn linger<T: AsyncRead + Unpin>(stream: &mut T) {
+    let mut byte = [0];
+    let unread = poll_fn(|cx| {
+        let mut buffer = ReadBuf::new(&mut byte);
+        let polled = Pin::new(&mut *stream).poll_read(cx, &mut buffer);
+        Poll::Ready(polled.is_ready() && !buffer.filled().is_empty())
+    });
+    if !unread.await {
+        return;
+    }
+    let draining = async {
+        // Not in the future, whose room every connection has.
+        let mut buffer = Vec::with_capacity(LINGER_BUFFER);
+        for _ in 0..LINGER_BYTES / LINGER_BUFFER {
+            buffer.clear();
+            if !matches!(stream.read_buf(&mut buffer).await, Ok(1..)) {
+                return;
+            }
+        }
+    };
+    let _ = timeout(LINGER, draining).await;
+}
+
+/// The exchanges of one connection.
+struct Exchanges<H> {
+    stack: Arc<ArcSwap<H>>,
+    peer: Peer,
+    /// What takes the connection over (HTTP/1).
+    taken: Arc<OnceLock<TakesOver>>,
+}
+
+impl<H> Service<Request<Incoming>> for Exchanges<H>
+where
+    H: Handle<Arrived, Response = Response<Observed>, Error = Infallible>,
+{
+    type Response = Response<Observed>;
+    type Error = Infallible;
+    // hyper keeps room for the future in each connection: a pointer's, not the stack's.
+    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Infallible>> + Send>>;
+
+    fn call(&self, mut request: Request<Incoming>) -> Self::Future {
+        let (stack, peer) = (self.stack.load_full(), self.peer.clone());
+        let taken = Arc::clone(&self.taken);
+        Box::pin(async move {
+            let is_stream =
+                request.method() == Method::CONNECT && request.version() == Version::HTTP_2;
+            let upgrade = is_stream.then(|| hyper::upgrade::on(&mut request));
+            let mut response = stack.handle(Arrived { request, peer }).await?;
+            if let Some(takes) = response.extensions_mut().remove::<TakesOver>() {
+                match upgrade {
+                    // A connection becomes one tunnel only: then it is HTTP no more.
+                    None => drop(taken.set(takes)),
+                    Some(upgrade) => drop(tokio::spawn(async move {
+                        if let Ok(stream) = upgrade.await {
+                            let _ = takes.0.send(Box::new(TokioIo::new(stream))).await;
+                        }
+                    })),
+                }
+            }
+            Ok(response)
+        })
+    }
+}
