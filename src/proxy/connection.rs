@@ -181,8 +181,8 @@ where
         let client = peer.address;
         let head = Arc::new(Head::default());
         let mut io = Downstream::new(stream, start, self.protocols.idle, Arc::clone(&head));
-        let taken = Arc::new(OnceLock::new());
-        let mut service = Exchanges { stack: Arc::clone(&self.stack), peer, taken };
+        let (taken, stop) = (Arc::new(OnceLock::new()), self.stop.clone());
+        let mut service = Exchanges { stack: Arc::clone(&self.stack), peer, taken, stop };
         let mut begun = false;
         loop {
             let mut builder = self.protocols.http1.clone();
@@ -238,33 +238,25 @@ where
     {
         let mut stop = pin!(self.stop.cancelled());
         let mut clock = pin!(sleep(SILENCE));
-        let (mut told, mut seen) = (false, head.count());
+        let mut seen = head.count();
         let first = seen + 1;
         poll_fn(|cx| {
-            loop {
-                if let Poll::Ready(ended) = Pin::new(&mut *connection).poll(cx) {
-                    return Poll::Ready(End::Done(ended));
-                }
-                let wait = head.waits();
-                let in_begun = begun && wait == Some(first);
-                if !told && stop.as_mut().poll(cx).is_ready() && !in_begun {
-                    // Not hyper's to end while it waits: it would drop what it has of a head.
-                    if wait.is_some() {
-                        return Poll::Ready(End::Silent);
-                    }
-                    Pin::new(&mut *connection).graceful_shutdown();
-                    told = true;
-                    continue;
-                }
-                let Some(wait) = wait else { return Poll::Pending };
-                if wait != seen {
-                    seen = wait;
-                    let limit = if in_begun { self.protocols.head } else { SILENCE };
-                    clock.as_mut().reset(Instant::now() + limit);
-                }
-                let end = if in_begun { End::Late } else { End::Silent };
-                return clock.as_mut().poll(cx).map(|()| end);
+            if let Poll::Ready(ended) = Pin::new(&mut *connection).poll(cx) {
+                return Poll::Ready(End::Done(ended));
             }
+            let Some(wait) = head.waits() else { return Poll::Pending };
+            let in_begun = begun && wait == first;
+            // Ended by hyper, it would lose what hyper has of a head.
+            if !in_begun && stop.as_mut().poll(cx).is_ready() {
+                return Poll::Ready(End::Silent);
+            }
+            if wait != seen {
+                seen = wait;
+                let limit = if in_begun { self.protocols.head } else { SILENCE };
+                clock.as_mut().reset(Instant::now() + limit);
+            }
+            let end = if in_begun { End::Late } else { End::Silent };
+            clock.as_mut().poll(cx).map(|()| end)
         })
         .await
     }
@@ -274,8 +266,8 @@ where
         T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
         let io = Downstream::new(stream, start, self.protocols.idle, Arc::default());
-        let taken = Arc::new(OnceLock::new());
-        let service = Exchanges { stack: Arc::clone(&self.stack), peer, taken };
+        let (taken, stop) = (Arc::new(OnceLock::new()), self.stop.clone());
+        let service = Exchanges { stack: Arc::clone(&self.stack), peer, taken, stop };
         let connection = self.protocols.http2.serve_connection(TokioIo::new(io), service);
         let mut connection = pin!(connection);
         let ended = tokio::select! {
@@ -367,6 +359,7 @@ struct Exchanges<H> {
     peer: Peer,
     /// What takes the connection over (HTTP/1).
     taken: Arc<OnceLock<TakesOver>>,
+    stop: CancellationToken,
 }
 
 impl<H> Service<Request<Incoming>> for Exchanges<H>
@@ -380,10 +373,10 @@ where
 
     fn call(&self, mut request: Request<Incoming>) -> Self::Future {
         let (stack, peer) = (self.stack.load_full(), self.peer.clone());
-        let taken = Arc::clone(&self.taken);
+        let (taken, stop) = (Arc::clone(&self.taken), self.stop.clone());
         Box::pin(async move {
-            let is_stream =
-                request.method() == Method::CONNECT && request.version() == Version::HTTP_2;
+            let is_http1 = request.version() < Version::HTTP_2;
+            let is_stream = request.method() == Method::CONNECT && !is_http1;
             let upgrade = is_stream.then(|| hyper::upgrade::on(&mut request));
             let mut response = stack.handle(Arrived { request, peer }).await?;
             if let Some(takes) = response.extensions_mut().remove::<TakesOver>() {
@@ -396,6 +389,9 @@ where
                         }
                     })),
                 }
+            } else if is_http1 && stop.is_cancelled() {
+                // Whatever the client does next, it is not on this connection (RFC 9112 section 9.6).
+                response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
             }
             Ok(response)
         })

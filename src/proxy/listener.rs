@@ -9,7 +9,7 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use http::Response;
 use rustls::ClientConfig;
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -199,20 +199,20 @@ impl Server {
                 }
                 accepted = room => accepted,
             };
-            let (stream, address, permit) = match accepted {
-                Ok(accepted) => accepted,
-                Err(error) => {
-                    pause_after(&error).await;
-                    continue;
+            match accepted {
+                Ok((stream, address, permit)) => {
+                    let peer = peer(&stream, address, permit, &config, &metrics);
+                    connections.spawn(serving.clone().connection(stream, peer));
                 }
-            };
-            // Answers are written whole: waiting for more would only delay them.
-            let _ = stream.set_nodelay(true);
-            let allow = &config.listen.allow_from;
-            let ip = address.ip().to_canonical();
-            let is_allowed = allow.is_empty() || allow.iter().any(|net| net.contains(&ip));
-            let open = Arc::new(Open::new(Arc::clone(&metrics), permit));
-            let peer = Peer { address, is_allowed, tunnel: None, _open: open };
+                Err(error) => pause_after(&error).await,
+            }
+        }
+        // The system has told the clients that wait here that they are connected: closing now would reset them.
+        let listener = listener.into_std();
+        while let (Ok(listener), Ok(permit)) = (&listener, Arc::clone(&room).try_acquire_owned()) {
+            let Ok((stream, address)) = listener.accept() else { break };
+            let Ok(stream) = nonblocking(stream) else { continue };
+            let peer = peer(&stream, address, Some(permit), &config, &metrics);
             connections.spawn(serving.clone().connection(stream, peer));
         }
         drop(listener);
@@ -232,6 +232,28 @@ impl Server {
         let drained = tokio::time::timeout(config.listen.drain_timeout, draining).await;
         if drained.is_ok() { 0 } else { connections.len() }
     }
+}
+
+fn nonblocking(stream: std::net::TcpStream) -> io::Result<TcpStream> {
+    stream.set_nonblocking(true)?;
+    TcpStream::from_std(stream)
+}
+
+/// Who is at the other end of a connection that was just accepted.
+fn peer(
+    stream: &TcpStream,
+    address: SocketAddr,
+    permit: Option<OwnedSemaphorePermit>,
+    config: &Config,
+    metrics: &Arc<Metrics>,
+) -> Peer {
+    // Answers are written whole: waiting for more would only delay them.
+    let _ = stream.set_nodelay(true);
+    let allow = &config.listen.allow_from;
+    let ip = address.ip().to_canonical();
+    let is_allowed = allow.is_empty() || allow.iter().any(|net| net.contains(&ip));
+    let open = Arc::new(Open::new(Arc::clone(metrics), permit));
+    Peer { address, is_allowed, tunnel: None, _open: open }
 }
 
 /// How many opened tunnels may wait to be served. Each has its task, which waits with it.

@@ -304,36 +304,26 @@ async fn tunnels_are_drained_and_those_that_do_not_end_are_cut() {
     }
 }
 
-/// A tunnel of the real program, as far as its CONNECT.
-async fn promised(running: &Running) -> TcpStream {
-    Client::connect(running.address).await.tunnel(TARGET).await.expect("a tunnel")
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[tokio::test]
 async fn who_was_promised_a_tunnel_gets_it_though_the_proxy_is_to_stop() {
     // Regression: a tunnel whose handshake, or whose first request, came after the signal was dropped.
     let origin = Origin::start([Reply::Write(no_content())]).await;
-    let folder = tempfile::tempdir().expect("a folder");
-    let ca_dir = format!("intercept.ca_dir={}", folder.path().display());
-    let url = origin.url();
-    let running = Running::start(&mut command(&[
-        "serve",
-        "--listen",
-        "127.0.0.1:0",
-        "--upstream",
-        &url,
-        "--set",
-        &ca_dir,
-    ]));
-    let trusted = folder.path().join("ca.pem");
-    let connected = promised(&running).await;
-    let opened = promised(&running).await;
+    let mut proxy = Proxy::before(&origin, &[]).await;
+    // No wait ends before its time.
+    let _clock = Clock::hold();
+    let connected = proxy.client().await.tunnel(TARGET).await.expect("a tunnel");
+    let opened = proxy.client().await.tunnel(TARGET).await.expect("a tunnel");
+    let trusted = proxy.folder.path().join("ca.pem");
     let opened = connect(opened, API, &trusted, &["http/1.1"]).await.expect("trusted");
-    let plain = TcpStream::connect(running.address).await.expect("it listens");
-    running.signal("TERM");
-    while TcpStream::connect(running.address).await.is_ok() {
+    // Accepted by the system, not yet by the proxy: there is one thread.
+    let address = proxy.address;
+    let plain = std::net::TcpStream::connect(address).expect("it listens");
+    let running = proxy.stop();
+    while TcpStream::connect(address).await.is_ok() {
         tokio::task::yield_now().await;
     }
+    plain.set_nonblocking(true).expect("a socket");
+    let plain = TcpStream::from_std(plain).expect("a socket");
     let (opened, connected, plain) = tokio::join!(
         async { Client::over(opened).ask(&put(API)).await },
         async {
@@ -346,8 +336,7 @@ async fn who_was_promised_a_tunnel_gets_it_though_the_proxy_is_to_stop() {
         assert_eq!(answer.outcome(), "rewritten");
         assert_eq!(answer.field("connection"), Some("close"));
     }
-    let (status, log) = running.finish();
-    assert_eq!(status.code(), Some(0), "{log}");
+    assert_eq!(running.await.expect("it ends"), 0);
 }
 
 #[tokio::test]

@@ -7,6 +7,7 @@ use optin_proxy::config::Layers;
 use optin_proxy::observe::metrics::Metrics;
 use optin_proxy::proxy::Server;
 use tempfile::TempDir;
+use tokio::task::JoinHandle;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::client::{Answer, Client};
@@ -17,7 +18,7 @@ pub struct Proxy {
     pub metrics: Arc<Metrics>,
     /// The folder of its certificate authority.
     pub folder: TempDir,
-    _stop: DropGuard,
+    running: Option<(DropGuard, JoinHandle<usize>)>,
 }
 
 impl Proxy {
@@ -41,8 +42,13 @@ impl Proxy {
         let server = Server::bind(config, Arc::clone(&metrics)).await.expect("a free port");
         let address = server.address();
         let stop = CancellationToken::new();
-        tokio::spawn(server.run(stop.clone()));
-        Self { address, metrics, folder, _stop: stop.drop_guard() }
+        let running = tokio::spawn(server.run(stop.clone()));
+        Self { address, metrics, folder, running: Some((stop.drop_guard(), running)) }
+    }
+
+    /// Tells the proxy to stop; what it returns at its end.
+    pub fn stop(&mut self) -> JoinHandle<usize> {
+        self.running.take().expect("it runs").1
     }
 
     pub async fn client(&self) -> Client {
