@@ -201,8 +201,8 @@ impl Default for Limits {
             max_connections: 10_000,
             max_requests: 1_000,
             max_buffered: Size(64 * 1024 * 1024),
-            max_head: Size(64 * 1024),
-            max_target: Size(16 * 1024),
+            max_head: Size(16 * 1024),
+            max_target: Size(8 * 1024),
         }
     }
 }

@@ -198,7 +198,11 @@ where
                     begun = true;
                 }
                 End::Silent => return Some(io.into_inner()),
-                End::Late => return None,
+                End::Late => {
+                    let mut stream = io.into_inner();
+                    self.refuse(&mut stream, Error::HeadTimeout, client).await;
+                    return None;
+                }
                 End::Done(ended) => {
                     if let Err(error) = &ended {
                         tracing::debug!(%error, "connection ended");
@@ -212,8 +216,7 @@ where
                             }
                             _ => Error::BadHead,
                         };
-                        self.metrics.malformed.inc();
-                        refuse(&mut stream, error, client).await;
+                        self.refuse(&mut stream, error, client).await;
                     } else if let Some(TakesOver(takes)) = service.taken.get() {
                         // Fails only where nobody waits for it any more.
                         let _ = takes.try_send(Box::new(Rewound::new(parts.read_buf, stream)));
@@ -261,6 +264,41 @@ where
         .await
     }
 
+    /// Says what is wrong with a head that could not be read, where hyper would send a bare status or nothing.
+    async fn refuse<T: AsyncWrite + Unpin>(
+        &self,
+        stream: &mut T,
+        error: Error,
+        client: SocketAddr,
+    ) {
+        self.metrics.malformed.inc();
+        let problem = error.problem();
+        tracing::warn!(%client, status = problem.status.as_u16(), error = problem.name, "no request could be read");
+        let mut response = problem.into_response();
+        let Body::Buffered(body) = std::mem::replace(response.body_mut(), Body::empty()) else {
+            return;
+        };
+        let headers = response.headers_mut();
+        headers.insert(CONNECTION, HeaderValue::from_static("close"));
+        headers.insert(CONTENT_LENGTH, HeaderValue::from(body.len()));
+        let date = httpdate::fmt_http_date(SystemTime::now());
+        if let Ok(date) = HeaderValue::from_maybe_shared(Bytes::from(date)) {
+            headers.insert(DATE, date);
+        }
+        let mut message = format!("HTTP/1.1 {}\r\n", response.status()).into_bytes();
+        for (name, value) in response.headers() {
+            message.extend([name.as_str().as_bytes(), b": ", value.as_bytes(), b"\r\n"].concat());
+        }
+        message.extend_from_slice(b"\r\n");
+        message.extend_from_slice(&body);
+        let writing = async {
+            stream.write_all(&message).await?;
+            stream.shutdown().await
+        };
+        // Who takes no answer is let go.
+        let _ = timeout(LINGER, writing).await;
+    }
+
     async fn http2<T>(&self, stream: T, start: Bytes, peer: Peer)
     where
         T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
@@ -298,35 +336,6 @@ async fn first_bytes<T: AsyncRead + Unpin>(stream: &mut T) -> Option<Bytes> {
             return Some(Bytes::copy_from_slice(&bytes[..read]));
         }
     }
-}
-
-/// Says what is wrong with a head that could not be read, where hyper would send a bare status.
-async fn refuse<T: AsyncWrite + Unpin>(stream: &mut T, error: Error, client: SocketAddr) {
-    let problem = error.problem();
-    tracing::warn!(%client, status = problem.status.as_u16(), error = problem.name, "no request could be read");
-    let mut response = problem.into_response();
-    let Body::Buffered(body) = std::mem::replace(response.body_mut(), Body::empty()) else {
-        return;
-    };
-    let headers = response.headers_mut();
-    headers.insert(CONNECTION, HeaderValue::from_static("close"));
-    headers.insert(CONTENT_LENGTH, HeaderValue::from(body.len()));
-    let date = httpdate::fmt_http_date(SystemTime::now());
-    if let Ok(date) = HeaderValue::from_maybe_shared(Bytes::from(date)) {
-        headers.insert(DATE, date);
-    }
-    let mut message = format!("HTTP/1.1 {}\r\n", response.status()).into_bytes();
-    for (name, value) in response.headers() {
-        message.extend([name.as_str().as_bytes(), b": ", value.as_bytes(), b"\r\n"].concat());
-    }
-    message.extend_from_slice(b"\r\n");
-    message.extend_from_slice(&body);
-    let writing = async {
-        stream.write_all(&message).await?;
-        stream.shutdown().await
-    };
-    // Who takes no answer is let go.
-    let _ = timeout(LINGER, writing).await;
 }
 
 /// Lets a client that still sends read what it was told, before the connection closes.

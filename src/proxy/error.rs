@@ -73,6 +73,9 @@ pub(crate) enum Error {
     /// `limits.max_head`, or more fields than hyper takes.
     #[error("the head of the request is too long")]
     HeadTooLong,
+    /// `limits.header_timeout`, once a head was begun.
+    #[error("the head of the request did not end in time")]
+    HeadTimeout,
     /// TRACE
     #[error("TRACE is not served")]
     Trace,
@@ -269,6 +272,13 @@ impl Error {
                 name: "head-too-long",
                 title: "The head of the request is too long",
                 detail: "Keep it within limits.max_head and a hundred fields, or raise that limit.".into(),
+                token: "http_request_error",
+            },
+            Self::HeadTimeout => Problem {
+                status: StatusCode::REQUEST_TIMEOUT,
+                name: "request-head-timeout",
+                title: "The head of the request came too slowly",
+                detail: "It was not there within limits.header_timeout. Send the request again.".into(),
                 token: "http_request_error",
             },
             Self::Setup(error) => Problem {

@@ -236,13 +236,7 @@ async fn a_tunnel_that_stands_still_is_ended() {
     client.read_exact(&mut [0]).await.expect("open");
     let quiet = tokio::time::Instant::now();
     let mut byte = [0];
-    let ended = loop {
-        tokio::select! {
-            biased;
-            ended = client.read(&mut byte) => break ended,
-            () = clock.advance(Duration::from_secs(1)) => {}
-        }
-    };
+    let ended = clock.until(client.read(&mut byte)).await;
     assert_eq!(ended.unwrap_or(0), 0);
     assert_eq!(server.read(&mut byte).await.unwrap_or(0), 0);
     assert!(quiet.elapsed() >= Duration::from_secs(9 * 60), "the limit is 10 minutes");

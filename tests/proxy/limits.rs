@@ -121,15 +121,7 @@ async fn a_body_that_drips_for_too_long_gets_408() {
         clock.advance(Duration::from_secs(9)).await;
     }
     let began = tokio::time::Instant::now();
-    let answer = client.answer(false);
-    tokio::pin!(answer);
-    let answer = loop {
-        tokio::select! {
-            biased;
-            answer = &mut answer => break answer,
-            () = clock.advance(Duration::from_secs(1)) => {}
-        }
-    };
+    let answer = clock.until(client.answer(false)).await;
     assert_eq!((answer.status, answer.problem()), (408, "request-body-timeout".to_owned()));
     let detail = String::from_utf8_lossy(&answer.body).into_owned();
     assert!(detail.contains("limits.body_timeout"), "{detail}: no silence was as long as a minute");

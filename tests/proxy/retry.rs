@@ -7,7 +7,9 @@ use std::time::{Duration, SystemTime};
 use flate2::Compression;
 use flate2::write::GzEncoder;
 use tokio::sync::Notify;
+use tokio::time::Instant;
 
+use crate::support::clock::Clock;
 use crate::support::origin::{Origin, Reply};
 use crate::support::proxy::Proxy;
 use crate::support::{
@@ -235,11 +237,18 @@ async fn a_retry_that_fails_in_transport_yields_the_last_refusal() {
 #[tokio::test]
 async fn a_retry_without_an_answer_ends_at_the_deadline_with_the_last_refusal() {
     let origin = Origin::start([Reply::Write(refusal()), Reply::Hang]).await;
-    let proxy = Proxy::before(&origin, &["retry.deadline=100ms"]).await;
-    let answer = proxy.ask(&put(BARE)).await;
+    let proxy =
+        Proxy::before(&origin, &["retry.deadline=1h", "upstream.response_timeout=2h"]).await;
+    let clock = Clock::hold();
+    let mut client = proxy.client().await;
+    let asked = Instant::now();
+    client.send(&put(BARE)).await;
+    clock.until(origin.arrived(2)).await;
+    let answer = clock.until(client.answer(false)).await;
     assert_eq!((answer.status, answer.outcome()), (400, "exhausted"));
     assert_eq!(answer.body, REFUSAL.as_bytes());
     assert_eq!(origin.requests().len(), 2);
+    assert!((3600..3700).contains(&asked.elapsed().as_secs()), "{:?}", asked.elapsed());
 }
 
 /// Regression: beyond the deadline, a refusal whose body came behind its head was taken for none.

@@ -18,6 +18,18 @@ impl Clock {
         Self { _release: release }
     }
 
+    /// Lets time pass, by a second at a time, until this is done.
+    pub async fn until<T>(&self, done: impl Future<Output = T>) -> T {
+        let mut done = std::pin::pin!(done);
+        loop {
+            tokio::select! {
+                biased;
+                done = &mut done => return done,
+                () = self.advance(Duration::from_secs(1)) => {}
+            }
+        }
+    }
+
     pub async fn advance(&self, by: Duration) {
         tokio::time::advance(by).await;
     }
