@@ -5,7 +5,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use clap::Args;
+use listenfd::ListenFd;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use sd_notify::NotifyState;
+use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
@@ -45,8 +48,53 @@ impl Serve {
         let source = Source { args: self.config, flags };
         let config = Arc::new(source.load()?);
         let level = log::start(&config.log);
+        // While there is one thread: what is taken from the environment is removed from it.
+        let manager = Manager::meet()?;
         set_process_limits();
-        super::block_on(serve(source, config, level))?
+        super::block_on(serve(source, config, level, manager))?
+    }
+}
+
+/// What started this process, if it is a service manager: sd_listen_fds(3), sd_notify(3).
+struct Manager {
+    /// The proxy's listener, bound already and kept open beyond this process.
+    proxy: Option<std::net::TcpListener>,
+    /// The one for operators.
+    admin: Option<std::net::TcpListener>,
+}
+
+impl Manager {
+    fn meet() -> Result<Self, Failure> {
+        let mut sockets = ListenFd::from_env();
+        if sockets.len() > 2 {
+            return Err(Failure::Failed(format!(
+                "{} sockets were passed on: the first is for the proxy, the second, if any, for operators",
+                sockets.len()
+            )));
+        }
+        let mut take = |index| -> Result<Option<std::net::TcpListener>, Failure> {
+            if index >= sockets.len() {
+                return Ok(None);
+            }
+            let fault = |error| {
+                Failure::Failed(format!(
+                    "socket {index} that was passed on is no TCP listener: {error}"
+                ))
+            };
+            let listener = sockets.take_tcp_listener(index).map_err(fault)?;
+            if let Some(listener) = &listener {
+                listener.set_nonblocking(true).map_err(fault)?;
+            }
+            Ok(listener)
+        };
+        Ok(Self { proxy: take(0)?, admin: take(1)? })
+    }
+
+    /// Says how it goes; to nobody, if nobody asked.
+    fn notify(states: &[NotifyState<'_>]) {
+        if let Err(error) = sd_notify::notify(states) {
+            tracing::warn!(%error, "cannot reach the service manager at NOTIFY_SOCKET");
+        }
     }
 }
 
@@ -98,6 +146,14 @@ impl Reload {
 
     /// Takes effect whole, or not at all.
     fn run(&mut self) {
+        if let Ok(now) = NotifyState::monotonic_usec_now() {
+            Manager::notify(&[NotifyState::Reloading, now]);
+        }
+        self.apply();
+        Manager::notify(&[NotifyState::Ready]);
+    }
+
+    fn apply(&mut self) {
         let config = match self.source.load() {
             Ok(config) => Arc::new(config),
             Err(error) => return self.refuse(&error),
@@ -140,13 +196,21 @@ fn set_process_limits() {
     }
 }
 
-async fn serve(source: Source, config: Arc<Config>, level: log::Level) -> Result<(), Failure> {
+async fn serve(
+    source: Source,
+    config: Arc<Config>,
+    level: log::Level,
+    manager: Manager,
+) -> Result<(), Failure> {
     let mut signals = Signals::listen()?;
     let metrics = Arc::new(Metrics::default());
     let stop = CancellationToken::new();
-    let mut server = Server::bind(Arc::clone(&config), Arc::clone(&metrics))
-        .await
-        .map_err(|error| Failure::Failed(error.to_string()))?;
+    let (shared, measured) = (Arc::clone(&config), Arc::clone(&metrics));
+    let server = match manager.proxy {
+        Some(listener) => Server::on(TcpListener::from_std(listener)?, shared, measured),
+        None => Server::bind(shared, measured).await,
+    };
+    let mut server = server.map_err(|error| Failure::Failed(error.to_string()))?;
     let mut reload = Reload {
         hangup: signal(SignalKind::hangup())?,
         content: source.args.file_content(),
@@ -156,7 +220,10 @@ async fn serve(source: Source, config: Arc<Config>, level: log::Level) -> Result
         level,
         metrics: Arc::clone(&metrics),
     };
-    let admin = bind_admin(&config.admin, metrics, stop.clone()).await?;
+    let admin = match manager.admin {
+        Some(listener) => Some(Admin::on(TcpListener::from_std(listener)?, metrics, stop.clone())?),
+        None => bind_admin(&config.admin, metrics, stop.clone()).await?,
+    };
     // Whoever started the proxy need not listen to it: it serves all the same.
     let _ = writeln!(io::stdout(), "listening on {}", server.address());
     if let Some(admin) = admin {
@@ -172,12 +239,14 @@ async fn serve(source: Source, config: Arc<Config>, level: log::Level) -> Result
     );
     let serving = tokio::spawn(server.run(stop.clone()));
     tokio::pin!(serving);
+    Manager::notify(&[NotifyState::Ready]);
     let finished = loop {
         tokio::select! {
             finished = &mut serving => break finished,
             () = reload.due() => reload.run(),
             _ = signals.next() => {
                 tracing::info!(within = ?reload.config.listen.drain_timeout, "draining");
+                Manager::notify(&[NotifyState::Stopping]);
                 stop.cancel();
                 tokio::select! {
                     finished = &mut serving => break finished,

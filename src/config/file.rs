@@ -184,6 +184,7 @@ impl Default for Intercept {
 pub struct Limits {
     pub header_timeout: Span,
     pub body_timeout: Span,
+    pub request_timeout: Span,
     pub idle_timeout: Span,
     pub max_connections: usize,
     pub max_requests: usize,
@@ -197,6 +198,7 @@ impl Default for Limits {
         Self {
             header_timeout: Span::from_secs(30),
             body_timeout: Span::from_secs(2 * 60),
+            request_timeout: Span::from_secs(60 * 60),
             idle_timeout: Span::from_secs(60),
             max_connections: 10_000,
             max_requests: 1_000,

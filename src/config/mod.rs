@@ -143,6 +143,8 @@ pub struct Limits {
     pub header_timeout: Duration,
     /// The longest that a contact write's body may take to come.
     pub body_timeout: Duration,
+    /// The longest that an exchange may take, from its head to the end of its answer.
+    pub request_timeout: Duration,
     /// The longest silence in the middle of a body, downstream or upstream.
     pub idle_timeout: Duration,
     /// The most downstream connections; further ones wait to be accepted.
@@ -241,6 +243,7 @@ impl Config {
             ("upstream.response_timeout", file.upstream.response_timeout),
             ("limits.header_timeout", file.limits.header_timeout),
             ("limits.body_timeout", file.limits.body_timeout),
+            ("limits.request_timeout", file.limits.request_timeout),
             ("limits.idle_timeout", file.limits.idle_timeout),
             ("intercept.tunnel_idle_timeout", file.intercept.tunnel_idle_timeout),
         ] {
@@ -298,6 +301,7 @@ impl Config {
             limits: Limits {
                 header_timeout: file.limits.header_timeout.0,
                 body_timeout: file.limits.body_timeout.0,
+                request_timeout: file.limits.request_timeout.0,
                 idle_timeout: file.limits.idle_timeout.0,
                 max_connections: file.limits.max_connections,
                 max_requests: file.limits.max_requests,

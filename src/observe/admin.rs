@@ -45,7 +45,18 @@ impl Admin {
         metrics: Arc<Metrics>,
         draining: CancellationToken,
     ) -> io::Result<Self> {
-        let listener = TcpListener::bind(address).await?;
+        Self::on(TcpListener::bind(address).await?, metrics, draining)
+    }
+
+    /// Takes a listener that somebody else has bound.
+    ///
+    /// # Errors
+    /// If it does not know its address.
+    pub fn on(
+        listener: TcpListener,
+        metrics: Arc<Metrics>,
+        draining: CancellationToken,
+    ) -> io::Result<Self> {
         let address = listener.local_addr()?;
         Ok(Self { listener, address, metrics, draining })
     }

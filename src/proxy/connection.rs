@@ -20,10 +20,10 @@ use http::{HeaderValue, Method, Request, Response, StatusCode, Version};
 use hyper::body::Incoming;
 use hyper::server::conn::{http1, http2};
 use hyper::service::Service;
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::sync::mpsc;
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, sleep, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
 
 use super::body::Body;
@@ -32,12 +32,13 @@ use super::error::Error;
 use super::io::{Downstream, Head, HeadTimer};
 use super::stack::{Arrived, Observed};
 use super::stage::Handle;
+use super::streams::{self, Streams};
 use crate::config::Config;
 use crate::intercept::tunnel::Rewound;
 use crate::observe::metrics::Metrics;
 
-/// How long the first request of a connection may take to come, once the proxy is to stop.
-pub(super) const FIRST_BYTES: Duration = Duration::from_secs(1);
+/// How long, from the last sign of life of a connection on, a request may be on its way when the proxy is to stop.
+pub(super) const ON_ITS_WAY: Duration = Duration::from_secs(1);
 
 /// How long a connection has to be silent before it is taken back: beyond what lies between the requests of a
 /// busy client, which shall not pay for it.
@@ -62,10 +63,11 @@ pub(super) struct TakesOver(pub mpsc::Sender<Box<dyn Stream>>);
 /// How connections are served.
 pub(super) struct Protocols {
     http1: http1::Builder,
-    http2: http2::Builder<TokioExecutor>,
+    http2: http2::Builder<Streams>,
     head: Duration,
     keep_alive: Duration,
     idle: Duration,
+    whole: Duration,
     max_target: usize,
 }
 
@@ -78,7 +80,8 @@ impl Protocols {
             .header_read_timeout(limits.header_timeout)
             .max_buf_size(limits.max_head)
             .preserve_header_case(true);
-        let mut http2 = http2::Builder::new(TokioExecutor::new());
+        let streams = Streams { whole: limits.request_timeout, stall: limits.idle_timeout };
+        let mut http2 = http2::Builder::new(streams);
         http2
             .timer(TokioTimer::new())
             .max_header_list_size(u32::try_from(limits.max_head).unwrap_or(u32::MAX))
@@ -90,6 +93,7 @@ impl Protocols {
             head: limits.header_timeout,
             keep_alive: config.listen.keep_alive,
             idle: limits.idle_timeout,
+            whole: limits.request_timeout,
             max_target: limits.max_target.min(HYPER_MAX_TARGET),
         }
     }
@@ -123,6 +127,8 @@ enum End {
     Silent,
     /// A head was begun, and did not end in time.
     Late,
+    /// An exchange took longer than any may.
+    Overdue,
 }
 
 impl<H> Serving<H>
@@ -160,16 +166,15 @@ where
         T: AsyncRead + Unpin,
     {
         let limit = if spoke { self.protocols.keep_alive } else { self.protocols.head };
+        let since = Instant::now();
         let mut reading = pin!(first_bytes(stream));
         tokio::select! {
             // What has come already is served, even if the proxy is to stop.
             biased;
             bytes = &mut reading => bytes,
             () = sleep(limit) => None,
-            () = self.stop.cancelled() => {
-                // The first request of a new connection may be on its way.
-                if spoke { None } else { timeout(FIRST_BYTES, reading).await.ok().flatten() }
-            }
+            // A client that was busy a moment ago, or has just connected, may have sent its next request already.
+            () = self.stop.cancelled() => timeout_at(since + ON_ITS_WAY, reading).await.ok().flatten(),
         }
     }
 
@@ -198,6 +203,10 @@ where
                     begun = true;
                 }
                 End::Silent => return Some(io.into_inner()),
+                End::Overdue => {
+                    tracing::warn!(%client, "a request took longer than limits.request_timeout: its connection is closed");
+                    return None;
+                }
                 End::Late => {
                     let mut stream = io.into_inner();
                     self.refuse(&mut stream, Error::HeadTimeout, client).await;
@@ -241,24 +250,24 @@ where
     {
         let mut stop = pin!(self.stop.cancelled());
         let mut clock = pin!(sleep(SILENCE));
-        let mut seen = head.count();
-        let first = seen + 1;
+        let first = head.count() + 1;
+        let mut seen = None;
         poll_fn(|cx| {
             if let Poll::Ready(ended) = Pin::new(&mut *connection).poll(cx) {
                 return Poll::Ready(End::Done(ended));
             }
-            let Some(wait) = head.waits() else { return Poll::Pending };
-            let in_begun = begun && wait == first;
-            // Ended by hyper, it would lose what hyper has of a head.
-            if !in_begun && stop.as_mut().poll(cx).is_ready() {
-                return Poll::Ready(End::Silent);
-            }
-            if wait != seen {
-                seen = wait;
-                let limit = if in_begun { self.protocols.head } else { SILENCE };
+            let (waits, count) = (head.waits(), head.count());
+            let in_begun = begun && count == first;
+            let (limit, end) = match waits {
+                false => (self.protocols.whole, End::Overdue),
+                true if in_begun => (self.protocols.head, End::Late),
+                // Ended by hyper, it would lose what hyper has of a head.
+                true if stop.as_mut().poll(cx).is_ready() => return Poll::Ready(End::Silent),
+                true => (SILENCE, End::Silent),
+            };
+            if seen.replace((waits, count)) != Some((waits, count)) {
                 clock.as_mut().reset(Instant::now() + limit);
             }
-            let end = if in_begun { End::Late } else { End::Silent };
             clock.as_mut().poll(cx).map(|()| end)
         })
         .await
@@ -388,6 +397,7 @@ where
             let is_stream = request.method() == Method::CONNECT && !is_http1;
             let upgrade = is_stream.then(|| hyper::upgrade::on(&mut request));
             let mut response = stack.handle(Arrived { request, peer }).await?;
+            streams::got_on();
             if let Some(takes) = response.extensions_mut().remove::<TakesOver>() {
                 match upgrade {
                     // A connection becomes one tunnel only: then it is HTTP no more.

@@ -41,11 +41,9 @@ impl Default for Head {
 }
 
 impl Head {
-    /// Which head is waited for, counted from 1, with nothing left of what came before; `None` while there is
-    /// something else to do.
-    pub fn waits(&self) -> Option<u32> {
-        let waits = self.waiting.load(Ordering::Relaxed) && self.flushed.load(Ordering::Relaxed);
-        waits.then(|| self.begun.load(Ordering::Relaxed))
+    /// The next head is waited for, and nothing is left of what came before.
+    pub fn waits(&self) -> bool {
+        self.waiting.load(Ordering::Relaxed) && self.flushed.load(Ordering::Relaxed)
     }
 
     /// How many heads were waited for so far.
@@ -140,7 +138,7 @@ impl<T> Downstream<T> {
     /// What hyper writes while it waits for a head, all else being said, is its answer to one that it could not
     /// read: a bare status. That is kept, and not sent.
     fn is_refusal(&self, bytes: &[u8]) -> bool {
-        if self.head.waits().is_none() {
+        if !self.head.waits() {
             return false;
         }
         let status = bytes.get(9..12).and_then(|status| StatusCode::from_bytes(status).ok());

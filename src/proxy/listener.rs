@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::connect::{Connect, Opened, Peer, how_to_trust};
-use super::connection::{FIRST_BYTES, Protocols, Serving};
+use super::connection::{ON_ITS_WAY, Protocols, Serving};
 use super::stack::{Arrived, Observed, stack};
 use super::stage::Handle;
 use super::upstream::{SetupError, Upstream, tls};
@@ -116,7 +116,21 @@ impl Server {
     pub async fn bind(config: Arc<Config>, metrics: Arc<Metrics>) -> Result<Self, StartError> {
         let bind = |error| StartError::Bind { address: config.listen.address.clone(), error };
         let listener = TcpListener::bind(&config.listen.address).await.map_err(bind)?;
-        let address = listener.local_addr().map_err(bind)?;
+        Self::on(listener, config, metrics)
+    }
+
+    /// Takes a listener that somebody else has bound, whatever `listen.address` says.
+    ///
+    /// # Errors
+    /// If it would serve everybody, or the upstream side cannot be set up.
+    pub fn on(
+        listener: TcpListener,
+        config: Arc<Config>,
+        metrics: Arc<Metrics>,
+    ) -> Result<Self, StartError> {
+        let address = listener
+            .local_addr()
+            .map_err(|error| StartError::Bind { address: config.listen.address.clone(), error })?;
         if config.listen.is_open(address.ip()) {
             return Err(StartError::Open { address });
         }
@@ -312,7 +326,7 @@ where
         let (client, stop, started) = (peer.address, self.stop.clone(), Instant::now());
         let spoke = self.connection(stream, peer).await;
         // Some clients judge a certificate only after the handshake, and then go at once.
-        if !spoke && started.elapsed() < FIRST_BYTES && !stop.is_cancelled() {
+        if !spoke && started.elapsed() < ON_ITS_WAY && !stop.is_cancelled() {
             let agent = user_agent.as_ref().and_then(|agent| agent.to_str().ok());
             tracing::warn!(
                 %client,

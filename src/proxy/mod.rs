@@ -18,6 +18,7 @@ pub(crate) mod route;
 mod sanitize;
 mod stack;
 mod stage;
+mod streams;
 mod upstream;
 
 pub use auth::Credentials;

@@ -21,6 +21,7 @@ use super::headers::{Headers, has_been_here};
 use super::retry::Retry;
 use super::sanitize::Sanitize;
 use super::stage::{Handle, Stage, StageLayer};
+use super::streams;
 use super::upstream::Upstream;
 use crate::config::{Config, Limits};
 use crate::intercept::{Host, Way};
@@ -117,6 +118,7 @@ impl http_body::Body for Observed {
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        streams::got_on();
         let polled = Pin::new(&mut self.body).poll_frame(cx);
         match &polled {
             Poll::Ready(Some(Ok(frame))) => {

@@ -206,13 +206,55 @@ async fn a_stop_ends_silent_connections_at_once_and_lets_a_head_come_to_its_end(
     }
     let (first, rest) = GET.split_at(10);
     begun.send(first).await;
+    // Long enough that nothing can be on its way.
     pass(&clock, A_WHILE).await;
+    pass(&clock, Duration::from_secs(2)).await;
     let running = proxy.stop();
     assert!(silent.is_closed().await);
     begun.send(rest).await;
     assert_eq!(begun.answer(false).await.status, 204);
     assert!(begun.is_closed().await);
     assert_eq!(running.await.expect("it ends"), 0);
+}
+
+#[tokio::test]
+async fn a_request_that_was_on_its_way_when_the_proxy_was_told_to_stop_is_served() {
+    let origin = origin().await;
+    let mut proxy = Proxy::before(&origin, &[]).await;
+    let _clock = Clock::hold();
+    let mut busy = proxy.client().await;
+    assert_eq!(busy.ask(GET).await.field("connection"), None);
+    let running = proxy.stop();
+    settle().await;
+    let answer = busy.ask(GET).await;
+    assert_eq!((answer.status, answer.field("connection")), (204, Some("close")));
+    assert_eq!(running.await.expect("it ends"), 0);
+}
+
+#[tokio::test]
+async fn a_request_that_drips_on_for_too_long_in_all_is_ended() {
+    let origin = origin().await;
+    let settings = [
+        "limits.request_timeout=10m",
+        "limits.idle_timeout=1m",
+        "upstream.response_timeout=1h",
+        "limits.header_timeout=1h",
+    ];
+    let proxy = Proxy::before(&origin, &settings).await;
+    let clock = Clock::hold();
+    let mut client = proxy.client().await;
+    client.send(b"POST /up HTTP/1.1\r\nHost: p\r\nContent-Length: 1000\r\n\r\n").await;
+    let begun = Instant::now();
+    while begun.elapsed() < Duration::from_secs(599) {
+        client.send(b"x").await;
+        pass(&clock, Duration::from_secs(1)).await;
+    }
+    assert_eq!(proxy.metric("optin_proxy_connections"), 1.0, "it may take its ten minutes");
+    assert!(clock.until(client.is_closed()).await);
+    assert!(begun.elapsed() < Duration::from_secs(620), "{:?}", begun.elapsed());
+    while proxy.metric("optin_proxy_connections") > 0.0 {
+        tokio::task::yield_now().await;
+    }
 }
 
 #[tokio::test]

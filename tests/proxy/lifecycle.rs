@@ -1,9 +1,14 @@
 //! Start and end of the real program.
 
+use std::net::TcpListener;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixDatagram;
+use std::process::Command;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
 
 use crate::support::binary::{Running, command};
 use crate::support::client::Client;
@@ -185,4 +190,153 @@ async fn an_admin_address_that_was_chosen_must_be_had() {
         "{}",
         output.stderr
     );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_service_manager_is_told_how_it_goes() {
+    let origin = Origin::start([Reply::Write(no_content())]).await;
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("notify");
+    let manager = UnixDatagram::bind(&path).expect("a socket");
+    let url = origin.url();
+    let mut command = command(&["serve", "--listen", "127.0.0.1:0", "--upstream", &url]);
+    let running = Running::start(command.env("NOTIFY_SOCKET", &path));
+    let told = || {
+        let mut message = [0; 256];
+        let length = manager.recv(&mut message).expect("a message");
+        String::from_utf8_lossy(&message[..length]).into_owned()
+    };
+    assert_eq!(told().trim(), "READY=1");
+    assert_eq!(Client::connect(running.address).await.ask(&put(BARE)).await.status, 204);
+    running.signal("HUP");
+    let reloading = told();
+    assert!(reloading.starts_with("RELOADING=1\nMONOTONIC_USEC="), "{reloading}");
+    assert_eq!(told().trim(), "READY=1");
+    running.signal("TERM");
+    assert_eq!(told().trim(), "STOPPING=1");
+    assert_eq!(running.finish().0.code(), Some(0));
+}
+
+/// Starts the program as a service manager would, with this listener for it.
+fn activated(listener: &TcpListener, arguments: &[&str]) -> Running {
+    // The protocol wants the process's own id, which only the process knows.
+    let script = "exec 3<&0 </dev/null; LISTEN_PID=$$ LISTEN_FDS=1 exec \"$0\" \"$@\"";
+    let program = command(arguments);
+    let mut shell = Command::new("sh");
+    shell.args(["-c", script]).arg(program.get_program()).args(program.get_args());
+    for (name, value) in program.get_envs() {
+        match value {
+            Some(value) => shell.env(name, value),
+            None => shell.env_remove(name),
+        };
+    }
+    let listener = OwnedFd::from(listener.try_clone().expect("a descriptor"));
+    Running::start_reading(&mut shell, listener.into())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_listener_that_was_passed_on_is_used_and_outlives_the_process() {
+    let origin = Origin::start([Reply::Write(no_content())]).await;
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let address = listener.local_addr().expect("bound");
+    let url = origin.url();
+    // listen.address is taken: it is not what counts.
+    let taken = TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let elsewhere = taken.local_addr().expect("bound").to_string();
+    for _ in 0..2 {
+        // Comes before there is anybody to serve it.
+        let mut early = Client::connect(address).await;
+        early.send(&put(BARE)).await;
+        let running = activated(&listener, &["serve", "--listen", &elsewhere, "--upstream", &url]);
+        assert_eq!(running.address, address);
+        assert_eq!(early.answer(false).await.status, 204);
+        running.signal("TERM");
+        assert_eq!(running.finish().0.code(), Some(0));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_process_takes_over_from_another_and_no_request_is_lost() {
+    const CLIENTS: usize = 8;
+    let origin = Origin::start([Reply::Write(no_content())]).await;
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let address = listener.local_addr().expect("bound");
+    let url = origin.url();
+    let start = || {
+        let arguments = ["serve", "--upstream", &url, "--admin", "127.0.0.1:0"];
+        activated(&listener, &[&arguments[..], &["--set", "log.level=warn"]].concat())
+    };
+    let mut serving = start();
+    let done = CancellationToken::new();
+    let clients: Vec<_> = (0..CLIENTS)
+        .map(|client| {
+            let done = done.clone();
+            tokio::spawn(async move {
+                let mut connection = Client::connect(address).await;
+                let mut asked = 0;
+                while !done.is_cancelled() {
+                    asked += 1;
+                    let target = format!("/{client}/{asked}");
+                    let request = crate::support::request("POST", &target, "", b"x");
+                    let answer = connection.ask(&request).await;
+                    assert_eq!(answer.status, 204, "request {asked} of client {client}");
+                    // Some keep their connection for as long as they may, some take a new one each time.
+                    if answer.field("connection") == Some("close") || client % 2 == 0 {
+                        connection = Client::connect(address).await;
+                    }
+                }
+                asked
+            })
+        })
+        .collect();
+    let mut before = 0;
+    for _ in 0..4 {
+        // Each of them serves for a while.
+        before += 200;
+        origin.arrived(before).await;
+        let next = start();
+        serving.signal("TERM");
+        let (status, log) = serving.finish();
+        assert_eq!(status.code(), Some(0), "{log}");
+        serving = next;
+        before = origin.requests().len();
+    }
+    done.cancel();
+    let mut asked = 0;
+    for client in clients {
+        asked += client.await.expect("nothing was lost");
+    }
+    let mut arrived: Vec<_> = origin.requests().into_iter().map(|it| it.head).collect();
+    assert_eq!(arrived.len(), asked, "each of them once");
+    arrived.sort();
+    arrived.dedup();
+    assert_eq!(arrived.len(), asked, "none of them twice");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn without_descriptors_it_waits_says_so_seldom_and_recovers() {
+    let origin = Origin::start([Reply::Write(no_content())]).await;
+    let url = origin.url();
+    let program = command(&["serve", "--listen", "127.0.0.1:0", "--upstream", &url]);
+    let mut shell = Command::new("sh");
+    shell.args(["-c", "ulimit -n 64; exec \"$0\" \"$@\""]);
+    shell.arg(program.get_program()).args(program.get_args());
+    let began = Instant::now();
+    let running = Running::start(&mut shell);
+    let open = || std::fs::read_dir(format!("/proc/{}/fd", running.pid())).expect("Linux").count();
+    let mut clients = Vec::new();
+    for _ in 0..100 {
+        clients.push(Client::connect(running.address).await);
+    }
+    while open() < 64 {
+        tokio::task::yield_now().await;
+    }
+    drop(clients);
+    assert_eq!(Client::connect(running.address).await.ask(&put(BARE)).await.status, 204);
+    running.signal("TERM");
+    let (status, log) = running.finish();
+    assert_eq!(status.code(), Some(0), "{log}");
+    let said = log.lines().filter(|line| line.contains("cannot accept")).count();
+    let seconds = began.elapsed().as_secs() as usize;
+    assert!((1..=seconds + 1).contains(&said), "{said} times in {seconds} s: {log}");
 }

@@ -2,6 +2,7 @@ mod connections;
 mod faults;
 mod framing;
 mod headers;
+mod http2;
 mod lifecycle;
 mod limits;
 mod reload;

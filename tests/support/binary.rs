@@ -62,8 +62,13 @@ pub struct Running {
 impl Running {
     /// Starts a command and waits until it says where it listens.
     pub fn start(command: &mut Command) -> Self {
+        Self::start_reading(command, Stdio::null())
+    }
+
+    /// The same with something else than nothing on standard input.
+    pub fn start_reading(command: &mut Command, stdin: Stdio) -> Self {
         let mut child = command
-            .stdin(Stdio::null())
+            .stdin(stdin)
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .spawn()
@@ -90,6 +95,10 @@ impl Running {
         let mut line = String::new();
         self.stdout.read_line(&mut line).expect("a line");
         line
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.child.id()
     }
 
     pub fn signal(&self, name: &str) {

@@ -4,6 +4,7 @@
 pub mod binary;
 pub mod client;
 pub mod clock;
+pub mod http2;
 pub mod origin;
 pub mod proxy;
 pub mod tls;

@@ -1,0 +1,217 @@
+//! HTTP/2 by prior knowledge, spoken wrongly or with malice.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::Notify;
+use tokio::time::Instant;
+
+use crate::support::answer;
+use crate::support::clock::Clock;
+use crate::support::http2::{
+    CONTINUATION, DATA, END_HEADERS, END_STREAM, Fate, HEADERS, Http2, RST_STREAM, fields,
+};
+use crate::support::origin::{Origin, Reply};
+use crate::support::proxy::Proxy;
+
+const WINDOW: u32 = 65_535;
+const GET: [(&str, &str); 4] =
+    [(":method", "GET"), (":scheme", "http"), (":path", "/canary"), (":authority", "p")];
+const PROTOCOL_ERROR: u32 = 1;
+const ENHANCE_YOUR_CALM: u32 = 11;
+
+#[tokio::test]
+async fn no_request_can_be_read_in_two_ways_and_none_harms_the_others_of_its_connection() {
+    let post = [(":method", "POST"), (":scheme", "http"), (":path", "/up"), (":authority", "p")];
+    let with = |more: &[(&'static str, &'static str)]| [&post[..], more].concat();
+    let without = |name: &str| post.iter().copied().filter(|it| it.0 != name).collect::<Vec<_>>();
+    let refused = [Fate::Reset(PROTOCOL_ERROR), Fate::Answered(400)];
+    let (reset, bad, passed) = (&refused[..1], &refused[..], &[Fate::Answered(200)][..]);
+    let closed = &[Fate::Closed(PROTOCOL_ERROR)][..];
+    let cases: Vec<(&str, Vec<(&str, &str)>, &str, &[Fate])> = vec![
+        // Pseudo-header fields: RFC 9113 section 8.3.
+        ("no method", without(":method"), "", reset),
+        ("no path", without(":path"), "", reset),
+        ("no scheme", without(":scheme"), "", bad),
+        ("two methods", with(&[(":method", "GET")]), "", reset),
+        ("two paths", with(&[(":path", "/other")]), "", reset),
+        ("two authorities", with(&[(":authority", "q")]), "", reset),
+        ("an unknown one", with(&[(":foo", "x")]), "", closed),
+        ("one of answers", with(&[(":status", "200")]), "", reset),
+        ("one behind a field", [&[("x", "y")][..], &post].concat(), "", reset),
+        ("a relative path", [&without(":path")[..], &[(":path", "up")]].concat(), "", bad),
+        ("an empty path", [&without(":path")[..], &[(":path", "")]].concat(), "", bad),
+        (
+            "a path with a line break",
+            [&without(":path")[..], &[(":path", "/\r\nX: y")]].concat(),
+            "",
+            bad,
+        ),
+        (
+            "a method with a space",
+            [&without(":method")[..], &[(":method", "GET /x")]].concat(),
+            "",
+            closed,
+        ),
+        // Fields: RFC 9113 section 8.2.
+        ("an upper-case name", with(&[("X-Upper", "y")]), "", closed),
+        ("a name with a space", with(&[("x y", "z")]), "", closed),
+        ("a name with a colon", with(&[("x:y", "z")]), "", closed),
+        ("an empty name", with(&[("", "z")]), "", closed),
+        ("a value with a line break", with(&[("x", "y\r\nSmuggled: yes")]), "", closed),
+        ("a value with NUL", with(&[("x", "y\0z")]), "", closed),
+        ("Connection", with(&[("connection", "close")]), "", reset),
+        ("Keep-Alive", with(&[("keep-alive", "timeout=5")]), "", reset),
+        ("Proxy-Connection", with(&[("proxy-connection", "close")]), "", reset),
+        ("Transfer-Encoding", with(&[("transfer-encoding", "chunked")]), "0\r\n\r\n", reset),
+        ("Upgrade", with(&[("upgrade", "h2c")]), "", reset),
+        ("TE beyond trailers", with(&[("te", "gzip")]), "", reset),
+        ("TE: trailers", with(&[("te", "trailers")]), "", passed),
+        ("Host like the authority", with(&[("host", "p")]), "", passed),
+        ("two hosts", with(&[("host", "p"), ("host", "p")]), "", bad),
+        ("a look-alike", with(&[("content_length", "3")]), "", bad),
+        // Lengths: RFC 9113 section 8.1.1.
+        ("its length", with(&[("content-length", "3")]), "abc", passed),
+        ("more than its length", with(&[("content-length", "3")]), "abcGET /smuggled", reset),
+        ("less than its length", with(&[("content-length", "9")]), "abc", reset),
+        ("a length without a body", with(&[("content-length", "9")]), "", reset),
+        ("two lengths", with(&[("content-length", "3"), ("content-length", "4")]), "abc", reset),
+        ("a list of lengths", with(&[("content-length", "3, 3")]), "abc", reset),
+        ("a signed length", with(&[("content-length", "+3")]), "abc", reset),
+    ];
+    let origin = Origin::start([Reply::Write(answer("200 OK", "", b"mine"))]).await;
+    let proxy = Proxy::before(&origin, &[]).await;
+    for (name, head, body, fates) in cases {
+        let before = origin.requests().len();
+        let mut client = Http2::connect(proxy.address, WINDOW).await;
+        let end = if body.is_empty() { END_STREAM } else { 0 };
+        client.send(HEADERS, END_HEADERS | end, 1, &fields(&head)).await;
+        if !body.is_empty() {
+            client.send(DATA, END_STREAM, 1, body.as_bytes()).await;
+        }
+        let fate = client.fate(1).await;
+        assert!(fates.contains(&fate), "{name}: {fate:?}");
+        let is_closed = fate == Fate::Closed(PROTOCOL_ERROR);
+        if !is_closed {
+            client.send(HEADERS, END_HEADERS | END_STREAM, 3, &fields(&GET)).await;
+            assert_eq!(client.fate(3).await, Fate::Answered(200), "{name}: the canary");
+        }
+        let arrived = origin.requests().split_off(before);
+        let targets: Vec<_> =
+            arrived.iter().map(|it| it.head.split(' ').nth(1).expect("a target")).collect();
+        let canary = (!is_closed).then_some("/canary");
+        let own = (fates == passed).then_some("/up");
+        assert_eq!(targets, own.into_iter().chain(canary).collect::<Vec<_>>(), "{name}");
+        for request in arrived {
+            assert!(!request.head.to_lowercase().contains("smuggled"), "{}", request.head);
+            assert_eq!(request.fields("host").len(), 1, "{name}");
+            assert!(request.fields("content-length").len() <= 1, "{name}");
+            assert!(request.fields("transfer-encoding").is_empty() || !body.is_empty(), "{name}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_client_that_opens_streams_and_resets_them_at_once_is_closed() {
+    let origin = Origin::start([Reply::Write(answer("200 OK", "", b""))]).await;
+    let proxy = Proxy::before(&origin, &[]).await;
+    let mut client = Http2::connect(proxy.address, WINDOW).await;
+    let head = fields(&GET);
+    for stream in (1..20_000).step_by(2) {
+        client.send(HEADERS, END_HEADERS | END_STREAM, stream, &head).await;
+        client.send(RST_STREAM, 0, stream, &8_u32.to_be_bytes()).await;
+    }
+    let fate = client.fate(19_999).await;
+    assert!([Fate::Closed(ENHANCE_YOUR_CALM), Fate::Gone].contains(&fate), "{fate:?}");
+    while proxy.metric("optin_proxy_connections") > 0.0 {
+        tokio::task::yield_now().await;
+    }
+    let sent = origin.requests().len();
+    assert!(sent < 1_000, "{sent} of 10,000 were passed on");
+    assert_eq!(proxy.ask(b"GET /x HTTP/1.1\r\nHost: p\r\n\r\n").await.status, 200);
+}
+
+#[tokio::test]
+async fn a_head_that_goes_on_and_on_is_no_room_for_memory() {
+    let origin = Origin::start([Reply::Write(answer("200 OK", "", b""))]).await;
+    let proxy = Proxy::before(&origin, &[]).await;
+    let mut client = Http2::connect(proxy.address, WINDOW).await;
+    client.send(HEADERS, END_STREAM, 1, &fields(&GET)).await;
+    let more = fields(&[("x", "y")]).repeat(1_000);
+    for _ in 0..1_000 {
+        client.send(CONTINUATION, 0, 1, &more).await;
+    }
+    let fate = client.fate(1).await;
+    assert!(matches!(fate, Fate::Closed(_) | Fate::Gone), "{fate:?}");
+    assert!(origin.requests().is_empty());
+}
+
+#[tokio::test]
+async fn a_head_beyond_the_limit_is_refused() {
+    let origin = Origin::start([Reply::Write(answer("200 OK", "", b""))]).await;
+    let proxy = Proxy::before(&origin, &["limits.max_head=8KiB"]).await;
+    for (count, fate) in [(60, Fate::Answered(200)), (80, Fate::Answered(431))] {
+        let long = "y".repeat(100);
+        let head = [&GET[..], &vec![("x", long.as_str()); count]].concat();
+        let mut client = Http2::connect(proxy.address, WINDOW).await;
+        client.send(HEADERS, END_HEADERS | END_STREAM, 1, &fields(&head)).await;
+        assert_eq!(client.fate(1).await, fate, "{count} fields");
+    }
+}
+
+#[tokio::test]
+async fn a_client_that_grants_no_window_does_not_hold_its_request() {
+    // Regression: nothing noticed, and with max_requests such streams the proxy served nobody.
+    let origin = Origin::start([Reply::Write(answer("200 OK", "", b"never taken"))]).await;
+    let settings = ["limits.idle_timeout=1m", "limits.header_timeout=1h", "limits.max_requests=1"];
+    let proxy = Proxy::before(&origin, &settings).await;
+    let clock = Clock::hold();
+    let mut client = Http2::connect(proxy.address, 0).await;
+    client.send(HEADERS, END_HEADERS | END_STREAM, 1, &fields(&GET)).await;
+    assert_eq!(client.fate(1).await, Fate::Answered(200));
+    let begun = Instant::now();
+    assert_eq!(proxy.ask(b"GET /x HTTP/1.1\r\nHost: p\r\n\r\n").await.status, 503);
+    let fate = clock.until(client.fate(1)).await;
+    assert!(matches!(fate, Fate::Reset(_)), "{fate:?}");
+    assert!((60..70).contains(&begun.elapsed().as_secs()), "{:?}", begun.elapsed());
+    assert_eq!(proxy.ask(b"GET /x HTTP/1.1\r\nHost: p\r\n\r\n").await.status, 200);
+}
+
+#[tokio::test]
+async fn a_stop_lets_streams_come_to_their_end_and_takes_no_others() {
+    let go_on = Arc::new(Notify::new());
+    let paused = Reply::Pause(vec![], Arc::clone(&go_on), answer("200 OK", "", b"whole"));
+    let origin = Origin::start([paused]).await;
+    let mut proxy = Proxy::before(&origin, &[]).await;
+    let _clock = Clock::hold();
+    let mut client = Http2::connect(proxy.address, WINDOW).await;
+    client.send(HEADERS, END_HEADERS | END_STREAM, 1, &fields(&GET)).await;
+    origin.arrived(1).await;
+    let running = proxy.stop();
+    // GOAWAY with the largest id: it is to stop.
+    let goaway = client.next().await.expect("a frame");
+    assert_eq!((goaway.kind, goaway.code()), (crate::support::http2::GOAWAY, 0));
+    go_on.notify_one();
+    assert_eq!(client.fate(1).await, Fate::Answered(200));
+    while client.next().await.is_some() {}
+    assert_eq!(running.await.expect("it ends"), 0);
+}
+
+#[tokio::test]
+async fn a_stream_that_takes_too_long_in_all_is_reset() {
+    let go_on = Arc::new(Notify::new());
+    let start = b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nhalf".to_vec();
+    let origin = Origin::start([Reply::Pause(start, go_on, vec![])]).await;
+    let settings =
+        ["limits.request_timeout=10m", "limits.idle_timeout=1h", "limits.header_timeout=1h"];
+    let proxy = Proxy::before(&origin, &settings).await;
+    let clock = Clock::hold();
+    let mut client = Http2::connect(proxy.address, WINDOW).await;
+    client.send(HEADERS, END_HEADERS | END_STREAM, 1, &fields(&GET)).await;
+    assert_eq!(client.fate(1).await, Fate::Answered(200));
+    let begun = Instant::now();
+    let fate = clock.until(client.fate(1)).await;
+    assert!(matches!(fate, Fate::Reset(_)), "{fate:?}");
+    let lasted = begun.elapsed();
+    assert!(lasted >= Duration::from_secs(590) && lasted < Duration::from_secs(620), "{lasted:?}");
+}
