@@ -221,11 +221,11 @@ async fn a_stop_ends_silent_connections_at_once_and_lets_a_head_come_to_its_end(
 async fn a_request_that_was_on_its_way_when_the_proxy_was_told_to_stop_is_served() {
     let origin = origin().await;
     let mut proxy = Proxy::before(&origin, &[]).await;
-    let _clock = Clock::hold();
+    let clock = Clock::hold();
     let mut busy = proxy.client().await;
     assert_eq!(busy.ask(GET).await.field("connection"), None);
     let running = proxy.stop();
-    settle().await;
+    pass(&clock, Duration::from_millis(500)).await;
     let answer = busy.ask(GET).await;
     assert_eq!((answer.status, answer.field("connection")), (204, Some("close")));
     assert_eq!(running.await.expect("it ends"), 0);

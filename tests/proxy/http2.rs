@@ -28,7 +28,7 @@ async fn no_request_can_be_read_in_two_ways_and_none_harms_the_others_of_its_con
     let refused = [Fate::Reset(PROTOCOL_ERROR), Fate::Answered(400)];
     let (reset, bad, passed) = (&refused[..1], &refused[..], &[Fate::Answered(200)][..]);
     let closed = &[Fate::Closed(PROTOCOL_ERROR)][..];
-    let cases: Vec<(&str, Vec<(&str, &str)>, &str, &[Fate])> = vec![
+    let cases = vec![
         // Pseudo-header fields: RFC 9113 section 8.3.
         ("no method", without(":method"), "", reset),
         ("no path", without(":path"), "", reset),
