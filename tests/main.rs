@@ -5,6 +5,7 @@
 
 mod cli;
 mod contact;
+mod fuzz;
 mod intercept;
 mod proxy;
 mod support;

@@ -136,9 +136,10 @@ impl FromStr for Pattern {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        // An IPv6 address without brackets has colons of its own.
+        // An IPv6 address has colons of its own.
+        let is_address = text.ends_with(']') || text.parse::<IpAddr>().is_ok();
         let (hosts, port) = match text.rsplit_once(':') {
-            Some((hosts, port)) if text.parse::<IpAddr>().is_err() => {
+            Some((hosts, port)) if !is_address => {
                 let port = port.parse::<u16>().ok().filter(|port| *port > 0);
                 (hosts, Some(port.ok_or("a port is a number from 1 to 65535")?))
             }
@@ -220,7 +221,10 @@ mod tests {
         assert!(matches("*", "10.0.0.1"));
         assert!(matches("10.0.0.1:8443", "10.0.0.1"));
         assert_eq!("[::1]:443".parse::<Pattern>().map(|it| it.port()), Ok(Some(443)));
-        assert_eq!("::1".parse::<Pattern>().map(|it| it.port()), Ok(None));
+        // Regression, found by fuzzing: the last group of a bracketed address was taken for a port.
+        for address in ["::1", "[::1]", "[2001:db8::8443]"] {
+            assert_eq!(address.parse::<Pattern>().map(|it| it.port()), Ok(None), "{address}");
+        }
         for wrong in ["*example.org", "a.*.org", "*.10.0.0.1", "a:0", "a:x", "a:65536", ""] {
             assert!(wrong.parse::<Pattern>().is_err(), "{wrong}");
         }

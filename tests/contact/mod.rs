@@ -1,6 +1,6 @@
 mod corpus;
 mod properties;
-mod reference;
+pub mod reference;
 mod refusal;
 mod table;
 
