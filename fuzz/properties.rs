@@ -71,7 +71,9 @@ pub fn document(data: &[u8]) {
     let Ok(before) = Document::parse(&before) else { return };
     let after = Document::parse(&after).expect("still XML");
     assert_eq!(skeleton(&before, true), skeleton(&after, true));
-    if first != 0 {
+    // A contact within a value is none to us, and one to the second opinion.
+    let is_value = |node: &roxmltree::Node<'_, '_>| node.tag_name().name() == "OptInSource";
+    if first != 0 || contacts(&before).any(|it| it.ancestors().any(|above| is_value(&above))) {
         return;
     }
     let expected = opinion(&before, update);
@@ -178,33 +180,11 @@ pub fn configuration(data: &[u8]) {
 /// than the client got answers, and nothing panics.
 pub fn exchange(data: &[u8]) {
     static PROXY: LazyLock<Exchange> = LazyLock::new(Exchange::start);
-    let proxy = &*PROXY;
-    let before = proxy.arrived.load(Ordering::SeqCst);
-    let mut client = TcpStream::connect(proxy.address).expect("it listens");
-    let mut reading = client.try_clone().expect("a socket");
-    let writing = std::thread::scope(|scope| {
-        let writing = scope.spawn(move || {
-            // It may close early.
-            let _ = client.write_all(data);
-            let _ = client
-                .write_all(b"\r\nGET /canary HTTP/1.1\r\nHost: p\r\nConnection: close\r\n\r\n");
-            client
-        });
-        let mut answered = Vec::new();
-        // The proxy ends every connection: by its word, or by its deadlines.
-        let _ = reading.read_to_end(&mut answered);
-        let _ = reading.shutdown(Shutdown::Both);
-        let _ = writing.join();
-        answered
-    });
-    let arrived = proxy.arrived.load(Ordering::SeqCst) - before;
-    // HTTP/2 has its answers in frames.
-    if !data.starts_with(b"PRI * HTTP/2.0") {
-        let answers =
-            writing.windows(9).filter(|it| it.starts_with(b"HTTP/1.") && it[8] == b' ').count();
-        assert!(arrived <= answers, "{arrived} requests were passed on, {answers} were answered");
-    }
-    assert_eq!(proxy.faults.load(Ordering::SeqCst), 0, "the origin got what is no strict HTTP");
+    // A request of the input before, whose client was cut, may arrive late and be counted here. What is wrong with
+    // this one stays wrong when it comes again.
+    let is_fine = (0..3).any(|_| PROXY.answers_all(data));
+    assert!(is_fine, "more requests were passed on than were answered");
+    assert_eq!(PROXY.faults.load(Ordering::SeqCst), 0, "the origin got what is no strict HTTP");
 }
 
 /// A proxy before an origin that looks at every byte.
@@ -215,6 +195,28 @@ struct Exchange {
 }
 
 impl Exchange {
+    /// Whether no more requests reach the origin than the client gets answers.
+    fn answers_all(&self, data: &[u8]) -> bool {
+        let before = self.arrived.load(Ordering::SeqCst);
+        let mut reading = TcpStream::connect(self.address).expect("it listens");
+        let mut writing = reading.try_clone().expect("a socket");
+        let mut answered = Vec::new();
+        std::thread::scope(|scope| {
+            scope.spawn(move || {
+                let canary = b"\r\nGET /canary HTTP/1.1\r\nHost: p\r\nConnection: close\r\n\r\n";
+                // It may be closed early.
+                let _ = writing.write_all(data).and_then(|()| writing.write_all(canary));
+            });
+            // The proxy ends every connection: by its word, or by its deadlines.
+            let _ = reading.read_to_end(&mut answered);
+            let _ = reading.shutdown(Shutdown::Both);
+        });
+        // HTTP/2 has its answers in frames.
+        let is_answer = |it: &&[u8]| it.starts_with(b"HTTP/1.") && it[8] == b' ';
+        let answers = answered.windows(9).filter(is_answer).count();
+        data.starts_with(b"PRI * ") || self.arrived.load(Ordering::SeqCst) - before <= answers
+    }
+
     fn start() -> Self {
         let origin = TcpListener::bind("127.0.0.1:0").expect("a free port");
         let upstream = format!("upstream.url=http://{}", origin.local_addr().expect("bound"));
@@ -300,9 +302,11 @@ fn serve(stream: TcpStream, arrived: &AtomicUsize) -> Result<(), String> {
         if values("host").len() != 1 {
             return fault("not one Host");
         }
-        for hop in
-            ["connection", "proxy-connection", "keep-alive", "upgrade", "proxy-authorization"]
-        {
+        // TE is hop by hop itself, and said to be.
+        if values("connection").iter().any(|it| *it != b"te") {
+            return fault("a hop-by-hop field");
+        }
+        for hop in ["proxy-connection", "keep-alive", "upgrade", "proxy-authorization"] {
             if !values(hop).is_empty() {
                 return fault("a hop-by-hop field");
             }

@@ -85,6 +85,9 @@ pub(crate) enum Error {
     /// More than one `Host`.
     #[error("the request names several hosts")]
     SeveralHosts,
+    /// No `Host`, or one that is none.
+    #[error("the request names no host, or what is no host")]
+    BadHost,
     /// A transfer coding beside chunked.
     #[error("the transfer coding is not known")]
     TransferCoding,
@@ -326,6 +329,13 @@ impl Error {
                 name: "several-hosts",
                 title: "The request names several hosts",
                 detail: "Send one Host field.".into(),
+                token: "http_request_error",
+            },
+            Self::BadHost => Problem {
+                status: StatusCode::BAD_REQUEST,
+                name: "host-malformed",
+                title: "The request names no host",
+                detail: "Send a Host field with a host and, if it is not the scheme's own, a port.".into(),
                 token: "http_request_error",
             },
             Self::BadTarget => Problem {

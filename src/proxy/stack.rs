@@ -250,7 +250,7 @@ where
                 return Err(Error::NestedConnect);
             }
             self.authenticate(request.headers())?;
-            check_message(request.headers())?;
+            check_message(&request)?;
             // RFC 9110 section 9.3.6: what a server takes for content may be meant for the tunnel.
             let headers = request.headers();
             if headers.get(CONTENT_LENGTH).is_some_and(|length| length != "0")
@@ -268,7 +268,7 @@ where
         if target_length > self.config.limits.max_target {
             return Err(Error::TargetTooLong(self.config.limits.max_target));
         }
-        check_message(request.headers())?;
+        check_message(&request)?;
         let forward = match (tunnel, request.uri().authority()) {
             (Some(tunnel), authority) => {
                 agree(tunnel, authority, request.headers())?;
@@ -344,8 +344,9 @@ impl Admit {
 const LOOK_ALIKES: [HeaderName; 2] =
     [HeaderName::from_static("content_length"), HeaderName::from_static("transfer_encoding")];
 
-/// What no request may have.
-fn check_message(headers: &HeaderMap) -> Result<(), Error> {
+/// What no request may have, or lack.
+fn check_message(request: &Request<Incoming>) -> Result<(), Error> {
+    let headers = request.headers();
     if has_been_here(headers) {
         return Err(Error::Loop);
     }
@@ -360,11 +361,25 @@ fn check_message(headers: &HeaderMap) -> Result<(), Error> {
     if LOOK_ALIKES.iter().any(|name| headers.contains_key(name)) {
         return Err(Error::LookAlike);
     }
-    // RFC 9112 section 3.2: which of two is meant, nobody can say.
-    if headers.get_all(HOST).into_iter().count() > 1 {
-        return Err(Error::SeveralHosts);
+    // RFC 9112 section 3.2. Which of two is meant, nobody can say.
+    let mut hosts = headers.get_all(HOST).into_iter();
+    match (hosts.next(), hosts.next()) {
+        (Some(_), Some(_)) => Err(Error::SeveralHosts),
+        (Some(host), None) if !is_host(host) => Err(Error::BadHost),
+        // CONNECT names it in its target, and there are clients that leave it at that.
+        (None, _)
+            if request.version() == Version::HTTP_11 && request.method() != Method::CONNECT =>
+        {
+            Err(Error::BadHost)
+        }
+        _ => Ok(()),
     }
-    Ok(())
+}
+
+/// A host and perhaps a port, or nothing (RFC 9110 section 7.2).
+fn is_host(value: &HeaderValue) -> bool {
+    let value = value.as_bytes();
+    value.is_empty() || (Authority::try_from(value).is_ok() && !value.contains(&b'@'))
 }
 
 /// A tunnel was opened for one host: the certificate vouched for it, and for no other.

@@ -82,13 +82,7 @@ async fn ids_of_the_apis_own_are_no_finding_in_a_tunnel() {
 async fn a_request_for_another_host_than_its_tunnels_gets_421() {
     let origin = Origin::start([Reply::Write(no_content())]).await;
     let proxy = Proxy::before(&origin, &[]).await;
-    for host in [
-        "elsewhere.example",
-        "api.constantcontact.com:8443",
-        "127.0.0.1",
-        "user@api.constantcontact.com",
-        "a b",
-    ] {
+    for host in ["elsewhere.example", "api.constantcontact.com:8443", "127.0.0.1"] {
         let refused = open(&proxy).await.ask(&put(host)).await;
         assert_eq!(
             (refused.status, refused.problem()),

@@ -87,6 +87,101 @@ async fn an_upstream_that_closes_without_an_answer_gives_502_and_gets_no_second_
     }
 }
 
+#[tokio::test]
+async fn an_upstream_that_resets_is_a_fault_before_its_answer_and_breaks_it_off_within() {
+    for (reply, told) in
+        [("", 502), ("HTTP/1.1 20", 502), ("HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nhalf", 200)]
+    {
+        for asked in [GET.to_vec(), put(BARE), request("POST", CONTACTS, "", BARE)] {
+            let origin = Origin::start([Reply::WriteAndReset(reply.into())]).await;
+            let proxy = Proxy::before(&origin, &["limits.max_requests=1"]).await;
+            let answer = proxy.ask(&asked).await;
+            // A reset may overtake what was sent before it.
+            assert!(answer.status == told || answer.status == 502, "{reply}: {}", answer.status);
+            assert_eq!(answer.broken, answer.status == 200, "{reply}");
+            assert_eq!(origin.requests().len(), 1, "{reply}");
+            // Its place is free again.
+            assert_ne!(proxy.ask(GET).await.status, 503);
+        }
+    }
+}
+
+#[tokio::test]
+async fn what_comes_behind_an_answer_is_no_answer_to_the_next_request() {
+    for behind in ["x", "HTTP/1.1 200 OK\r\nContent-Length: 8\r\n\r\nsmuggled"] {
+        let first = [answer("200 OK", "", b"first"), behind.into()].concat();
+        let second = answer("200 OK", "", b"second");
+        let origin = Origin::start([Reply::Write(first), Reply::Write(second)]).await;
+        let proxy = Proxy::before(&origin, &[]).await;
+        let mut client = proxy.client().await;
+        assert_eq!(client.ask(GET).await.body, b"first");
+        for _ in 0..3 {
+            assert_eq!(client.ask(GET).await.body, b"second", "{behind}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn an_upstream_whose_head_has_no_end_gives_502() {
+    let long = format!("HTTP/1.1 200 OK\r\nX: {}\r\n\r\n", "x".repeat(2_000_000));
+    let many = format!("HTTP/1.1 200 OK\r\n{}\r\n", "X: y\r\n".repeat(5_000));
+    for head in [long, many] {
+        let origin = Origin::start([Reply::Write(head.into())]).await;
+        let proxy = Proxy::before(&origin, &[]).await;
+        let answer = proxy.ask(GET).await;
+        assert_eq!(
+            (answer.status, answer.problem()),
+            (502, "upstream-answer-malformed".to_owned())
+        );
+    }
+}
+
+#[tokio::test]
+async fn a_client_that_goes_away_frees_its_place_in_every_phase() {
+    let start = b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nhalf".to_vec();
+    let pause = Reply::Pause(start, Arc::new(Notify::new()), vec![]);
+    let upload = b"POST /up HTTP/1.1\r\nHost: p\r\nContent-Length: 10\r\n\r\nhalf";
+    let whole = put(BARE);
+    for (phase, sent, reply, arrives) in [
+        ("before a word", &b""[..], Reply::Hang, false),
+        ("in its head", &whole[..30], Reply::Hang, false),
+        ("in its body", &whole[..whole.len() - 5], Reply::Hang, false),
+        ("in an upload", upload, Reply::Hang, false),
+        ("waiting for its answer", &whole, Reply::Hang, true),
+        ("in its answer", &whole, pause, true),
+    ] {
+        for reset in [false, true] {
+            let is_answered = matches!(reply, Reply::Pause(..));
+            let origin = Origin::start([reply.clone(), Reply::Write(no_content())]).await;
+            let limits = ["limits.max_requests=1", "limits.max_connections=1"];
+            let proxy = Proxy::before(&origin, &limits).await;
+            let mut client = proxy.client().await;
+            client.send(sent).await;
+            if arrives {
+                origin.arrived(1).await;
+            }
+            if is_answered {
+                client.head().await.expect("it began");
+            }
+            if reset {
+                client.stream.set_zero_linger().expect("a socket");
+            }
+            drop(client);
+            let mut next = proxy.client().await;
+            next.send(&put(RECIPE)).await;
+            // Not whole, it never arrived: then the first reply is this one's.
+            if arrives {
+                assert_eq!(next.answer(false).await.status, 204, "{phase}, reset: {reset}");
+            }
+            let requests = 1 + usize::from(arrives);
+            origin.arrived(requests).await;
+            let bodies: Vec<_> = origin.requests().into_iter().map(|it| it.body).collect();
+            assert_eq!(bodies.len(), requests, "{phase}, reset: {reset}: nothing by halves");
+            assert_eq!(bodies[requests - 1], RECIPE_OUT, "{phase}, reset: {reset}");
+        }
+    }
+}
+
 /// The upstream closes an idle connection just as the next request is written on it.
 #[tokio::test]
 async fn a_request_on_a_stale_connection_is_sent_again_if_its_method_is_idempotent() {

@@ -201,6 +201,29 @@ async fn several_hosts_are_refused() {
 }
 
 #[tokio::test]
+async fn a_request_without_a_host_or_with_what_is_none_is_refused() {
+    let origin = Origin::start([Reply::Write(no_content())]).await;
+    let proxy = Proxy::before(&origin, &[]).await;
+    for (version, host, status) in [
+        ("1.1", "", 400),
+        ("1.0", "", 204),
+        ("1.1", "Host:\r\n", 204),
+        ("1.1", "Host: proxy.local:8080\r\n", 204),
+        ("1.1", "Host: [::1]:8080\r\n", 204),
+        ("1.1", "Host: a, b\r\n", 400),
+        ("1.1", "Host: a/b\r\n", 400),
+        ("1.1", "Host: user@a\r\n", 400),
+        ("1.0", "Host: a b\r\n", 400),
+    ] {
+        let answer = proxy.ask(format!("GET /x HTTP/{version}\r\n{host}\r\n").as_bytes()).await;
+        assert_eq!(answer.status, status, "{version} {host}");
+        if status == 400 {
+            assert_eq!(answer.problem(), "host-malformed");
+        }
+    }
+}
+
+#[tokio::test]
 async fn an_answer_of_the_proxys_own_to_head_has_no_body_on_http_2_either() {
     let origin = Origin::start([]).await;
     let url = origin.url();

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 
@@ -18,6 +18,8 @@ pub enum Reply {
     WriteAndClose(Vec<u8>),
     /// Writes the first bytes, waits until the test lets go, and writes the others.
     Pause(Vec<u8>, Arc<Notify>, Vec<u8>),
+    /// Writes these bytes and resets the connection.
+    WriteAndReset(Vec<u8>),
     /// Says nothing, and keeps the connection open.
     Hang,
 }
@@ -141,7 +143,24 @@ impl Origin {
     }
 }
 
-async fn serve<S: AsyncRead + AsyncWrite + Unpin>(
+trait Reset {
+    /// Makes the end of the connection a reset.
+    fn reset(&self);
+}
+
+impl Reset for TcpStream {
+    fn reset(&self) {
+        self.set_zero_linger().expect("a socket");
+    }
+}
+
+impl Reset for tokio_rustls::server::TlsStream<TcpStream> {
+    fn reset(&self) {
+        self.get_ref().0.reset();
+    }
+}
+
+async fn serve<S: AsyncRead + AsyncWrite + Reset + Unpin>(
     mut stream: S,
     connection: usize,
     shared: &Shared,
@@ -163,6 +182,11 @@ async fn serve<S: AsyncRead + AsyncWrite + Unpin>(
             Some(Reply::WriteAndClose(bytes)) => {
                 let _ = stream.write_all(&bytes).await;
                 let _ = stream.shutdown().await;
+                return;
+            }
+            Some(Reply::WriteAndReset(bytes)) => {
+                let _ = stream.write_all(&bytes).await;
+                stream.reset();
                 return;
             }
             Some(Reply::Pause(first, go_on, then)) => {
