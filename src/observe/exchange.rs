@@ -98,6 +98,14 @@ impl Decision {
     }
 }
 
+/// A method of RFC 9110 or RFC 5789 by its name; any other is a client's own text.
+fn method_name(method: &Method) -> &str {
+    use Method as M;
+    let known =
+        [M::GET, M::HEAD, M::POST, M::PUT, M::DELETE, M::OPTIONS, M::CONNECT, M::PATCH, M::TRACE];
+    if known.contains(method) { method.as_str() } else { "(other)" }
+}
+
 impl Default for Exchange {
     fn default() -> Self {
         Self::new(&Request::new(()), None, Arc::default())
@@ -329,7 +337,7 @@ impl Exchange {
         };
         tracing::info!(
             request_id = %self.id(),
-            method = %self.method,
+            method = method_name(&self.method),
             route = route::template(self.uri.path()),
             account = self.account().map(display),
             contact_id = self.contact_id().map(display),

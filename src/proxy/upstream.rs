@@ -16,7 +16,7 @@ use hyper_util::client::legacy::connect::dns::{GaiResolver, Name};
 use hyper_util::client::legacy::{self, Client, ResponseFuture};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use rustls::pki_types::CertificateDer;
-use rustls::{ClientConfig, RootCertStore};
+use rustls::{CertificateError, ClientConfig, RootCertStore};
 use tokio::net::TcpStream;
 use tower::Service;
 
@@ -267,7 +267,11 @@ impl From<legacy::Error> for Failed {
                 return Self::Fault(Fault::Stale, "connection closed before any answer".into());
             }
         }
-        let message = causes().last().map(ToString::to_string).unwrap_or_default();
+        let tls = causes().find_map(|cause| cause.downcast_ref::<rustls::Error>());
+        let message = match tls {
+            Some(rustls::Error::InvalidCertificate(error)) => invalid(error).to_owned(),
+            _ => causes().last().map(ToString::to_string).unwrap_or_default(),
+        };
         Self::Fault(classify(&error, causes), message)
     }
 }
@@ -307,6 +311,25 @@ fn classify<'e>(error: &legacy::Error, causes: impl Fn() -> Causes<'e>) -> Fault
     match causes().find_map(|cause| cause.downcast_ref::<hyper::Error>()) {
         Some(error) if error.is_parse() => Fault::Garbage,
         _ => Fault::Terminated,
+    }
+}
+
+/// What is wrong with a certificate, without a word of what stands in it: whoever made it chose that.
+const fn invalid(error: &CertificateError) -> &'static str {
+    use CertificateError as E;
+    match error {
+        E::Expired | E::ExpiredContext { .. } => "the certificate has expired",
+        E::NotValidYet | E::NotValidYetContext { .. } => "the certificate is not valid yet",
+        E::UnknownIssuer => "the certificate's issuer is not trusted",
+        E::NotValidForName | E::NotValidForNameContext { .. } => {
+            "the certificate is for another name than this host's"
+        }
+        E::Revoked => "the certificate was revoked",
+        E::InvalidPurpose | E::InvalidPurposeContext { .. } => "the certificate is not for servers",
+        E::BadEncoding | E::BadSignature => {
+            "the certificate is malformed, or its signature is wrong"
+        }
+        _ => "the certificate cannot be verified",
     }
 }
 

@@ -1,8 +1,9 @@
 //! Credentials and personal data get nowhere but upstream.
 
-use crate::support::binary::{Running, command};
+use crate::support::binary::{Running, command, run_command};
 use crate::support::client::Client;
 use crate::support::origin::{Origin, Reply};
+use crate::support::tls::{Authority, connect};
 use crate::support::{REFUSAL, answer, no_content, refusal, request};
 
 /// Every one of these stands in some request or answer below, and must stand in no output.
@@ -109,4 +110,161 @@ async fn planted_secrets_are_in_no_log_and_no_error() {
     assert_eq!(mismatches[0]["now"], "ACTION_BY_CONTACT");
     assert_eq!(mismatches[0]["user_agent"], "Shop/2 (e-mail address)");
     assert_eq!(mismatches[0]["request_id"], requests[0]["request_id"]);
+}
+
+const API: &str = "api.constantcontact.com";
+
+/// A word that stands nowhere but in one place of one message.
+fn secret(place: &str) -> String {
+    format!("s3cr3t-{place}")
+}
+
+/// Places of a request's head; `{}` is where the secret goes.
+const PLACES: [(&str, &str); 22] = [
+    ("authorization", "Authorization: Bearer {}"),
+    ("authorization-oauth", "Authorization: OAuth oauth_token=\"{}\", oauth_signature=\"x\""),
+    ("cookie", "Cookie: session={}"),
+    ("referer", "Referer: http://shop.example/{}?email=jane.roe@example.org"),
+    ("user-agent", "User-Agent: Shop ({}@example.org)"),
+    ("origin", "Origin: http://{}.example"),
+    ("from", "From: {}@example.org"),
+    ("etag", "If-Match: \"{}\""),
+    ("custom", "X-Contact-Email: {}@example.org"),
+    ("field-name", "X-{}: x"),
+    ("connection", "Connection: x-{}"),
+    ("hop", "Keep-Alive: {}"),
+    ("trailer", "Trailer: x-{}"),
+    ("expect", "Expect: {}"),
+    ("content-type", "Content-Type: application/atom+xml; boundary={}"),
+    ("charset", "Content-Type: application/atom+xml; charset={}"),
+    ("coding", "Content-Encoding: {}"),
+    ("forwarded", "X-Forwarded-For: {}"),
+    ("via", "Via: 1.1 {}"),
+    ("request-id", "Traceparent: {}"),
+    ("range", "Range: {}"),
+    ("digest", "Content-MD5: {}"),
+];
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_secret_in_any_place_is_in_no_log_no_metric_and_no_answer_of_the_proxys_own() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let write = |name: &str, text: &str| {
+        let path = folder.path().join(name);
+        std::fs::write(&path, text).expect("a file");
+        path.display().to_string()
+    };
+    // An upstream that nobody trusts, with a certificate that says more than it should.
+    let authority = Authority::new();
+    let named = format!("{}.example", secret("certificate"));
+    let untrusted =
+        Origin::start_with([Reply::Write(no_content())], Some(authority.acceptor(&named, &[])))
+            .await;
+    let auth = write("auth", &format!("proxy:{}\n", secret("proxy-auth")));
+    let config = write(
+        "proxy.toml",
+        &format!(
+            "[listen]\nproxy_auth = \"file:{auth}\"\n[intercept]\nca_dir = \"{}\"\n\
+             [upstream]\nurl = \"https://localhost:{}\"\nca_file = \"{}\"\n[log]\nlevel = \"trace\"\n",
+            folder.path().join("ca").display(),
+            untrusted.address.port(),
+            authority.file().display(),
+        ),
+    );
+    let arguments = ["serve", "-c", &config, "--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0"];
+    let mut running = Running::start(&mut command(&arguments));
+    let admin = running.read_line();
+    let admin = admin.trim_start_matches("listening on ").split(' ').next().expect("an address");
+
+    // By base URL, with a secret in each place, in each part of the target, and in the body.
+    let mut asked = 0;
+    let mut said = String::new();
+    let mut tell = |answer: crate::support::client::Answer| {
+        said.push_str(&answer.head);
+        said.push_str(&String::from_utf8_lossy(&answer.body));
+        asked += 1;
+    };
+    let target = format!(
+        "/ws/customers/{}@example.org/contacts/7?access_token={}&{}=x",
+        secret("account"),
+        secret("query"),
+        secret("query-name")
+    );
+    let body = format!(
+        "<Contact xmlns=\"http://ws.constantcontact.com/ns/1.0/\" {name}=\"{value}\">\
+         <EmailAddress>{address}</EmailAddress><{element}/><!-- {comment} -->\
+         <OptInSource>{source}</OptInSource></Contact>",
+        name = secret("attribute-name"),
+        value = secret("attribute"),
+        address = secret("text"),
+        element = secret("element"),
+        comment = secret("comment"),
+        source = secret("source"),
+    );
+    for (place, line) in PLACES {
+        let line = format!("{}\r\n", line.replace("{}", &secret(place)));
+        let bytes = request("PUT", &target, &line, body.as_bytes());
+        tell(Client::connect(running.address).await.ask(&bytes).await);
+    }
+    // Heads that are none, absolute targets, and CONNECT in all its wrong ways.
+    for head in [
+        format!(
+            "GET /{} HTTP/1.1\r\nHost: p\r\n{} x\r\n\r\n",
+            secret("bad-path"),
+            secret("bad-field")
+        ),
+        format!("{} / HTTP/1.1\r\n\r\n", secret("method")),
+        format!("GET / HTTP/1.1\r\nHost: {}@p\r\n\r\n", secret("host-user")),
+        format!("GET http://{}@{API}/x HTTP/1.1\r\nHost: p\r\n\r\n", secret("target-user")),
+        format!("CONNECT {}@{API}:443 HTTP/1.1\r\nHost: p\r\n\r\n", secret("connect-user")),
+        format!(
+            "CONNECT {API}:443 HTTP/1.1\r\nHost: p\r\nProxy-Authorization: Basic {}\r\n\r\n",
+            secret("wrong-proxy-auth")
+        ),
+        format!("GET /{} HTTP/1.1\r\nHost: p\r\nX: {}", secret("half-path"), "x".repeat(20_000)),
+    ] {
+        tell(Client::connect(running.address).await.ask(head.as_bytes()).await);
+    }
+    // Through a tunnel.
+    let credentials = base64::Engine::encode(
+        &base64::engine::general_purpose::STANDARD,
+        format!("proxy:{}", secret("proxy-auth")),
+    );
+    let mut client = Client::connect(running.address).await;
+    let head =
+        format!("CONNECT {API}:443 HTTP/1.1\r\nProxy-Authorization: Basic {credentials}\r\n\r\n");
+    client.send(head.as_bytes()).await;
+    assert_eq!(client.answer(true).await.status, 200);
+    let trusted = folder.path().join("ca/ca.pem");
+    let stream = connect(client.stream, API, &trusted, &["http/1.1"]).await.expect("it is trusted");
+    let mut client = Client::over(stream);
+    let fields = format!("Authorization: Basic {}\r\n", secret("tunnel"));
+    let bytes = request("PUT", &target, &fields, body.as_bytes());
+    let bytes = String::from_utf8_lossy(&bytes).replace("proxy.local:8080", API);
+    let answer = client.ask(bytes.as_bytes()).await;
+    assert_eq!((answer.status, answer.problem()), (502, "upstream-certificate-untrusted".into()));
+    tell(answer);
+    assert_eq!(asked, PLACES.len() + 8);
+
+    let metrics = Client::connect(admin.parse().expect("an address")).await;
+    let metrics = { metrics }.ask(b"GET /metrics HTTP/1.1\r\nHost: p\r\n\r\n").await;
+    assert_eq!(metrics.status, 200);
+    running.signal("TERM");
+    let (_, log) = running.finish();
+    let checked = run_command(command(&["check", "-c", &config]), b"");
+    assert_eq!(checked.code, Some(0), "{}", checked.stderr);
+    let outputs = [
+        ("the log", log),
+        ("the answers", said),
+        ("the metrics", String::from_utf8_lossy(&metrics.body).into_owned()),
+        ("check", String::from_utf8_lossy(&checked.stdout).into_owned() + &checked.stderr),
+    ];
+    let key = std::fs::read_to_string(folder.path().join("ca/issuer.pem")).expect("the key");
+    let key = key.lines().find(|line| line.len() > 40).expect("a line of base64");
+    for (output, text) in &outputs {
+        for hidden in ["s3cr3t", "jane.roe", credentials.as_str(), key] {
+            let found = text.lines().find(|line| line.contains(hidden));
+            assert_eq!(found, None, "{hidden} in {output}");
+        }
+    }
+    assert!(outputs[0].1.contains("the certificate is for another name"), "{}", outputs[0].1);
 }
