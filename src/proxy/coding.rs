@@ -2,12 +2,14 @@
 
 use std::io::{Read, Write};
 
+use brotli_decompressor::Decompressor;
 use bytes::Bytes;
 use flate2::Compression;
 use flate2::read::{DeflateDecoder, MultiGzDecoder, ZlibDecoder};
 use flate2::write::{DeflateEncoder, GzEncoder, ZlibEncoder};
 use http::HeaderMap;
 use http::header::CONTENT_ENCODING;
+use ruzstd::decoding::StreamingDecoder;
 
 /// A content coding that the proxy can undo and redo.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -77,29 +79,6 @@ impl Coding {
         }
     }
 
-    /// The start of the content within the start of an encoded message: as much of it as there is, up
-    /// to `cap` bytes.
-    pub fn decode_start(self, encoded: &Bytes, cap: usize) -> Bytes {
-        let read = |reader: &mut dyn Read| {
-            let mut decoded = Vec::new();
-            // What was decoded before an error stays; cut off is what a start is.
-            let _ = reader.take(u64::try_from(cap).unwrap_or(u64::MAX)).read_to_end(&mut decoded);
-            Bytes::from(decoded)
-        };
-        match self {
-            Self::Identity => encoded.slice(..encoded.len().min(cap)),
-            Self::Gzip => read(&mut MultiGzDecoder::new(&encoded[..])),
-            Self::RawDeflate => read(&mut DeflateDecoder::new(&encoded[..])),
-            Self::Deflate => {
-                let decoded = read(&mut ZlibDecoder::new(&encoded[..]));
-                if decoded.is_empty() {
-                    return Self::RawDeflate.decode_start(encoded, cap);
-                }
-                decoded
-            }
-        }
-    }
-
     /// The content encoded again.
     pub fn encode(self, content: Bytes) -> Bytes {
         let encoded = match self {
@@ -120,6 +99,43 @@ impl Coding {
         encoded.expect("writing into a vector cannot fail").into()
     }
 }
+
+/// The start of an answer's content, of whose encoded bytes this is the start: as much as there is, up to `cap` bytes.
+/// It is only read, never written again, so there are more codings than [`Coding`] has.
+pub(super) fn start_of_answer(headers: &HeaderMap, encoded: &Bytes, cap: usize) -> Bytes {
+    let read = |reader: &mut dyn Read| {
+        let mut decoded = Vec::new();
+        // What was decoded before an error stays; cut off is what a start is.
+        let _ = reader.take(u64::try_from(cap).unwrap_or(u64::MAX)).read_to_end(&mut decoded);
+        Bytes::from(decoded)
+    };
+    let mut source = &encoded[..];
+    match Coding::of(headers) {
+        Some(Coding::Gzip) => read(&mut MultiGzDecoder::new(source)),
+        Some(Coding::Deflate | Coding::RawDeflate) => {
+            let decoded = read(&mut ZlibDecoder::new(source));
+            if decoded.is_empty() { read(&mut DeflateDecoder::new(source)) } else { decoded }
+        }
+        Some(Coding::Identity) => encoded.slice(..encoded.len().min(cap)),
+        None => {
+            let named = headers.get(CONTENT_ENCODING).map(|it| it.as_bytes().trim_ascii());
+            let named = |name: &[u8]| named.is_some_and(|it| it.eq_ignore_ascii_case(name));
+            if named(b"br") {
+                read(&mut Decompressor::new(source, BROTLI_BUFFER))
+            } else if named(b"zstd")
+                && let Ok(mut decoder) = StreamingDecoder::new(&mut source)
+            {
+                read(&mut decoder)
+            } else {
+                // It may still be a wrong label on plain text.
+                encoded.slice(..encoded.len().min(cap))
+            }
+        }
+    }
+}
+
+/// What is read at once; there are 64 KiB at most.
+const BROTLI_BUFFER: usize = 4096;
 
 /// Data behind the end of the stream would be lost by encoding anew.
 fn whole<T>(consumed: u64, encoded: &Bytes, decoded: T) -> Result<T, DecodeError> {

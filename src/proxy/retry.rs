@@ -13,7 +13,7 @@ use tokio::time::Instant;
 
 use super::body::{Body, Gathered, Rest};
 use super::budget::Budget;
-use super::coding::Coding;
+use super::coding::start_of_answer;
 use super::error::Error;
 use super::sanitize::Subject;
 use super::stage::{Handle, Stage};
@@ -135,9 +135,7 @@ impl Retry {
         // An answer whose head came late, or with no deadline left, is judged all the same.
         let deadline = deadline.max(Instant::now() + GRACE);
         let (response, start) = peek(response, deadline).await;
-        // A coding that we cannot undo may still be a wrong label on plain text.
-        let coding = Coding::of(response.headers()).unwrap_or(Coding::Identity);
-        let text = coding.decode_start(&start, INSPECTED);
+        let text = start_of_answer(response.headers(), &start, INSPECTED);
         let verdict = self.config.retry.pattern.judge(&text, sent);
         if let Some(verdict) = verdict {
             exchange.refused(verdict);

@@ -4,6 +4,8 @@ use std::io::Write as _;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
 use flate2::Compression;
 use flate2::write::GzEncoder;
 use tokio::sync::Notify;
@@ -191,15 +193,28 @@ async fn the_first_other_answer_is_the_clients_even_if_it_is_an_error() {
 async fn a_refusal_is_recognised_in_a_compressed_answer_and_relayed_compressed() {
     let mut encoder = GzEncoder::new(Vec::new(), Compression::best());
     encoder.write_all(format!("<html><p>{REFUSAL}</p></html>").as_bytes()).expect("in memory");
-    let packed = encoder.finish().expect("in memory");
-    let headers = "Content-Encoding: gzip\r\nContent-Type: text/html\r\n";
-    let origin = Origin::start([Reply::Write(answer("400 Bad Request", headers, &packed))]).await;
-    let proxy = Proxy::before(&origin, &["retry.max_attempts=2"]).await;
-    let answer = proxy.ask(&put(BARE)).await;
-    assert_eq!(answer.outcome(), "exhausted");
-    assert_eq!(answer.field("content-encoding"), Some("gzip"));
-    assert_eq!(answer.body, packed);
-    assert_eq!(origin.requests().len(), 2);
+    let gzip = encoder.finish().expect("in memory");
+    let base64 = |text| STANDARD.decode(text).expect("it was encoded");
+    // The same text, as Python's brotli and zstandard pack it.
+    let br = base64(
+        "G7kAIARC3VL2hNxgfA1BWARCzSzUtEtanVzA3H9rgaQR5JKkuY2dbyA5pDBSEk3d83ELupUiCcEkKWV/nEg/6rK2bZfjvPh70A017QRQSLL\
+         wuDpqf0nnQwPz9JNcIPmQMMyGioADn4kaGvgY/WAoGw==",
+    );
+    let zstd = base64(
+        "KLUv/SC6fQQAUoshGmBNdVtDkjWReyK6xRxgJYXU9wR4aQYrgmDxqLlmgIMe4KzFj/rV9+M7qGsZ8rR5qHbhVx6Q/Cq2PKmFW8s376O+ce4\
+         z7hiuL2tr3IT9KOnsxo3q7PikLSer33xMdkUCYQ6GAmEg+HKE6j2y2lEpi5ukmua66kzPcRMIFA4ZwgV6BzXX7AQBAAglKCk=",
+    );
+    for (coding, packed) in [("gzip", gzip), ("br", br), ("zstd", zstd)] {
+        let headers = format!("Content-Encoding: {coding}\r\nContent-Type: text/html\r\n");
+        let refused = Reply::Write(answer("400 Bad Request", &headers, &packed));
+        let origin = Origin::start([refused]).await;
+        let proxy = Proxy::before(&origin, &["retry.max_attempts=2"]).await;
+        let answer = proxy.ask(&put(BARE)).await;
+        assert_eq!(answer.outcome(), "exhausted", "{coding}");
+        assert_eq!(answer.field("content-encoding"), Some(coding));
+        assert_eq!(answer.body, packed);
+        assert_eq!(origin.requests().len(), 2);
+    }
 }
 
 #[tokio::test]
