@@ -62,7 +62,8 @@ pub fn opinion(document: &Document<'_>, update: bool) -> Opinion {
         let (declared, listed) = sources(contact);
         let removal = update && !contact.descendants().any(|node| is(node, "ContactList"));
         let values: Vec<_> = declared.iter().map(|node| value(*node)).collect();
-        let ambiguous = values.windows(2).any(|pair| pair[0] != pair[1]);
+        // What holds elements is equal to nothing.
+        let ambiguous = values.windows(2).any(|pair| pair[0] != pair[1] || pair[0].is_none());
         let declaration = match values.first() {
             Some(first) if !ambiguous && is_known(first) => first.clone(),
             _ => None,
