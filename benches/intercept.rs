@@ -3,9 +3,9 @@
 //! `cargo bench --bench intercept` measures, each in turns with its yardstick in the same run:
 //!
 //! * the throughput of a blind tunnel, beside a relay that is nothing but `tokio::io::copy_bidirectional`;
-//! * a client's full TLS handshake through CONNECT, from its TCP connection to its end, beside an acceptor
-//!   that does nothing but read a CONNECT and accept TLS over the same sockets, and beside the server's half
-//!   of a handshake of rustls in memory, by the CPU time of the proxy's thread.
+//! * a client's full TLS handshake through CONNECT, from its connection to its end, by CPU time: in memory,
+//!   client and proxy in one thread, beside both halves of rustls in memory; and over sockets, the proxy's
+//!   thread beside that of an acceptor that does nothing but read a CONNECT and accept TLS.
 #![allow(missing_docs, clippy::print_stdout, reason = "a program for people")]
 
 use std::net::SocketAddr;
@@ -16,10 +16,10 @@ use optin_proxy::config::Layers;
 use optin_proxy::intercept::Host;
 use optin_proxy::intercept::ca::Authority;
 use optin_proxy::observe::metrics::Metrics;
-use optin_proxy::proxy::Server;
+use optin_proxy::proxy::{Entrance, Server};
 use rustls::pki_types::ServerName;
 use rustls::{ClientConfig, ClientConnection, RootCertStore, ServerConfig, ServerConnection};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::{TlsAcceptor, TlsConnector};
 use tokio_util::sync::CancellationToken;
@@ -39,7 +39,7 @@ async fn bind() -> (TcpListener, SocketAddr) {
     (listener, address)
 }
 
-fn optin_proxy(worker: &Worker, folder: &std::path::Path, port: u16) -> SocketAddr {
+fn optin_proxy(worker: &Worker, folder: &std::path::Path, port: u16) -> (SocketAddr, Entrance) {
     let folder = folder.to_owned();
     worker.run(async move {
         let mut layers = Layers::default();
@@ -53,9 +53,9 @@ fn optin_proxy(worker: &Worker, folder: &std::path::Path, port: u16) -> SocketAd
         }
         let config = Arc::new(layers.build().expect("valid"));
         let server = Server::bind(config, Arc::new(Metrics::default())).await.expect("it starts");
-        let address = server.address();
+        let ways_in = (server.address(), server.entrance());
         tokio::spawn(server.run(CancellationToken::new()));
-        address
+        ways_in
     })
 }
 
@@ -102,25 +102,29 @@ fn bare_acceptor(worker: &Worker, config: Arc<ServerConfig>) -> SocketAddr {
     })
 }
 
-async fn connect(proxy: SocketAddr, target: Option<&str>) -> TcpStream {
-    let mut stream = TcpStream::connect(proxy).await.expect("it listens");
+async fn socket(proxy: SocketAddr) -> TcpStream {
+    let stream = TcpStream::connect(proxy).await.expect("it listens");
     stream.set_nodelay(true).expect("a socket");
-    if let Some(target) = target {
-        let asked = format!("CONNECT {target} HTTP/1.1\r\nHost: {target}\r\n\r\n");
-        stream.write_all(asked.as_bytes()).await.expect("open");
-        let mut answer = Vec::new();
-        while !answer.ends_with(b"\r\n\r\n") {
-            assert!(stream.read_buf(&mut answer).await.expect("an answer") > 0);
-        }
-        assert!(answer.starts_with(b"HTTP/1.1 200"), "{}", String::from_utf8_lossy(&answer));
-    }
     stream
+}
+
+async fn connect(stream: &mut (impl AsyncRead + AsyncWrite + Unpin), target: &str) {
+    let asked = format!("CONNECT {target} HTTP/1.1\r\nHost: {target}\r\n\r\n");
+    stream.write_all(asked.as_bytes()).await.expect("open");
+    let mut answer = Vec::with_capacity(1024);
+    while !answer.ends_with(b"\r\n\r\n") {
+        assert!(stream.read_buf(&mut answer).await.expect("an answer") > 0);
+    }
+    assert!(answer.starts_with(b"HTTP/1.1 200"), "{}", String::from_utf8_lossy(&answer));
 }
 
 /// Sends megabytes through; how many a second.
 fn push(clients: &Worker, via: SocketAddr, target: Option<String>) -> f64 {
     clients.run(async move {
-        let mut stream = connect(via, target.as_deref()).await;
+        let mut stream = socket(via).await;
+        if let Some(target) = target {
+            connect(&mut stream, &target).await;
+        }
         let chunk = vec![7; 256 * 1024];
         let started = Instant::now();
         for _ in 0..MEGABYTES * 4 {
@@ -150,7 +154,7 @@ fn throughput(folder: &std::path::Path) {
         address
     });
     let relay = bare_relay(&plain, server);
-    let proxy = optin_proxy(&ours, folder, server.port());
+    let (proxy, _) = optin_proxy(&ours, folder, server.port());
     let (mut speeds, mut costs) = (Vec::new(), Vec::new());
     let (mut bare, mut tunnelled) = (Vec::new(), Vec::new());
     for _ in 0..ROUNDS {
@@ -187,65 +191,98 @@ fn client_config(authority: &Authority) -> Arc<ClientConfig> {
     Arc::new(config)
 }
 
-/// Handshakes through the proxy, one after the other; the CPU time of its thread for each, and of the
-/// client's.
-fn handshakes_through(
+/// A full handshake through CONNECT, and the end of the connection.
+async fn handshake(
+    mut stream: impl AsyncRead + AsyncWrite + Unpin,
+    connector: &TlsConnector,
+    name: &ServerName<'static>,
+) {
+    connect(&mut stream, "api.constantcontact.com:443").await;
+    let mut stream = connector.connect(name.clone(), stream).await.expect("trusted");
+    stream.shutdown().await.expect("open");
+    let _ = stream.read(&mut [0]).await;
+}
+
+/// Handshakes over sockets, one after the other; the CPU time of the server's thread for each.
+fn handshakes_over_sockets(
     clients: &Worker,
-    ours: &Worker,
-    proxy: SocketAddr,
+    server: &Worker,
+    address: SocketAddr,
     config: &Arc<ClientConfig>,
-) -> (f64, f64) {
+) -> f64 {
     let connector = TlsConnector::from(Arc::clone(config));
-    let before = (ours.cpu_time(), clients.cpu_time());
+    let before = server.cpu_time();
     clients.run(async move {
         let name = ServerName::try_from(API).expect("a name");
         for _ in 0..HANDSHAKES {
-            let stream = connect(proxy, Some("api.constantcontact.com:443")).await;
-            let mut stream = connector.connect(name.clone(), stream).await.expect("trusted");
-            stream.shutdown().await.expect("open");
-            let _ = stream.read(&mut [0]).await;
+            handshake(socket(address).await, &connector, &name).await;
         }
     });
-    let each = |time: Duration| time.as_secs_f64() * 1e6 / HANDSHAKES as f64;
-    (each(ours.cpu_time() - before.0), each(clients.cpu_time() - before.1))
+    each(server.cpu_time() - before)
 }
 
-/// Handshakes in memory; the CPU time of the server's half of each, and of both.
-fn handshakes_in_memory(client: &Arc<ClientConfig>, server: &Arc<ServerConfig>) -> (f64, f64) {
-    let mut spent = Duration::ZERO;
-    let began = Instant::now();
-    let name = ServerName::try_from(API).expect("a name");
-    for _ in 0..HANDSHAKES {
-        let mut client = ClientConnection::new(Arc::clone(client), name.clone()).expect("a client");
-        let mut wire = Vec::new();
-        let started = Instant::now();
-        let mut server = ServerConnection::new(Arc::clone(server)).expect("a server");
-        spent += started.elapsed();
-        while client.is_handshaking() || server.is_handshaking() {
-            wire.clear();
-            while client.wants_write() {
-                client.write_tls(&mut wire).expect("memory");
-            }
-            let started = Instant::now();
-            let mut sent = &wire[..];
-            while !sent.is_empty() {
-                server.read_tls(&mut sent).expect("memory");
-                server.process_new_packets().expect("a handshake");
-            }
-            let mut answer = Vec::new();
-            while server.wants_write() {
-                server.write_tls(&mut answer).expect("memory");
-            }
-            spent += started.elapsed();
-            let mut answer = &answer[..];
-            while !answer.is_empty() {
-                client.read_tls(&mut answer).expect("memory");
-                client.process_new_packets().expect("a handshake");
+/// Handshakes through memory with the proxy in the same thread; its CPU time for both ends of each.
+fn handshakes_through_memory(
+    both: &Worker,
+    entrance: &Entrance,
+    config: &Arc<ClientConfig>,
+) -> f64 {
+    let (connector, entrance) = (TlsConnector::from(Arc::clone(config)), entrance.clone());
+    let before = both.cpu_time();
+    both.run(async move {
+        let name = ServerName::try_from(API).expect("a name");
+        for _ in 0..HANDSHAKES {
+            let stream = entrance.connect(64 * 1024).await.expect("it runs");
+            handshake(stream, &connector, &name).await;
+        }
+    });
+    each(both.cpu_time() - before)
+}
+
+/// In microseconds.
+fn each(time: Duration) -> f64 {
+    time.as_secs_f64() * 1e6 / HANDSHAKES as f64
+}
+
+/// Handshakes of rustls alone; the CPU time of a thread for both halves of each.
+fn handshakes_of_rustls(
+    both: &Worker,
+    client: &Arc<ClientConfig>,
+    server: &Arc<ServerConfig>,
+) -> f64 {
+    let (client, server) = (Arc::clone(client), Arc::clone(server));
+    let before = both.cpu_time();
+    both.run(async move {
+        let name = ServerName::try_from(API).expect("a name");
+        for _ in 0..HANDSHAKES {
+            let mut client =
+                ClientConnection::new(Arc::clone(&client), name.clone()).expect("a client");
+            let mut server = ServerConnection::new(Arc::clone(&server)).expect("a server");
+            let mut wire = Vec::new();
+            while client.is_handshaking() || server.is_handshaking() {
+                pass(&mut client, &mut server, &mut wire);
+                pass(&mut server, &mut client, &mut wire);
             }
         }
+    });
+    each(both.cpu_time() - before)
+}
+
+/// Gives one side what the other has to say.
+fn pass<F, T>(
+    from: &mut rustls::ConnectionCommon<F>,
+    to: &mut rustls::ConnectionCommon<T>,
+    wire: &mut Vec<u8>,
+) {
+    wire.clear();
+    while from.wants_write() {
+        from.write_tls(wire).expect("memory");
     }
-    let each = |time: Duration| time.as_secs_f64() * 1e6 / HANDSHAKES as f64;
-    (each(spent), each(began.elapsed()))
+    let mut sent = &wire[..];
+    while !sent.is_empty() {
+        to.read_tls(&mut sent).expect("memory");
+        to.process_new_packets().expect("a handshake");
+    }
 }
 
 fn handshakes(folder: &std::path::Path) {
@@ -263,33 +300,32 @@ fn handshakes(folder: &std::path::Path) {
     server.alpn_protocols = vec![b"http/1.1".to_vec()];
     let server = Arc::new(server);
     let (clients, ours, plain) = (Worker::start(), Worker::start(), Worker::start());
-    let proxy = optin_proxy(&ours, folder, 443);
+    let (proxy, entrance) = optin_proxy(&ours, folder, 443);
     let acceptor = bare_acceptor(&plain, Arc::clone(&server));
-    handshakes_through(&clients, &ours, proxy, &client);
-    handshakes_through(&clients, &plain, acceptor, &client);
-    handshakes_in_memory(&client, &server);
-    let mut figures: [Vec<f64>; 9] = Default::default();
+    let round = || {
+        [
+            handshakes_through_memory(&ours, &entrance, &client),
+            handshakes_of_rustls(&clients, &client, &server),
+            handshakes_over_sockets(&clients, &ours, proxy, &client),
+            handshakes_over_sockets(&clients, &plain, acceptor, &client),
+        ]
+    };
+    round();
+    let mut figures: [Vec<f64>; 6] = Default::default();
     for _ in 0..ROUNDS {
-        let (ours, client_of_ours) = handshakes_through(&clients, &ours, proxy, &client);
-        let (bare, client_of_bare) = handshakes_through(&clients, &plain, acceptor, &client);
-        let (half, whole) = handshakes_in_memory(&client, &server);
-        // Like with like: one end beside the server's half, both ends beside both halves.
-        let (both, bare_both) = (ours + client_of_ours, bare + client_of_bare);
-        let round =
-            [ours, bare, half, both, bare_both, whole, bare / ours, half / ours, half / bare];
-        for (all, one) in figures.iter_mut().zip(round) {
+        let [ours, rustls, ours_over, bare_over] = round();
+        let one = [ours, rustls, rustls / ours, ours_over, bare_over, bare_over / ours_over];
+        for (all, one) in figures.iter_mut().zip(one) {
             all.push(one);
         }
     }
-    let [ours, bare, half, both, bare_both, whole, to_bare, to_half, bare_to_half] =
-        figures.map(median);
-    println!("full handshake through CONNECT, CPU time of the server's end (of both ends):");
-    println!("  optin-proxy               {ours:.0} us ({both:.0} us)");
-    println!("  bare TLS over sockets     {bare:.0} us ({bare_both:.0} us)");
-    println!("  rustls in memory          {half:.0} us ({whole:.0} us)");
+    let [ours, rustls, in_memory, ours_over, bare_over, over_sockets] = figures.map(median);
+    println!("full handshake through CONNECT, CPU time:");
     println!(
-        "  rate of optin-proxy: {to_bare:.2} of bare TLS over sockets, {to_half:.2} of rustls in memory; of bare TLS: \
-         {bare_to_half:.2} of rustls in memory"
+        "  in memory, both ends: {ours:.0} us, rustls alone {rustls:.0} us: {in_memory:.2} of its rate"
+    );
+    println!(
+        "  over sockets, the server's end: {ours_over:.0} us, bare acceptor {bare_over:.0} us: {over_sockets:.2} of its rate"
     );
 }
 

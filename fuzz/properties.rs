@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::net::{TcpListener, TcpStream};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, LazyLock, Mutex};
 use std::time::Duration;
@@ -15,8 +15,10 @@ use optin_proxy::contact::{
 };
 use optin_proxy::intercept::{Host, Pattern};
 use optin_proxy::observe::metrics::Metrics;
-use optin_proxy::proxy::Server;
+use optin_proxy::proxy::{Entrance, Server};
 use roxmltree::Document;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::runtime::Runtime;
 use tokio_util::sync::CancellationToken;
 
 use super::reference::{contacts, opinion, skeleton, sources, value};
@@ -199,9 +201,16 @@ pub fn exchange(data: &[u8]) {
     assert!(faults.is_empty(), "the origin got what is no strict HTTP: {faults:?}");
 }
 
-/// A proxy before an origin that looks at every byte.
+/// Sent behind each input: what came before must not become part of it, nor it of that.
+const CANARY: &[u8] = b"\r\nGET /canary HTTP/1.1\r\nHost: p\r\nConnection: close\r\n\r\n";
+
+/// How much may be under way in each direction.
+const ROOM: usize = 64 * 1024;
+
+/// A proxy, reached through memory, before an origin that looks at every byte.
 struct Exchange {
-    address: SocketAddr,
+    runtime: Runtime,
+    entrance: Entrance,
     arrived: Arc<AtomicUsize>,
     faults: Arc<Mutex<Vec<String>>>,
 }
@@ -210,18 +219,18 @@ impl Exchange {
     /// Whether no more requests reach the origin than the client gets answers.
     fn answers_all(&self, data: &[u8]) -> bool {
         let before = self.arrived.load(Ordering::SeqCst);
-        let mut reading = TcpStream::connect(self.address).expect("it listens");
-        let mut writing = reading.try_clone().expect("a socket");
         let mut answered = Vec::new();
-        std::thread::scope(|scope| {
-            scope.spawn(move || {
-                let canary = b"\r\nGET /canary HTTP/1.1\r\nHost: p\r\nConnection: close\r\n\r\n";
+        self.runtime.block_on(async {
+            let client = self.entrance.connect(ROOM).await.expect("it runs");
+            let (mut reading, mut writing) = tokio::io::split(client);
+            let sending = async {
                 // It may be closed early.
-                let _ = writing.write_all(data).and_then(|()| writing.write_all(canary));
-            });
+                if writing.write_all(data).await.is_ok() {
+                    let _ = writing.write_all(CANARY).await;
+                }
+            };
             // The proxy ends every connection: by its word, or by its deadlines.
-            let _ = reading.read_to_end(&mut answered);
-            let _ = reading.shutdown(Shutdown::Both);
+            let _ = tokio::join!(sending, reading.read_to_end(&mut answered));
         });
         // HTTP/2 has its answers in frames.
         let is_answer = |it: &&[u8]| it.starts_with(b"HTTP/1.") && it[8] == b' ';
@@ -269,11 +278,9 @@ impl Exchange {
             .expect("a runtime");
         let server = runtime.block_on(Server::bind(config, Arc::new(Metrics::default())));
         let server = server.expect("a free port");
-        let address = server.address();
+        let entrance = server.entrance();
         runtime.spawn(server.run(CancellationToken::new()));
-        // It runs for as long as the process.
-        std::mem::forget(runtime);
-        Self { address, arrived, faults }
+        Self { runtime, entrance, arrived, faults }
     }
 }
 

@@ -2,13 +2,14 @@
 
 use std::convert::Infallible;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use http::Response;
 use rustls::ClientConfig;
+use tokio::io::DuplexStream;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
 use tokio::time::Instant;
@@ -32,6 +33,7 @@ pub struct Server {
     address: SocketAddr,
     /// This process's listeners.
     own: Vec<SocketAddr>,
+    entrance: (Entrance, mpsc::Receiver<DuplexStream>),
     metrics: Arc<Metrics>,
     /// What is wanted now, and changed by a [`Reloader`].
     wanted: watch::Sender<Arc<Wanted>>,
@@ -82,6 +84,26 @@ impl Reloader {
         self.wanted.send_replace(Arc::new(wanted));
         Ok(())
     }
+}
+
+/// A way in beside the listener that needs no socket: for a program that embeds the proxy, and for whoever
+/// looks at it without the system's part.
+#[derive(Debug, Clone)]
+pub struct Entrance(mpsc::Sender<DuplexStream>);
+
+impl Entrance {
+    /// A connection to the proxy with room for so many bytes each way, as if from 127.0.0.1 and counted like any
+    /// other. `None` once the proxy accepts no more.
+    pub async fn connect(&self, room: usize) -> Option<DuplexStream> {
+        let (client, proxy) = tokio::io::duplex(room);
+        self.0.send(proxy).await.ok().map(|()| client)
+    }
+}
+
+/// A connection that has come, by either way in.
+enum Accepted {
+    Socket(TcpStream, SocketAddr),
+    InMemory(DuplexStream),
 }
 
 /// Why the proxy cannot start.
@@ -135,7 +157,9 @@ impl Server {
             return Err(StartError::Open { address });
         }
         let wanted = watch::Sender::new(Arc::new(Wanted::new(config, None)?));
-        Ok(Self { listener, address, own: vec![address], metrics, wanted })
+        let (entrance, entering) = mpsc::channel(1);
+        let entrance = (Entrance(entrance), entering);
+        Ok(Self { listener, address, own: vec![address], entrance, metrics, wanted })
     }
 
     /// The address that was bound, with the real port.
@@ -148,6 +172,11 @@ impl Server {
         Reloader { address: self.address, wanted: self.wanted.clone() }
     }
 
+    /// The way in that needs no socket.
+    pub fn entrance(&self) -> Entrance {
+        self.entrance.0.clone()
+    }
+
     /// Names one more listener of this process, that no tunnel may lead to.
     pub fn also_own(&mut self, address: SocketAddr) {
         self.own.push(address);
@@ -156,7 +185,7 @@ impl Server {
     /// Serves until `stop`, then finishes what is in flight, tunnels too, within `listen.drain_timeout`.
     /// Returns how many connections were cut because they did not end by then.
     pub async fn run(self, stop: CancellationToken) -> usize {
-        let Self { listener, own, metrics, wanted, .. } = self;
+        let Self { listener, own, entrance: (_, mut entering), metrics, wanted, .. } = self;
         let mut changes = wanted.subscribe();
         let connections = TaskTracker::new();
         let (opened, mut tunnels) = mpsc::channel(OPENED);
@@ -193,8 +222,14 @@ impl Server {
                     full.warn();
                 }
                 // Never closed, so a permit always comes.
-                let permit = Arc::clone(&room).acquire_owned().await;
-                listener.accept().await.map(|(stream, address)| (stream, address, permit.ok()))
+                let permit = Arc::clone(&room).acquire_owned().await.ok();
+                let accepted = tokio::select! {
+                    accepted = listener.accept() => {
+                        accepted.map(|(stream, address)| Accepted::Socket(stream, address))
+                    }
+                    Some(stream) = entering.recv() => Ok(Accepted::InMemory(stream)),
+                };
+                accepted.map(|accepted| (accepted, permit))
             };
             let accepted = tokio::select! {
                 biased;
@@ -214,8 +249,13 @@ impl Server {
                 accepted = room => accepted,
             };
             match accepted {
-                Ok((stream, address, permit)) => {
-                    let peer = peer(&stream, address, permit, &config, &metrics);
+                Ok((Accepted::Socket(stream, address), permit)) => {
+                    ready(&stream);
+                    let peer = peer(address, permit, &config, &metrics);
+                    connections.spawn(serving.clone().connection(stream, peer));
+                }
+                Ok((Accepted::InMemory(stream), permit)) => {
+                    let peer = peer(IN_MEMORY, permit, &config, &metrics);
                     connections.spawn(serving.clone().connection(stream, peer));
                 }
                 Err(error) => pause_after(&error).await,
@@ -226,7 +266,8 @@ impl Server {
         while let (Ok(listener), Ok(permit)) = (&listener, Arc::clone(&room).try_acquire_owned()) {
             let Ok((stream, address)) = listener.accept() else { break };
             let Ok(stream) = nonblocking(stream) else { continue };
-            let peer = peer(&stream, address, Some(permit), &config, &metrics);
+            ready(&stream);
+            let peer = peer(address, Some(permit), &config, &metrics);
             connections.spawn(serving.clone().connection(stream, peer));
         }
         drop(listener);
@@ -253,16 +294,21 @@ fn nonblocking(stream: std::net::TcpStream) -> io::Result<TcpStream> {
     TcpStream::from_std(stream)
 }
 
+/// Where connections through the [`Entrance`] come from.
+const IN_MEMORY: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
+
+/// Answers are written whole: waiting for more would only delay them.
+fn ready(stream: &TcpStream) {
+    let _ = stream.set_nodelay(true);
+}
+
 /// Who is at the other end of a connection that was just accepted.
 fn peer(
-    stream: &TcpStream,
     address: SocketAddr,
     permit: Option<OwnedSemaphorePermit>,
     config: &Config,
     metrics: &Arc<Metrics>,
 ) -> Peer {
-    // Answers are written whole: waiting for more would only delay them.
-    let _ = stream.set_nodelay(true);
     let allow = &config.listen.allow_from;
     let ip = address.ip().to_canonical();
     let is_allowed = allow.is_empty() || allow.iter().any(|net| net.contains(&ip));
