@@ -186,10 +186,12 @@ pub struct Limits {
     pub body_timeout: Span,
     pub request_timeout: Span,
     pub idle_timeout: Span,
+    pub min_rate: Size,
     pub max_connections: usize,
     pub max_requests: usize,
     pub max_buffered: Size,
     pub max_head: Size,
+    pub max_headers: usize,
     pub max_target: Size,
 }
 
@@ -200,10 +202,12 @@ impl Default for Limits {
             body_timeout: Span::from_secs(2 * 60),
             request_timeout: Span::from_secs(60 * 60),
             idle_timeout: Span::from_secs(60),
+            min_rate: Size(100),
             max_connections: 10_000,
             max_requests: 1_000,
             max_buffered: Size(64 * 1024 * 1024),
             max_head: Size(16 * 1024),
+            max_headers: 100,
             max_target: Size(8 * 1024),
         }
     }

@@ -147,6 +147,9 @@ pub struct Limits {
     pub request_timeout: Duration,
     /// The longest silence in the middle of a body, downstream or upstream.
     pub idle_timeout: Duration,
+    /// The least bytes a second of an upload, counting the time that the proxy waits for it, after a grace of
+    /// `idle_timeout`; 0 for none.
+    pub min_rate: usize,
     /// The most downstream connections; further ones wait to be accepted.
     pub max_connections: usize,
     /// The most requests in flight; further ones get 503.
@@ -155,6 +158,8 @@ pub struct Limits {
     pub max_buffered: usize,
     /// The longest head of a request, in bytes.
     pub max_head: usize,
+    /// The most fields in the head of an HTTP/1 request.
+    pub max_headers: usize,
     /// The longest path and query, in bytes.
     pub max_target: usize,
 }
@@ -224,6 +229,7 @@ impl Config {
             ("limits.max_connections", file.limits.max_connections),
             ("limits.max_requests", file.limits.max_requests),
             ("limits.max_buffered", file.limits.max_buffered.0),
+            ("limits.max_headers", file.limits.max_headers),
             ("limits.max_target", file.limits.max_target.0),
         ] {
             if number == 0 || number > Semaphore::MAX_PERMITS {
@@ -303,10 +309,12 @@ impl Config {
                 body_timeout: file.limits.body_timeout.0,
                 request_timeout: file.limits.request_timeout.0,
                 idle_timeout: file.limits.idle_timeout.0,
+                min_rate: file.limits.min_rate.0,
                 max_connections: file.limits.max_connections,
                 max_requests: file.limits.max_requests,
                 max_buffered: file.limits.max_buffered.0,
                 max_head: file.limits.max_head.0,
+                max_headers: file.limits.max_headers,
                 max_target: file.limits.max_target.0,
             },
             log: Log {

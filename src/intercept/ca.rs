@@ -18,6 +18,7 @@ use rustls::client::danger::ServerCertVerifier;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use time::OffsetDateTime;
 use x509_parser::prelude::{FromDer, X509Certificate};
+use zeroize::Zeroizing;
 
 use super::certificates;
 use super::host::Host;
@@ -140,10 +141,11 @@ impl Authority {
         let now = SystemTime::now();
         let (root, certificate, key) = certificates::authority(hosts, now)?;
         let text = pem::encode_many(&[
-            pem::Pem::new("PRIVATE KEY", key.serialize_der()),
+            pem::Pem::new("PRIVATE KEY", key.serialized_der()),
             pem::Pem::new("CERTIFICATE", certificate.to_vec()),
             pem::Pem::new("CERTIFICATE", root.to_vec()),
         ]);
+        let text = Zeroizing::new(text);
         // Whole or not at all, readable for nobody else from its first byte on, and never over another:
         // two processes may begin at once.
         let written = tempfile::NamedTempFile::new_in(folder).and_then(|mut file| {
@@ -192,7 +194,7 @@ impl Authority {
         }
         is_own(&path, &metadata)?;
         is_own(folder, &fs::metadata(folder).map_err(fault)?)?;
-        let text = fs::read(&path).map_err(fault)?;
+        let text = Zeroizing::new(fs::read(&path).map_err(fault)?);
         let broken = |why: String| CaError::Broken { path: path.clone(), why };
         let authority = Self::parse(&text).map_err(broken)?;
         let now = SystemTime::now();
@@ -232,8 +234,8 @@ impl Authority {
         if tags != ["PRIVATE KEY", "CERTIFICATE", "CERTIFICATE"] {
             return Err("it does not hold a key and two certificates".into());
         }
-        let key = PrivateKeyDer::Pkcs8(key.into_contents().into());
-        let key = KeyPair::try_from(&key).map_err(|error| format!("its key: {error}"))?;
+        let key = Zeroizing::new(PrivateKeyDer::Pkcs8(key.into_contents().into()));
+        let key = KeyPair::try_from(&*key).map_err(|error| format!("its key: {error}"))?;
         let certificate = CertificateDer::from(certificate.into_contents());
         let root = CertificateDer::from(root.into_contents());
         let (_, parsed) = X509Certificate::from_der(&certificate)

@@ -12,6 +12,7 @@ use rcgen::{
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use time::OffsetDateTime;
 use x509_parser::prelude::{FromDer, X509Certificate};
+use zeroize::Zeroizing;
 
 use super::ca::CaError;
 use super::host::Host;
@@ -45,9 +46,9 @@ pub(super) fn authority(
         Ok::<_, CaError>(params)
     };
     // Never written anywhere, and gone when this function ends.
-    let root_key = KeyPair::generate().map_err(make)?;
+    let root_key = Zeroizing::new(KeyPair::generate().map_err(make)?);
     let root_params = authority(ROOT_NAME, 1)?;
-    let root = root_params.self_signed(&root_key).map_err(make)?;
+    let root = root_params.self_signed(&*root_key).map_err(make)?;
 
     let key = KeyPair::generate().map_err(make)?;
     let mut params = authority(ISSUER_NAME, 0)?;
@@ -55,7 +56,7 @@ pub(super) fn authority(
     // Kinds of names that the constraint does not know of (mail addresses) are of no use to a thief either.
     params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
     params.use_authority_key_identifier_extension = true;
-    let issuing = params.signed_by(&key, &Issuer::new(root_params, root_key)).map_err(make)?;
+    let issuing = params.signed_by(&key, &Issuer::new(root_params, &*root_key)).map_err(make)?;
     Ok((root.der().clone(), issuing.der().clone(), key))
 }
 
@@ -66,7 +67,7 @@ pub(super) fn leaf(
     now: SystemTime,
     not_after: SystemTime,
 ) -> Result<(CertificateDer<'static>, PrivateKeyDer<'static>), CaError> {
-    let key = KeyPair::generate().map_err(make)?;
+    let key = Zeroizing::new(KeyPair::generate().map_err(make)?);
     let mut params = params(host.to_string(), now, not_after)?;
     params.subject_alt_names = vec![match host {
         Host::Name(name) => SanType::DnsName(name.to_string().try_into().map_err(make)?),
@@ -76,7 +77,7 @@ pub(super) fn leaf(
     params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
     // Python 3.13 refuses a leaf without.
     params.use_authority_key_identifier_extension = true;
-    let certificate = params.signed_by(&key, issuer).map_err(make)?;
+    let certificate = params.signed_by(&*key, issuer).map_err(make)?;
     let key = PrivateKeyDer::Pkcs8(key.serialize_der().into());
     Ok((certificate.der().clone(), key))
 }

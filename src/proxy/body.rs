@@ -34,6 +34,9 @@ pub enum BodyError {
     /// Nothing came for `limits.idle_timeout`.
     #[error("the {0:?} body stood still for {1:?}")]
     Idle(Side, Duration),
+    /// It came with fewer bytes a second than `limits.min_rate`.
+    #[error("the {0:?} body came with less than {1} bytes a second")]
+    Dripping(Side, usize),
     /// Not all of it came within `limits.body_timeout`.
     #[error("the {0:?} body did not end within {1:?}")]
     Slow(Side, Duration),
@@ -130,21 +133,53 @@ impl http_body::Body for Body {
     }
 }
 
-/// A stream with a deadline for every silence in it.
+/// A stream with a deadline for every silence in it, and perhaps a least rate.
 #[derive(Debug)]
 pub struct Streaming {
     incoming: Incoming,
     side: Side,
     idle: Duration,
     /// Armed only while nothing comes.
-    silence: Option<Pin<Box<Sleep>>>,
+    silence: Option<Silence>,
+    rate: Option<Rate>,
     progress: Option<Progress>,
+}
+
+#[derive(Debug)]
+struct Silence {
+    since: Instant,
+    end: Pin<Box<Sleep>>,
+}
+
+/// What a sender has done with the time that it was given: only time in which it was waited for, since it is not
+/// at fault if nobody reads.
+#[derive(Debug)]
+struct Rate {
+    /// In bytes a second.
+    least: usize,
+    bytes: u64,
+    waited: Duration,
+}
+
+impl Rate {
+    /// How much longer it may be waited for: `grace`, and as long as its bytes may have taken.
+    fn left(&self, grace: Duration) -> Duration {
+        let earned = Duration::from_secs(self.bytes / self.least as u64);
+        grace.saturating_add(earned).saturating_sub(self.waited)
+    }
 }
 
 impl Streaming {
     /// A stream from `side` that may be silent for `idle` at most.
     pub fn new(incoming: Incoming, side: Side, idle: Duration) -> Self {
-        Self { incoming, side, idle, silence: None, progress: None }
+        Self { incoming, side, idle, silence: None, rate: None, progress: None }
+    }
+
+    /// Cuts a sender that stays below so many bytes a second once it was waited for as long as it may be silent;
+    /// 0 for none.
+    pub fn at_least(mut self, rate: usize) -> Self {
+        self.rate = (rate > 0).then_some(Rate { least: rate, bytes: 0, waited: Duration::ZERO });
+        self
     }
 
     /// Lets somebody else see when this stream last moved.
@@ -163,7 +198,13 @@ impl http_body::Body for Streaming {
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         let this = &mut *self;
         if let Poll::Ready(frame) = Pin::new(&mut this.incoming).poll_frame(cx) {
-            this.silence = None;
+            let silence = this.silence.take();
+            if let Some(rate) = &mut this.rate {
+                rate.waited += silence.map_or(Duration::ZERO, |silence| silence.since.elapsed());
+                if let Some(Ok(frame)) = &frame {
+                    rate.bytes += frame.data_ref().map_or(0, |data| data.len() as u64);
+                }
+            }
             if let Some(progress) = &this.progress {
                 progress.made();
             }
@@ -172,10 +213,17 @@ impl http_body::Body for Streaming {
                 frame.map(|frame| frame.map_err(|error| BodyError::Broken(side, Arc::new(error)))),
             );
         }
-        let idle = this.idle;
-        let silence = this.silence.get_or_insert_with(|| Box::pin(tokio::time::sleep(idle)));
-        ready!(silence.as_mut().poll(cx));
-        Poll::Ready(Some(Err(BodyError::Idle(this.side, idle))))
+        let (idle, rate) = (this.idle, this.rate.as_ref());
+        let limit = rate.map_or(idle, |rate| rate.left(idle).min(idle));
+        let silence = this.silence.get_or_insert_with(|| Silence {
+            since: Instant::now(),
+            end: Box::pin(tokio::time::sleep(limit)),
+        });
+        ready!(silence.end.as_mut().poll(cx));
+        Poll::Ready(Some(Err(match rate {
+            Some(rate) if limit < idle => BodyError::Dripping(this.side, rate.least),
+            _ => BodyError::Idle(this.side, idle),
+        })))
     }
 
     fn is_end_stream(&self) -> bool {

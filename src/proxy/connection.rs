@@ -53,6 +53,9 @@ const LINGER_BUFFER: usize = 8 * 1024;
 /// hyper takes no longer targets, whatever `limits.max_target` says.
 const HYPER_MAX_TARGET: usize = 65_534;
 
+/// hyper's own limit, for which it needs no allocation.
+const HYPER_MAX_HEADERS: usize = 100;
+
 /// RFC 9113 section 3.4.
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
@@ -80,6 +83,9 @@ impl Protocols {
             .header_read_timeout(limits.header_timeout)
             .max_buf_size(limits.max_head)
             .preserve_header_case(true);
+        if limits.max_headers != HYPER_MAX_HEADERS {
+            http1.max_headers(limits.max_headers);
+        }
         let streams = Streams { whole: limits.request_timeout, stall: limits.idle_timeout };
         let mut http2 = http2::Builder::new(streams);
         http2

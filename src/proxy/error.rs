@@ -141,6 +141,14 @@ impl Error {
                     .into(),
                 token: "http_request_error",
             },
+            Self::RequestBody(BodyError::Dripping(..)) => Problem {
+                status: StatusCode::REQUEST_TIMEOUT,
+                name: "request-body-timeout",
+                title: "The request body came too slowly",
+                detail: "It came with fewer bytes a second than limits.min_rate. Send the request again."
+                    .into(),
+                token: "http_request_error",
+            },
             Self::RequestBody(BodyError::Slow(..)) => Problem {
                 status: StatusCode::REQUEST_TIMEOUT,
                 name: "request-body-timeout",
@@ -274,7 +282,7 @@ impl Error {
                 status: StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
                 name: "head-too-long",
                 title: "The head of the request is too long",
-                detail: "Keep it within limits.max_head and a hundred fields, or raise that limit.".into(),
+                detail: "Keep it within limits.max_head and limits.max_headers, or raise them.".into(),
                 token: "http_request_error",
             },
             Self::HeadTimeout => Problem {

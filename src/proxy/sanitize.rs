@@ -53,7 +53,9 @@ where
         let ended = incoming.is_end_stream();
         // Known only from a Content-Length: a body in chunks is framed anew below.
         let announced = incoming.size_hint().exact();
-        let stream = Streaming::new(incoming, Side::Downstream, self.config.limits.idle_timeout);
+        let limits = &self.config.limits;
+        let stream = Streaming::new(incoming, Side::Downstream, limits.idle_timeout)
+            .at_least(limits.min_rate);
         let mut request = Request::from_parts(parts, ());
         let is_elsewhere = matches!(request.extensions().get(), Some(Forward::Elsewhere(_)));
         let is_subject =

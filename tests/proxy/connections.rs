@@ -7,7 +7,7 @@ use tokio::io::AsyncWriteExt;
 use tokio::net::TcpListener;
 use tokio::time::Instant;
 
-use crate::support::clock::Clock;
+use crate::support::clock::{Clock, settle};
 use crate::support::origin::{Origin, Reply, fields, read_exactly, read_head};
 use crate::support::proxy::Proxy;
 use crate::support::{CONTACT, answer, no_content};
@@ -26,12 +26,6 @@ async fn pass(clock: &Clock, time: Duration) {
     settle().await;
     clock.advance(time).await;
     settle().await;
-}
-
-async fn settle() {
-    for _ in 0..100 {
-        tokio::task::yield_now().await;
-    }
 }
 
 #[tokio::test]
@@ -237,6 +231,7 @@ async fn a_request_that_drips_on_for_too_long_in_all_is_ended() {
     let settings = [
         "limits.request_timeout=10m",
         "limits.idle_timeout=1m",
+        "limits.min_rate=0B",
         "upstream.response_timeout=1h",
         "limits.header_timeout=1h",
     ];

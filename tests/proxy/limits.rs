@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use tokio::sync::Notify;
 
-use crate::support::clock::Clock;
+use crate::support::clock::{Clock, settle};
 use crate::support::origin::{Origin, Reply};
 use crate::support::proxy::Proxy;
 use crate::support::{BARE, CONTACT, answer, no_content, put};
@@ -109,7 +109,12 @@ async fn bodies_together_take_no_more_memory_than_the_limit() {
 #[tokio::test]
 async fn a_body_that_drips_for_too_long_gets_408() {
     let origin = Origin::start([Reply::Write(no_content())]).await;
-    let limits = ["limits.body_timeout=2m", "limits.idle_timeout=1m", "limits.header_timeout=1h"];
+    let limits = [
+        "limits.body_timeout=2m",
+        "limits.idle_timeout=1m",
+        "limits.header_timeout=1h",
+        "limits.min_rate=0B",
+    ];
     let proxy = Proxy::before(&origin, &limits).await;
     let clock = Clock::hold();
     let mut client = proxy.client().await;
@@ -127,6 +132,34 @@ async fn a_body_that_drips_for_too_long_gets_408() {
     assert!(detail.contains("limits.body_timeout"), "{detail}: no silence was as long as a minute");
     assert!(began.elapsed() >= Duration::from_secs(12), "two minutes from the start");
     assert!(origin.requests().is_empty());
+}
+
+#[tokio::test]
+async fn an_upload_keeps_its_least_rate_or_gets_408() {
+    let limits = ["limits.min_rate=2B", "limits.idle_timeout=1m", "limits.header_timeout=1h"];
+    let origin = Origin::start([Reply::Write(no_content())]).await;
+    let proxy = Proxy::before(&origin, &limits).await;
+    let clock = Clock::hold();
+    let (mut fast, mut slow) = (proxy.client().await, proxy.client().await);
+    for client in [&mut fast, &mut slow] {
+        client.send(b"POST /up HTTP/1.1\r\nHost: p\r\nContent-Length: 220\r\n\r\n").await;
+    }
+    let began = tokio::time::Instant::now();
+    for _ in 0..110 {
+        fast.send(b"xx").await;
+        slow.send(b"x").await;
+        assert_eq!(proxy.metric("optin_proxy_requests_total"), 0.0, "neither is cut so far");
+        clock.advance(Duration::from_secs(1)).await;
+        settle().await;
+    }
+    assert_eq!(fast.answer(false).await.status, 204);
+    let answer = clock.until(slow.answer(false)).await;
+    assert_eq!((answer.status, answer.problem()), (408, "request-body-timeout".to_owned()));
+    let detail = String::from_utf8_lossy(&answer.body).into_owned();
+    assert!(detail.contains("limits.min_rate"), "{detail}");
+    // A minute's grace, and half a second for each byte.
+    let took = began.elapsed().as_secs();
+    assert!((115..120).contains(&took), "{took} s");
 }
 
 #[tokio::test]
@@ -154,7 +187,17 @@ async fn a_head_beyond_the_limit_gets_431_and_closes() {
         let mut client = proxy.client().await;
         assert_eq!(client.ask(asked.as_bytes()).await.status, status);
     }
-    let many = "X: y\r\n".repeat(200);
-    let asked = format!("GET {CONTACT} HTTP/1.1\r\nHost: p\r\n{many}\r\n");
-    assert_eq!(proxy.ask(asked.as_bytes()).await.status, 431, "more than a hundred fields");
+}
+
+#[tokio::test]
+async fn a_head_may_have_so_many_fields_and_no_more() {
+    let origin = Origin::start([Reply::Write(no_content())]).await;
+    for (limit, most) in [("limits.max_headers=100", 100), ("limits.max_headers=7", 7)] {
+        let proxy = Proxy::before(&origin, &[limit]).await;
+        for (fields, status) in [(most, 204), (most + 1, 431)] {
+            let rest = "X: y\r\n".repeat(fields - 1);
+            let asked = format!("GET {CONTACT} HTTP/1.1\r\nHost: p\r\n{rest}\r\n");
+            assert_eq!(proxy.ask(asked.as_bytes()).await.status, status, "{limit}: {fields}");
+        }
+    }
 }

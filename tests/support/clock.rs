@@ -34,3 +34,10 @@ impl Clock {
         tokio::time::advance(by).await;
     }
 }
+
+/// Lets all that has something to do do it.
+pub async fn settle() {
+    for _ in 0..100 {
+        tokio::task::yield_now().await;
+    }
+}
