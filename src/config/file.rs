@@ -202,7 +202,7 @@ impl Default for Limits {
             body_timeout: Span::from_secs(2 * 60),
             request_timeout: Span::from_secs(60 * 60),
             idle_timeout: Span::from_secs(60),
-            min_rate: Size(100),
+            min_rate: Size(10),
             max_connections: 10_000,
             max_requests: 1_000,
             max_buffered: Size(64 * 1024 * 1024),
