@@ -7,5 +7,6 @@ mod cli;
 mod contact;
 mod fuzz;
 mod intercept;
+mod observe;
 mod proxy;
 mod support;

@@ -4,7 +4,7 @@ use std::io::{self, IsTerminal, Write};
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
-use clap::{Args, Subcommand, ValueEnum};
+use clap::{Args, Subcommand};
 use x509_parser::prelude::{FromDer, X509Certificate};
 
 use super::{ConfigArgs, Failure};
@@ -45,25 +45,11 @@ struct Export {
     #[command(flatten)]
     config: ConfigArgs,
     /// What to write
-    #[arg(long, value_enum, default_value_t = Format::Pem)]
-    format: Format,
+    #[arg(long, value_enum, default_value_t = trust::Export::Pem)]
+    format: trust::Export,
     /// Where to; standard output if not given
     #[arg(short, long, value_name = "FILE")]
     output: Option<PathBuf>,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum Format {
-    /// Our root, as text
-    Pem,
-    /// Our root, as bytes
-    Der,
-    /// A PKCS#12 store of our root, to import (password `changeit`)
-    P12,
-    /// A Java trust store: our root and the system's, since it replaces Java's own (password `changeit`)
-    Jks,
-    /// Our root and the system's, as text, for variables that replace what is trusted
-    Bundle,
 }
 
 impl Ca {
@@ -100,21 +86,11 @@ impl Export {
     fn run(self) -> Result<(), Failure> {
         let config = self.config.load(&[])?;
         let authority = open(&config)?;
-        let root = authority.root();
-        let content = match self.format {
-            Format::Pem => authority.root_pem().into_bytes(),
-            Format::Der => root.to_vec(),
-            Format::P12 => trust::pkcs12_store(root),
-            Format::Jks => trust::java_store(root, &trust::system_roots()),
-            Format::Bundle => {
-                trust::pem_bundle([root].into_iter().chain(&trust::system_roots())).into_bytes()
-            }
-        };
-        let is_text = matches!(self.format, Format::Pem | Format::Bundle);
+        let content = self.format.of(&authority);
         match self.output {
             Some(file) => std::fs::write(&file, content)
                 .map_err(|error| Failure::Failed(format!("{}: {error}", file.display()))),
-            None if !is_text && io::stdout().is_terminal() => Err(Failure::Failed(
+            None if !self.format.is_text() && io::stdout().is_terminal() => Err(Failure::Failed(
                 "this format is no text: name a file with --output, or redirect".into(),
             )),
             None => Ok(io::stdout().write_all(&content)?),

@@ -11,18 +11,23 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use clap::Args;
-use http::header::{AUTHORIZATION, CONTENT_TYPE};
+use http::header::{AUTHORIZATION, CONTENT_TYPE, USER_AGENT};
 use http::{Method, Request, StatusCode};
 use http_body_util::{BodyExt, Full};
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
+use indicatif::ProgressBar;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use super::serve::Signals;
+use super::serve::{Signals, start_journal};
+use super::steer::{ORDERS, Source, Steering, Wish};
 use super::{ConfigArgs, Failure, sanitize};
-use crate::contact::Source;
+use crate::contact::Source as OptInSource;
+use crate::observe::admin::{Admin, Desk};
 use crate::observe::log;
 use crate::observe::metrics::Metrics;
 use crate::proxy::Server;
@@ -30,6 +35,9 @@ use crate::simulator::{ACCOUNT, CREDENTIALS, Options, Simulator, World};
 
 /// How often the simulated API refuses a contact's own update for no reason in the body.
 const FLAKE_RATE: f64 = 0.1;
+
+/// From how many updates on there is something to wait for.
+const WORTH_A_BAR: u64 = 10_000;
 
 /// Updates under way at once.
 const CLIENTS: usize = 8;
@@ -72,24 +80,54 @@ impl Demo {
         let [(direct, _), (behind, world)] =
             <[_; 2]>::try_from(apis).unwrap_or_else(|_| unreachable!("the loop above runs twice"));
 
-        let quiet = ("demo", "log.level=off".to_owned());
-        let flags = [
-            ("demo", "listen.address=127.0.0.1:0".to_owned()),
-            ("demo", format!("upstream.url=http://{behind}")),
-        ];
-        let config = Arc::new(self.config.load_over(&[quiet], &flags)?);
-        log::start(&config.log);
-        let server = Server::bind(config, Arc::new(Metrics::default()))
+        let source = Source {
+            args: self.config,
+            defaults: vec![
+                ("demo", "log.level=off".to_owned()),
+                ("demo", "admin.address=127.0.0.1:0".to_owned()),
+            ],
+            flags: vec![
+                ("demo", "listen.address=127.0.0.1:0".to_owned()),
+                ("demo", format!("upstream.url=http://{behind}")),
+            ],
+        };
+        let config = Arc::new(source.load()?);
+        let level = log::start(&config.log);
+        let metrics = Arc::new(Metrics::default());
+        let journal = start_journal(&config, &metrics)?;
+        let mut server = Server::bind(Arc::clone(&config), Arc::clone(&metrics))
             .await
             .map_err(|error| failed(&error))?;
-        let proxy = server.address();
+        let (proxy, control) = (server.address(), server.control());
+        server.keep(journal.clone());
+        let (orders, asked) = mpsc::channel(ORDERS);
+        let admin = match self.stay {
+            true => Some(Admin::bind(&config.admin.address).await.map_err(|error| failed(&error))?),
+            false => None,
+        };
+        let dashboard = admin.as_ref().map(Admin::address);
+        if let Some(admin) = admin {
+            server.also_own(admin.address());
+            let desk = Desk {
+                metrics: Arc::clone(&metrics),
+                control: control.clone(),
+                journal: journal.clone(),
+                orders,
+            };
+            tokio::spawn(admin.run(desk));
+        }
         let serving = stop.clone();
         running.spawn(async move {
             server.run(serving).await;
         });
 
-        let straight = update_all(&format!("http://{direct}"), self.updates).await?;
-        let proxied = update_all(&format!("http://{proxy}"), self.updates).await?;
+        let bar = super::progress(
+            Some(2 * self.updates).filter(|_| self.updates >= WORTH_A_BAR),
+            "{bar:40} {pos} of {len} updates, {per_sec}, {eta} left",
+        );
+        let straight = update_all(&format!("http://{direct}"), self.updates, &bar).await?;
+        let proxied = update_all(&format!("http://{proxy}"), self.updates, &bar).await?;
+        bar.finish_and_clear();
 
         let mut out = anstream::stdout().lock();
         write!(out, "{}", example(&world, &proxied))?;
@@ -101,12 +139,27 @@ impl Demo {
             started.elapsed().as_secs_f64()
         )?;
         let well = proxied.iter().all(|update| update.status.is_success());
-        if self.stay {
+        if let Some(dashboard) = dashboard {
             write!(out, "{}", to_try(&direct.to_string(), &proxy.to_string(), self.updates))?;
+            writeln!(out, "\nThe dashboard is at http://{dashboard}/")?;
             out.flush()?;
             drop(out);
-            Signals::listen()?.next().await;
+            let mut steering = Steering {
+                hangup: signal(SignalKind::hangup())?,
+                content: source.content(),
+                source,
+                control,
+                level,
+                metrics,
+                asked,
+            };
+            let mut signals = Signals::listen()?;
+            while steering.next(&mut signals).await == Wish::Reload {
+                // It has logged what came of it.
+                let _ = steering.reload();
+            }
         }
+        let _ = tokio::task::spawn_blocking(move || journal.flush()).await;
         stop.cancel();
         running.join_all().await;
         if well {
@@ -146,11 +199,20 @@ impl Case {
         }
     }
 
+    /// What it calls itself.
+    const fn user_agent(self) -> &'static str {
+        match self {
+            Self::Echoed => "shop/3.2 PHP",
+            Self::Bare => "newsletter/1.4 Ruby",
+            Self::Owner => "back-office/7.0",
+        }
+    }
+
     /// The body that such an application puts back, made from what it got.
     fn body(self, entry: &str) -> String {
         let source = match self {
-            Self::Echoed | Self::Bare => Source::Contact,
-            Self::Owner => Source::Customer,
+            Self::Echoed | Self::Bare => OptInSource::Contact,
+            Self::Owner => OptInSource::Customer,
         };
         let declared = format!("</EmailAddress>\n      <OptInSource>{source}</OptInSource>");
         let entry = entry.replacen("</EmailAddress>", &declared, 1);
@@ -191,13 +253,14 @@ impl Update {
 }
 
 /// Gets, changes and puts back every contact, as an application would.
-async fn update_all(base: &str, contacts: u64) -> Result<Vec<Update>, Failure> {
+async fn update_all(base: &str, contacts: u64, bar: &ProgressBar) -> Result<Vec<Update>, Failure> {
     let client: Client<HttpConnector, Full<Bytes>> =
         Client::builder(TokioExecutor::new()).build_http();
     let next = Arc::new(AtomicU64::new(1));
     let mut workers = JoinSet::new();
     for _ in 0..CLIENTS {
         let (client, next, base) = (client.clone(), Arc::clone(&next), base.to_owned());
+        let bar = bar.clone();
         workers.spawn(async move {
             let mut done = Vec::new();
             loop {
@@ -206,6 +269,7 @@ async fn update_all(base: &str, contacts: u64) -> Result<Vec<Update>, Failure> {
                     return Ok(done);
                 }
                 done.push(update(&client, &base, contact).await?);
+                bar.inc(1);
             }
         });
     }
@@ -233,6 +297,7 @@ async fn update(
                 .uri(uri)
                 .header(AUTHORIZATION, format!("Basic {}", STANDARD.encode(CREDENTIALS)))
                 .header(CONTENT_TYPE, "application/atom+xml")
+                .header(USER_AGENT, Case::of(contact).user_agent())
                 .body(Full::new(body))
                 .map_err(|error| Failure::Failed(error.to_string()))?;
             let response = client

@@ -6,15 +6,18 @@ mod demo;
 mod doctor;
 mod env;
 mod exec;
+mod report;
 mod sanitize;
 mod serve;
 mod simulate;
+mod steer;
 
-use std::io::{self, Write};
+use std::io::{self, IsTerminal, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Args, CommandFactory, Parser, Subcommand};
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use crate::config::{Config, ConfigError, Layers};
 
@@ -47,6 +50,8 @@ enum Command {
     Exec(exec::Exec),
     /// Look for what keeps the proxy from working, and say what to do
     Doctor(doctor::Doctor),
+    /// Sum up an audit trail, or verify that it is whole
+    Report(report::Report),
     /// Print a completion script for a shell
     Completions {
         /// The shell to complete for
@@ -138,6 +143,7 @@ pub fn run() -> ExitCode {
         Command::Env(env) => env.run(),
         Command::Exec(exec) => exec.run(),
         Command::Doctor(doctor) => doctor.run(),
+        Command::Report(report) => report.run(),
         Command::Completions { shell } => completions(shell),
     };
     match done {
@@ -163,6 +169,17 @@ fn completions(shell: clap_complete::Shell) -> Result<(), Failure> {
     let mut script = Vec::new();
     clap_complete::generate(shell, &mut Cli::command(), "optin-proxy", &mut script);
     Ok(io::stdout().write_all(&script)?)
+}
+
+/// A bar of so much, on a terminal only; none where that is not known or not worth one.
+fn progress(of: Option<u64>, template: &str) -> ProgressBar {
+    let Some(of) = of.filter(|_| io::stderr().is_terminal()) else { return ProgressBar::hidden() };
+    let bar = ProgressBar::with_draw_target(Some(of), ProgressDrawTarget::stderr());
+    // What a template of ours could be wrong in, the default is not.
+    bar.set_style(
+        ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar()),
+    );
+    bar
 }
 
 /// Runs what speaks HTTP, on a runtime of its own.

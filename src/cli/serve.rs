@@ -2,7 +2,6 @@
 
 use std::io::{self, Write};
 use std::sync::Arc;
-use std::time::Duration;
 
 use clap::Args;
 use listenfd::ListenFd;
@@ -10,14 +9,18 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use sd_notify::NotifyState;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
+use super::steer::{ORDERS, Source, Steering, Wish};
 use super::{ConfigArgs, Failure};
-use crate::config::{self, Change, Config, ConfigError};
-use crate::observe::admin::Admin;
+use crate::config::{self, Config};
+use crate::observe::admin::{Admin, Desk};
+use crate::observe::audit::Audit;
+use crate::observe::journal::Journal;
 use crate::observe::log;
 use crate::observe::metrics::Metrics;
-use crate::proxy::{Reloader, Server};
+use crate::proxy::Server;
 
 #[derive(Debug, Args)]
 pub(super) struct Serve {
@@ -45,7 +48,7 @@ impl Serve {
             .into_iter()
             .filter_map(|(flag, key, value)| Some((flag, format!("{key}={}", value?))))
             .collect();
-        let source = Source { args: self.config, flags };
+        let source = Source { args: self.config, defaults: Vec::new(), flags };
         let config = Arc::new(source.load()?);
         let level = log::start(&config.log);
         // While there is one thread: what is taken from the environment is removed from it.
@@ -98,90 +101,6 @@ impl Manager {
     }
 }
 
-/// Where the configuration comes from, now and when it is reloaded.
-struct Source {
-    args: ConfigArgs,
-    flags: Vec<(&'static str, String)>,
-}
-
-impl Source {
-    fn load(&self) -> Result<Config, ConfigError> {
-        self.args.load(&self.flags)
-    }
-}
-
-/// How often the configuration file is looked at.
-const LOOK: Duration = Duration::from_secs(1);
-
-/// Reloads the configuration on SIGHUP, and when the content of its file has changed.
-struct Reload {
-    source: Source,
-    hangup: Signal,
-    content: Option<Vec<u8>>,
-    config: Arc<Config>,
-    server: Reloader,
-    level: log::Level,
-    metrics: Arc<Metrics>,
-}
-
-impl Reload {
-    /// Waits until there is a reason to.
-    async fn due(&mut self) {
-        loop {
-            tokio::select! {
-                _ = self.hangup.recv() => {
-                    self.content = self.source.args.file_content();
-                    return;
-                }
-                () = tokio::time::sleep(LOOK) => {}
-            }
-            let content = self.source.args.file_content();
-            // A file that is just being replaced is not there for a moment.
-            if content.is_some() && content != self.content {
-                self.content = content;
-                return;
-            }
-        }
-    }
-
-    /// Takes effect whole, or not at all.
-    fn run(&mut self) {
-        if let Ok(now) = NotifyState::monotonic_usec_now() {
-            Manager::notify(&[NotifyState::Reloading, now]);
-        }
-        self.apply();
-        Manager::notify(&[NotifyState::Ready]);
-    }
-
-    fn apply(&mut self) {
-        let config = match self.source.load() {
-            Ok(config) => Arc::new(config),
-            Err(error) => return self.refuse(&error),
-        };
-        if let Err(error) = self.server.reload(Arc::clone(&config)) {
-            return self.refuse(&error);
-        }
-        self.level.set(&config.log);
-        self.metrics.reloaded(true);
-        let changes = self.config.resolved.changes(&config.resolved);
-        tracing::info!(changes = changes.len(), "configuration reloaded");
-        for change in changes {
-            let Change { key, was, now, needs_restart } = change;
-            if needs_restart {
-                tracing::warn!(key, was, now, "changed, but heeded at the next start only");
-            } else {
-                tracing::info!(key, was, now, "changed");
-            }
-        }
-        self.config = config;
-    }
-
-    fn refuse(&self, error: &dyn std::fmt::Display) {
-        self.metrics.reloaded(false);
-        tracing::error!(%error, "configuration not reloaded: the last good one stays in force");
-    }
-}
-
 /// A tunnel has two descriptors, and the usual soft limit is 1,024 for the sake of programs that use
 /// `select`, which this one does not. A core dump would hold credentials and contacts.
 fn set_process_limits() {
@@ -204,6 +123,7 @@ async fn serve(
 ) -> Result<(), Failure> {
     let mut signals = Signals::listen()?;
     let metrics = Arc::new(Metrics::default());
+    let journal = start_journal(&config, &metrics)?;
     let stop = CancellationToken::new();
     let (shared, measured) = (Arc::clone(&config), Arc::clone(&metrics));
     let server = match manager.proxy {
@@ -211,25 +131,29 @@ async fn serve(
         None => Server::bind(shared, measured).await,
     };
     let mut server = server.map_err(|error| Failure::Failed(error.to_string()))?;
-    let mut reload = Reload {
+    server.keep(journal.clone());
+    let (orders, asked) = mpsc::channel(ORDERS);
+    let control = server.control();
+    let mut steering = Steering {
         hangup: signal(SignalKind::hangup())?,
-        content: source.args.file_content(),
+        content: source.content(),
         source,
-        config: Arc::clone(&config),
-        server: server.reloader(),
+        control: control.clone(),
         level,
         metrics: Arc::clone(&metrics),
+        asked,
     };
     let admin = match manager.admin {
-        Some(listener) => Some(Admin::on(TcpListener::from_std(listener)?, metrics, stop.clone())?),
-        None => bind_admin(&config.admin, metrics, stop.clone()).await?,
+        Some(listener) => Some(Admin::on(TcpListener::from_std(listener)?)?),
+        None => bind_admin(&config.admin).await?,
     };
     // Whoever started the proxy need not listen to it: it serves all the same.
     let _ = writeln!(io::stdout(), "listening on {}", server.address());
     if let Some(admin) = admin {
         server.also_own(admin.address());
         let _ = writeln!(io::stdout(), "listening on {} (admin)", admin.address());
-        tokio::spawn(admin.run());
+        let journal = journal.clone();
+        tokio::spawn(admin.run(Desk { metrics, control: control.clone(), journal, orders }));
     }
     tracing::info!(
         address = %server.address(),
@@ -243,9 +167,17 @@ async fn serve(
     let finished = loop {
         tokio::select! {
             finished = &mut serving => break finished,
-            () = reload.due() => reload.run(),
-            _ = signals.next() => {
-                tracing::info!(within = ?reload.config.listen.drain_timeout, "draining");
+            wish = steering.next(&mut signals) => {
+                if wish == Wish::Reload {
+                    if let Ok(now) = NotifyState::monotonic_usec_now() {
+                        Manager::notify(&[NotifyState::Reloading, now]);
+                    }
+                    // It has logged what came of it.
+                    let _ = steering.reload();
+                    Manager::notify(&[NotifyState::Ready]);
+                    continue;
+                }
+                tracing::info!(within = ?control.config().listen.drain_timeout, "draining");
                 Manager::notify(&[NotifyState::Stopping]);
                 stop.cancel();
                 tokio::select! {
@@ -255,6 +187,8 @@ async fn serve(
             }
         }
     };
+    // What is still to be written of it, for some seconds at most.
+    let _ = tokio::task::spawn_blocking(move || journal.flush()).await;
     match finished {
         Ok(0) => tracing::info!("stopped"),
         Ok(cut) => {
@@ -268,15 +202,24 @@ async fn serve(
     Ok(())
 }
 
+/// What keeps the exchanges, and the audit trail if there is to be one.
+pub(super) fn start_journal(config: &Config, metrics: &Arc<Metrics>) -> Result<Journal, Failure> {
+    let audit = config.audit.path.as_ref().map(|path| {
+        Audit::start(path, &config.audit, Arc::clone(metrics)).map_err(|error| {
+            Failure::Failed(format!(
+                "audit.path: {}: {error}; see that this user may write there, or choose another file",
+                path.display()
+            ))
+        })
+    });
+    Ok(Journal::start(config.admin.exchanges, audit.transpose()?, Arc::clone(metrics))?)
+}
+
 /// The listener for operators. Where nobody chose its address, the proxy's work does not hang on it:
 /// another sidecar on the same host may have the default port already.
-async fn bind_admin(
-    config: &config::Admin,
-    metrics: Arc<Metrics>,
-    draining: CancellationToken,
-) -> Result<Option<Admin>, Failure> {
+async fn bind_admin(config: &config::Admin) -> Result<Option<Admin>, Failure> {
     let address = &config.address;
-    match Admin::bind(address, metrics, draining).await {
+    match Admin::bind(address).await {
         Ok(admin) => Ok(Some(admin)),
         Err(error) if config.required => Err(Failure::Failed(format!(
             "cannot listen on {address}: {error}; choose another address with admin.address or --admin"

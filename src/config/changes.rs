@@ -5,8 +5,18 @@ use toml::{Table, Value};
 use super::File;
 
 /// Keys that are heeded at start only.
-const AT_START: [&str; 4] =
-    ["listen.address", "admin.address", "limits.max_connections", "log.format"];
+const AT_START: [&str; 10] = [
+    "listen.address",
+    "admin.address",
+    "admin.exchanges",
+    "audit.fsync",
+    "audit.keep",
+    "audit.max_age",
+    "audit.max_size",
+    "audit.path",
+    "limits.max_connections",
+    "log.format",
+];
 
 /// One key whose value is another.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -35,11 +45,15 @@ impl File {
             .filter(|((_, was), (_, now))| was != now)
             .map(|((key, was), (_, now))| change(key, was.to_string(), now.to_string()))
             .collect();
-        // It looks the same, whatever it is.
-        if self.listen.proxy_auth != other.listen.proxy_auth
-            && !changes.iter().any(|change| change.key == "listen.proxy_auth")
-        {
-            changes.push(change("listen.proxy_auth", "(hidden)".into(), "(hidden)".into()));
+        // They look the same, whatever they are.
+        let secrets = [
+            ("listen.proxy_auth", self.listen.proxy_auth != other.listen.proxy_auth),
+            ("admin.token", self.admin.token != other.admin.token),
+        ];
+        for (key, differs) in secrets {
+            if differs && !changes.iter().any(|change| change.key == key) {
+                changes.push(change(key, "(hidden)".into(), "(hidden)".into()));
+            }
         }
         changes
     }

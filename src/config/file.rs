@@ -25,6 +25,7 @@ pub struct File {
     pub intercept: Intercept,
     pub limits: Limits,
     pub log: Log,
+    pub audit: Audit,
     pub admin: Admin,
 }
 
@@ -257,17 +258,49 @@ pub enum LogLevel {
     Trace,
 }
 
+/// `[audit]`
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+#[allow(missing_docs, reason = "proxy.toml documents every key")]
+pub struct Audit {
+    pub path: String,
+    pub max_size: Size,
+    pub max_age: Span,
+    pub keep: usize,
+    pub fsync: Span,
+}
+
+impl Default for Audit {
+    fn default() -> Self {
+        Self {
+            path: String::new(),
+            max_size: Size(64 * 1024 * 1024),
+            max_age: LONGEST_SPAN,
+            keep: 30,
+            fsync: Span::from_secs(1),
+        }
+    }
+}
+
 /// `[admin]`
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 #[allow(missing_docs, reason = "proxy.toml documents every key")]
 pub struct Admin {
     pub address: String,
+    pub token: Secret,
+    pub hosts: List<Host>,
+    pub exchanges: usize,
 }
 
 impl Default for Admin {
     fn default() -> Self {
-        Self { address: "127.0.0.1:9901".into() }
+        Self {
+            address: "127.0.0.1:9901".into(),
+            token: Secret::default(),
+            hosts: List::default(),
+            exchanges: 10_000,
+        }
     }
 }
 
@@ -282,7 +315,8 @@ impl Span {
 }
 
 /// The longest duration that can be written: a day. More would overflow a clock sooner or later.
-const LONGEST: Duration = Duration::from_secs(24 * 60 * 60);
+const LONGEST: Duration = LONGEST_SPAN.0;
+const LONGEST_SPAN: Span = Span::from_secs(24 * 60 * 60);
 
 impl FromStr for Span {
     type Err = String;

@@ -24,7 +24,8 @@ pub use layers::{ConfigError, Layers};
 
 use crate::contact::refusal::Pattern;
 use crate::contact::{Policy, Source, Span};
-use crate::intercept::Rules;
+use crate::intercept::{Host, Rules};
+use crate::observe::admin::Token;
 use crate::proxy::Credentials;
 
 /// A valid configuration.
@@ -44,6 +45,8 @@ pub struct Config {
     pub limits: Limits,
     /// What is logged, and how.
     pub log: Log,
+    /// The trail of what was changed.
+    pub audit: Audit,
     /// The listener for operators.
     pub admin: Admin,
     /// What was written, defaults filled in: what `optin-proxy check` prints.
@@ -175,16 +178,45 @@ pub struct Log {
     pub report_header: bool,
 }
 
+/// `[audit]`
+#[derive(Debug, Clone)]
+pub struct Audit {
+    /// The file; `None` for no trail.
+    pub path: Option<PathBuf>,
+    /// The longest that a file may get, in bytes.
+    pub max_size: u64,
+    /// The longest that a file is written to.
+    pub max_age: Duration,
+    /// How many files beside the one that is written to.
+    pub keep: usize,
+    /// The longest that a line may be with the system before it is forced to the disk.
+    pub fsync: Duration,
+}
+
 /// `[admin]`
 #[derive(Debug, Clone)]
 pub struct Admin {
     /// Host and port; port 0 means any.
     pub address: String,
+    /// What has to be known to change anything, or to see more than numbers from another machine.
+    pub token: Option<Token>,
+    /// Names under which operators reach the listener, beside this machine's own addresses.
+    pub hosts: Vec<Host>,
+    /// How many exchanges are kept to be looked at.
+    pub exchanges: usize,
     /// Somebody chose the address: then it must be had, else the proxy does not start.
     pub required: bool,
 }
 
 impl Config {
+    /// A configuration that was changed while it was in force.
+    ///
+    /// # Errors
+    /// The first value that cannot be meant.
+    pub(crate) fn again(file: File) -> Result<Self, String> {
+        Self::build(file).map_err(|(key, why)| format!("{key}: {why}"))
+    }
+
     /// Validates what was written.
     ///
     /// # Errors
@@ -235,6 +267,16 @@ impl Config {
             if number == 0 || number > Semaphore::MAX_PERMITS {
                 return Err((key, "must be 1 or more: without it nothing could be done".into()));
             }
+        }
+        if file.admin.exchanges > 1_000_000 {
+            return Err((
+                "admin.exchanges",
+                "must be 1000000 or less: they are kept in memory".into(),
+            ));
+        }
+        if file.audit.max_size.0 == 0 || file.audit.max_age.0.is_zero() {
+            let key = if file.audit.max_size.0 == 0 { "audit.max_size" } else { "audit.max_age" };
+            return Err((key, "must be more than zero: no line would fit".into()));
         }
         // hyper's own smallest buffer, and the largest that HTTP/2's setting can say.
         if !(8192..=u32::MAX as usize).contains(&file.limits.max_head.0) {
@@ -322,7 +364,20 @@ impl Config {
                 level: file.log.level,
                 report_header: file.log.report_header,
             },
-            admin: Admin { address: file.admin.address.clone(), required: false },
+            audit: Audit {
+                path: Some(&file.audit.path).filter(|it| !it.is_empty()).map(PathBuf::from),
+                max_size: file.audit.max_size.0 as u64,
+                max_age: file.audit.max_age.0,
+                keep: file.audit.keep,
+                fsync: file.audit.fsync.0,
+            },
+            admin: Admin {
+                address: file.admin.address.clone(),
+                token: load_token(&file.admin.token)?,
+                hosts: file.admin.hosts.0.clone(),
+                exchanges: file.admin.exchanges,
+                required: false,
+            },
             resolved: file,
         })
     }
@@ -388,17 +443,34 @@ fn load_authorities(
 /// `listen.proxy_auth`: the credentials themselves, or the file that holds them.
 fn load_credentials(written: &file::Secret) -> Result<Option<Credentials>, (&'static str, String)> {
     let Some(secret) = written.reveal() else { return Ok(None) };
-    let read = secret.strip_prefix("file:").map(std::fs::read_to_string).transpose();
-    let read = read.map_err(|error| {
-        ("listen.proxy_auth", format!("cannot read the file that it names: {error}"))
-    })?;
-    let pair = read.as_deref().map_or(secret, |text| text.lines().next().unwrap_or_default());
+    let read = read_secret("listen.proxy_auth", secret)?;
+    let pair = read.as_deref().unwrap_or(secret);
     // Not a word of it is repeated: what is wrong may be a password without its user.
     let credentials = Credentials::new(pair).ok_or((
         "listen.proxy_auth",
         "must be user:password, or file:PATH of a file whose first line that is".to_owned(),
     ))?;
     Ok(Some(credentials))
+}
+
+/// `admin.token`: the token itself, or the file that holds it.
+fn load_token(written: &file::Secret) -> Result<Option<Token>, (&'static str, String)> {
+    let Some(secret) = written.reveal() else { return Ok(None) };
+    let read = read_secret("admin.token", secret)?;
+    let token = Token::new(read.as_deref().unwrap_or(secret));
+    Ok(Some(token.ok_or((
+        "admin.token",
+        "must be 16 or more visible characters, or file:PATH of a file whose first line that is"
+            .to_owned(),
+    ))?))
+}
+
+/// The first line of the file that a secret names, if it names one.
+fn read_secret(key: &'static str, secret: &str) -> Result<Option<String>, (&'static str, String)> {
+    let read = secret.strip_prefix("file:").map(std::fs::read_to_string).transpose();
+    let read =
+        read.map_err(|error| (key, format!("cannot read the file that it names: {error}")))?;
+    Ok(read.map(|text| text.lines().next().unwrap_or_default().to_owned()))
 }
 
 /// The folder of the certificate authority, by the XDG base directory specification if none is written.

@@ -77,6 +77,8 @@ pub struct Finding {
     pub was: Was,
     /// What was done.
     pub now: Written,
+    /// What its contact declares, or what a setting filled in: what it was held against.
+    pub declared: Option<Source>,
 }
 
 impl Finding {
@@ -166,6 +168,7 @@ pub(super) fn plan(document: &Document, update: bool, policy: &Policy) -> Plan {
             at: id.origin.start() as u32,
             was: Was::OwnOrigin(id.written.clone()),
             now: if restore { Written::ApiOrigin } else { Written::Nothing },
+            declared: None,
         });
         if restore {
             plan.edits.push(id.restored());
@@ -272,9 +275,13 @@ fn judge_contacts(
                 source => source,
             };
             let mut report = |kind, was, filled: Option<Source>| {
+                let declared = match was {
+                    Was::Known(source) => Some(source),
+                    _ => None,
+                };
                 let now = filled.map_or(Written::Nothing, Written::Value);
                 let at = contact.tag.start() as u32;
-                plan.findings.push(Finding { kind, list_id: None, at, was, now });
+                plan.findings.push(Finding { kind, list_id: None, at, was, now, declared });
             };
             match said.declarations {
                 Some((first, last)) if said.contradictory => {
@@ -352,6 +359,7 @@ fn plan_declaration(node: &Node, verdict: &Verdict, policy: &Policy, plan: &mut 
             at: node.element.start() as u32,
             was: Was::Other(text.clone()),
             now: target.map_or(Written::Nothing, Written::Value),
+            declared: verdict.declared,
         });
     }
     if let Some(source) = target {
@@ -398,7 +406,8 @@ fn plan_list(
         }
         (false, ..) => return,
     };
-    plan.findings.push(Finding { kind, list_id, at: node.element.start() as u32, was, now });
+    let (at, declared) = (node.element.start() as u32, verdict.declared);
+    plan.findings.push(Finding { kind, list_id, at, was, now, declared });
     if let Written::Value(source) = now {
         plan.edits.push(node.set(source));
     }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::Source;
+use super::{Kind, Source};
 
 /// What to do about each kind of inconsistency: the `[sanitize]` section of the configuration.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -23,6 +23,45 @@ pub struct Policy {
     pub keep_own_ids: bool,
     /// Other spellings, and the value that each stands for.
     pub aliases: BTreeMap<String, Source>,
+}
+
+impl Policy {
+    /// The setting that decides what becomes of a finding of this kind, as it is written in a configuration.
+    pub const fn setting(&self, kind: Kind) -> &'static str {
+        match (self.mode, kind) {
+            (Mode::Observe | Mode::Off, _) => "sanitize.mode=observe",
+            (_, Kind::ListDiffers) => match self.lists {
+                Lists::Align => "sanitize.lists=align",
+                Lists::Strip => "sanitize.lists=strip",
+                Lists::Leave => "sanitize.lists=leave",
+            },
+            (_, Kind::Undeclared | Kind::ListsDisagree) => match self.undeclared {
+                Undeclared::Leave => "sanitize.undeclared=leave",
+                Undeclared::FromLists => "sanitize.undeclared=from-lists",
+                Undeclared::Customer => "sanitize.undeclared=customer",
+                Undeclared::Contact => "sanitize.undeclared=contact",
+            },
+            (_, Kind::Ambiguous) => match self.ambiguous {
+                Ambiguous::Leave => "sanitize.ambiguous=leave",
+                Ambiguous::First => "sanitize.ambiguous=first",
+                Ambiguous::Last => "sanitize.ambiguous=last",
+                Ambiguous::Customer => "sanitize.ambiguous=customer",
+                Ambiguous::Contact => "sanitize.ambiguous=contact",
+            },
+            (_, Kind::RemovalByContact) => match self.removal {
+                Removal::Customer => "sanitize.removal=customer",
+                Removal::Leave => "sanitize.removal=leave",
+            },
+            (_, Kind::UnknownValue) => "sanitize.aliases",
+            (_, Kind::OwnOrigin) => {
+                if self.keep_own_ids {
+                    "sanitize.restore_ids=false"
+                } else {
+                    "sanitize.restore_ids=true"
+                }
+            }
+        }
+    }
 }
 
 /// `sanitize.mode`

@@ -61,13 +61,20 @@ impl Leaves {
         self.folder == *folder && self.hosts == hosts
     }
 
-    /// Whether the authority, if there is one already, can be used.
+    /// When the authority ends, if there is one already.
     ///
     /// # Errors
-    /// Why not.
-    pub fn check(&self) -> Result<(), CaError> {
+    /// Why it cannot be used.
+    pub fn check(&self) -> Result<Option<SystemTime>, CaError> {
         let there = self.folder.as_ref().filter(|_| !self.hosts.is_empty());
-        there.map_or(Ok(()), |folder| Authority::load(folder, &self.hosts).map(drop))
+        let loaded = there.map(|folder| Authority::load(folder, &self.hosts)).transpose()?;
+        Ok(loaded.flatten().map(|authority| authority.not_after()))
+    }
+
+    /// When the authority that is in use ends.
+    pub fn not_after(&self) -> Option<SystemTime> {
+        let authority = self.authority.lock().unwrap_or_else(PoisonError::into_inner);
+        authority.as_ref().map(|authority| authority.not_after())
     }
 
     /// The authority, opened if it is not yet.

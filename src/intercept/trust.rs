@@ -75,6 +75,54 @@ pub fn pkcs12_store(root: &CertificateDer<'_>) -> Vec<u8> {
     stores::pkcs12(ALIAS, root, STORE_PASSWORD)
 }
 
+/// A form in which clients are given what they have to trust.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Export {
+    /// Our root, as text
+    Pem,
+    /// Our root, as bytes
+    Der,
+    /// A PKCS#12 store of our root, to import (password `changeit`)
+    P12,
+    /// A Java trust store: our root and the system's, since it replaces Java's own (password `changeit`)
+    Jks,
+    /// Our root and the system's, as text, for variables that replace what is trusted
+    Bundle,
+}
+
+impl Export {
+    /// All forms.
+    pub const ALL: [Self; 5] = [Self::Pem, Self::Der, Self::P12, Self::Jks, Self::Bundle];
+
+    /// Its name in arguments and paths.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Pem => "pem",
+            Self::Der => "der",
+            Self::P12 => "p12",
+            Self::Jks => "jks",
+            Self::Bundle => "bundle",
+        }
+    }
+
+    /// Whether people can read it.
+    pub const fn is_text(self) -> bool {
+        matches!(self, Self::Pem | Self::Bundle)
+    }
+
+    /// What `authority`'s clients have to trust. Two of the forms read the system's roots.
+    pub fn of(self, authority: &Authority) -> Vec<u8> {
+        let root = authority.root();
+        match self {
+            Self::Pem => authority.root_pem().into_bytes(),
+            Self::Der => root.to_vec(),
+            Self::P12 => pkcs12_store(root),
+            Self::Jks => java_store(root, &system_roots()),
+            Self::Bundle => pem_bundle([root].into_iter().chain(&system_roots())).into_bytes(),
+        }
+    }
+}
+
 /// The files that variables name.
 #[derive(Debug, Clone)]
 pub struct Files {

@@ -1,16 +1,18 @@
 //! One request and its answer, as the operator hears of them.
 
 use std::fmt;
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, OnceLock};
-use std::time::Instant;
+use std::time::{Instant, SystemTime};
 
 use bytes::Bytes;
 use http::header::USER_AGENT;
-use http::{HeaderValue, Method, Request, StatusCode, Uri};
+use http::{HeaderName, HeaderValue, Method, Request, StatusCode, Uri};
 use tokio::sync::OwnedSemaphorePermit;
 
+use super::journal::Journal;
 use super::metrics::{BodyLabel, Metrics, Name, RetryLabel, VerdictLabel};
+use super::record::{Finished, Inspected, list_id};
 use super::redact::{Account, Agent, Id, Value};
 use crate::contact::refusal::Verdict;
 use crate::contact::{Finding, Kind, Uninspectable, Written};
@@ -21,7 +23,9 @@ use crate::proxy::route::{self, Resource};
 /// The record of one exchange. Each stage notes what it did; the line is written when all is over.
 pub struct Exchange {
     metrics: Arc<Metrics>,
-    id: u64,
+    journal: Option<Journal>,
+    id: RequestId,
+    trace_id: Option<u128>,
     started: Instant,
     method: Method,
     uri: Uri,
@@ -34,9 +38,12 @@ pub struct Exchange {
     slot: OnceLock<OwnedSemaphorePermit>,
     bytes: OnceLock<OwnedSemaphorePermit>,
     result: OnceLock<Tally>,
+    inspected: OnceLock<Arc<Inspected>>,
     attempts: AtomicU32,
-    /// The verdict on the last attempt: 0 none, 1 transient, 2 legitimate.
-    verdict: AtomicU8,
+    /// How often it was refused though it ought not to have been.
+    transient: AtomicU32,
+    /// The last attempt was refused, and rightly so.
+    legitimate: AtomicBool,
     exhausted: AtomicBool,
     rescued: AtomicBool,
     status: OnceLock<StatusCode>,
@@ -50,12 +57,7 @@ pub(crate) enum Inspection {
     /// Not inspected, and why.
     Uninspectable(Uninspectable),
     /// A contact write.
-    Contact {
-        findings: Vec<Finding>,
-        edits: usize,
-        /// The body as it came, which the findings' spans are about.
-        original: Bytes,
-    },
+    Contact { inspected: Inspected, edits: usize },
 }
 
 /// What is kept of an inspection until the line is written.
@@ -98,8 +100,56 @@ impl Decision {
     }
 }
 
+/// The field that carries a request's id, in and out.
+pub(crate) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+
+/// W3C Trace Context.
+const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
+
+/// By what a request is found again: the client's own id, if it looks like one, else one of ours.
+#[derive(Debug, Clone)]
+pub(crate) enum RequestId {
+    Client(HeaderValue),
+    Ours(u64),
+}
+
+impl RequestId {
+    /// A client may write anything: only hexadecimal digits and hyphens, a UUID for one, are taken for an id.
+    fn of<B>(request: &Request<B>) -> Self {
+        let is_id = |value: &&HeaderValue| {
+            (8..=64).contains(&value.len())
+                && value.as_bytes().iter().all(|byte| byte.is_ascii_hexdigit() || *byte == b'-')
+        };
+        match request.headers().get(REQUEST_ID).filter(is_id) {
+            Some(value) => Self::Client(value.clone()),
+            None => Self::Ours(fastrand::u64(..)),
+        }
+    }
+}
+
+impl fmt::Display for RequestId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Client(value) => f.write_str(value.to_str().unwrap_or_default()),
+            Self::Ours(number) => write!(f, "{number:016x}"),
+        }
+    }
+}
+
+/// The trace that the client's request belongs to (W3C Trace Context section 3.2), if it is part of one.
+fn trace_id<B>(request: &Request<B>) -> Option<u128> {
+    let value = request.headers().get(TRACEPARENT)?.to_str().ok()?;
+    let mut parts = value.split('-');
+    let (version, id) = (parts.next()?, parts.next()?);
+    let is_hex = |text: &str| text.bytes().all(|it| matches!(it, b'0'..=b'9' | b'a'..=b'f'));
+    if version.len() != 2 || version == "ff" || id.len() != 32 || !is_hex(version) || !is_hex(id) {
+        return None;
+    }
+    u128::from_str_radix(id, 16).ok().filter(|id| *id != 0)
+}
+
 /// A method of RFC 9110 or RFC 5789 by its name; any other is a client's own text.
-fn method_name(method: &Method) -> &str {
+pub(super) fn method_name(method: &Method) -> &str {
     use Method as M;
     let known =
         [M::GET, M::HEAD, M::POST, M::PUT, M::DELETE, M::OPTIONS, M::CONNECT, M::PATCH, M::TRACE];
@@ -108,19 +158,31 @@ fn method_name(method: &Method) -> &str {
 
 impl Default for Exchange {
     fn default() -> Self {
-        Self::new(&Request::new(()), None, Arc::default())
+        Self::new(&Request::new(()), None, Arc::default(), None)
     }
 }
 
 impl Exchange {
-    pub(crate) fn begin<B>(request: &Request<B>, peer: Peer, metrics: Arc<Metrics>) -> Self {
-        Self::new(request, Some(peer), metrics)
+    pub(crate) fn begin<B>(
+        request: &Request<B>,
+        peer: Peer,
+        metrics: Arc<Metrics>,
+        journal: Option<Journal>,
+    ) -> Self {
+        Self::new(request, Some(peer), metrics, journal)
     }
 
-    fn new<B>(request: &Request<B>, peer: Option<Peer>, metrics: Arc<Metrics>) -> Self {
+    fn new<B>(
+        request: &Request<B>,
+        peer: Option<Peer>,
+        metrics: Arc<Metrics>,
+        journal: Option<Journal>,
+    ) -> Self {
         Self {
             metrics,
-            id: fastrand::u64(..),
+            journal,
+            id: RequestId::of(request),
+            trace_id: trace_id(request),
             started: Instant::now(),
             method: request.method().clone(),
             uri: request.uri().clone(),
@@ -131,8 +193,10 @@ impl Exchange {
             slot: OnceLock::new(),
             bytes: OnceLock::new(),
             result: OnceLock::new(),
+            inspected: OnceLock::new(),
             attempts: AtomicU32::new(0),
-            verdict: AtomicU8::new(0),
+            transient: AtomicU32::new(0),
+            legitimate: AtomicBool::new(false),
             exhausted: AtomicBool::new(false),
             rescued: AtomicBool::new(false),
             status: OnceLock::new(),
@@ -180,12 +244,17 @@ impl Exchange {
                 );
                 Tally::Uninspected(reason)
             }
-            Inspection::Contact { findings, edits, original } => {
-                self.count(&findings);
-                findings.iter().for_each(|finding| self.mismatch(finding, &original));
+            Inspection::Contact { inspected, edits } => {
+                let findings = &inspected.findings;
+                self.count(findings);
+                findings.iter().for_each(|finding| self.mismatch(finding, &inspected.original));
                 self.metrics.edits.inc_by(edits as u64);
                 let acted_on = findings.iter().filter(|finding| finding.acted_on()).count();
-                Tally::Inspected { findings: findings.len(), acted_on }
+                let tally = Tally::Inspected { findings: findings.len(), acted_on };
+                if self.journal.is_some() {
+                    let _ = self.inspected.set(Arc::new(inspected));
+                }
+                tally
             }
         };
         let (result, reason) = match tally {
@@ -224,17 +293,15 @@ impl Exchange {
 
     pub(crate) fn attempted(&self) {
         self.attempts.fetch_add(1, Ordering::Relaxed);
-        self.verdict.store(0, Ordering::Relaxed);
     }
 
     pub(crate) fn refused(&self, verdict: Verdict) {
         let label = VerdictLabel { verdict: Name(verdict.as_str()) };
         self.metrics.refusals.get_or_create(&label).inc();
-        let code = match verdict {
-            Verdict::Transient => 1,
-            Verdict::Legitimate => 2,
-        };
-        self.verdict.store(code, Ordering::Relaxed);
+        match verdict {
+            Verdict::Transient => drop(self.transient.fetch_add(1, Ordering::Relaxed)),
+            Verdict::Legitimate => self.legitimate.store(true, Ordering::Relaxed),
+        }
         tracing::debug!(
             request_id = %self.id(),
             attempt = self.attempts.load(Ordering::Relaxed),
@@ -290,7 +357,7 @@ impl Exchange {
     fn outcome_of(&self, tally: Tally) -> &'static str {
         match tally {
             _ if self.exhausted.load(Ordering::Relaxed) => "exhausted",
-            _ if self.verdict.load(Ordering::Relaxed) == 2 => "refused",
+            _ if self.legitimate.load(Ordering::Relaxed) => "refused",
             _ if self.rescued.load(Ordering::Relaxed) => "rescued",
             Tally::NotOurs => "no_contact",
             Tally::Uninspected(_) => "uninspected",
@@ -335,8 +402,10 @@ impl Exchange {
             Some(Tally::Uninspected(reason)) => (Some(0), Some(0), Some(reason.as_str())),
             _ => (None, None, None),
         };
+        let outcome = tally.map(|tally| self.outcome_of(tally));
         tracing::info!(
             request_id = %self.id(),
+            trace_id = self.trace_id.map(|id| display(format!("{id:032x}"))),
             method = method_name(&self.method),
             route = route::template(self.uri.path()),
             account = self.account().map(display),
@@ -345,7 +414,7 @@ impl Exchange {
             authority = self.target.get().map(display),
             decision,
             status = self.status.get().map(StatusCode::as_u16),
-            outcome = tally.map(|tally| self.outcome_of(tally)),
+            outcome,
             findings,
             rewritten,
             reason,
@@ -359,10 +428,33 @@ impl Exchange {
             user_agent = self.user_agent().map(display),
             "request"
         );
+        if let Some(journal) = &self.journal {
+            let now = SystemTime::now();
+            journal.submit(Finished {
+                at: now.checked_sub(elapsed).unwrap_or(now),
+                request_id: self.id.clone(),
+                trace_id: self.trace_id,
+                method: self.method.clone(),
+                uri: self.uri.clone(),
+                user_agent: self.user_agent.clone(),
+                target: self.target.get().cloned(),
+                decision: self.decision.get().copied(),
+                status: self.status.get().copied(),
+                outcome,
+                reason,
+                problem: self.error.get().copied(),
+                attempts: self.attempts.load(Ordering::Relaxed),
+                transient: self.transient.load(Ordering::Relaxed),
+                legitimate: self.legitimate.load(Ordering::Relaxed),
+                inspected: self.inspected.get().cloned(),
+                complete,
+                duration: elapsed,
+            });
+        }
     }
 
-    pub(crate) fn id(&self) -> impl fmt::Display + use<> {
-        format!("{:016x}", self.id)
+    pub(crate) fn id(&self) -> &RequestId {
+        &self.id
     }
 
     fn resource(&self) -> Option<Resource<'_>> {
@@ -374,20 +466,12 @@ impl Exchange {
     }
 
     fn contact_id(&self) -> Option<Id<'_>> {
-        let resource = self.resource()?;
-        let is_contact = resource.collection.eq_ignore_ascii_case("contacts");
-        resource.id.filter(|_| is_contact).map(Id)
+        self.resource()?.contact_id().map(Id)
     }
 
     fn user_agent(&self) -> Option<Agent<'_>> {
         self.user_agent.as_ref()?.to_str().ok().map(Agent)
     }
-}
-
-/// A list's number: the end of its id.
-fn list_id(finding: &Finding, original: &[u8]) -> Option<String> {
-    let id = String::from_utf8_lossy(&original[finding.list_id?.range()]);
-    id.trim_end_matches('/').rsplit('/').next().map(str::to_owned)
 }
 
 /// What stands in the place of a finding now.

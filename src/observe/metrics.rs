@@ -1,6 +1,8 @@
 //! Every metric, defined once. Label values come from fixed sets: nothing that a client sends can make
 //! a new series.
 
+use std::time::{SystemTime, UNIX_EPOCH};
+
 use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue, LabelValueEncoder};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -9,8 +11,9 @@ use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::Registry;
 
-use crate::contact::Kind;
+use super::process::Process;
 use crate::contact::refusal::Verdict;
+use crate::contact::{Kind, Uninspectable};
 
 /// The counters of one proxy.
 #[derive(Debug)]
@@ -48,6 +51,14 @@ pub struct Metrics {
     reloads: Family<ResultLabel, Counter>,
     /// 1 if the last reload took effect, or there was none.
     reloaded: Gauge,
+    /// Exchanges that the journal had no room for.
+    pub journal_dropped: Counter,
+    /// Lines written to the audit trail.
+    pub audit_lines: Counter,
+    /// Lines lost to it, by reason.
+    audit_lost: Family<ReasonLabel, Counter>,
+    /// When the certificate authority ends, in seconds since 1970; 0 if there is none.
+    authority_end: Gauge,
 }
 
 /// The label of `optin_proxy_mismatches_total`.
@@ -91,6 +102,11 @@ struct ResultLabel {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ReasonLabel {
+    reason: Name,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct DirectionLabel {
     direction: Name,
 }
@@ -119,7 +135,7 @@ const BUCKETS: [f64; 15] = [
 impl Default for Metrics {
     fn default() -> Self {
         let mut metrics = Self {
-            registry: Registry::with_prefix("optin_proxy"),
+            registry: Registry::default(),
             requests: Counter::default(),
             duration: Histogram::new(BUCKETS),
             mismatches: Default::default(),
@@ -136,8 +152,13 @@ impl Default for Metrics {
             tunnel_bytes: Family::default(),
             reloads: Family::default(),
             reloaded: Gauge::default(),
+            journal_dropped: Counter::default(),
+            audit_lines: Counter::default(),
+            audit_lost: Family::default(),
+            authority_end: Gauge::default(),
         };
-        let registry = &mut metrics.registry;
+        metrics.registry.register_collector(Box::new(Process));
+        let registry = metrics.registry.sub_registry_with_prefix("optin_proxy");
         registry.register("requests", "Requests answered or given up", metrics.requests.clone());
         registry.register(
             "request_duration_seconds",
@@ -200,16 +221,63 @@ impl Default for Metrics {
             metrics.reloaded.clone(),
         );
         metrics.reloaded.set(1);
+        registry.register(
+            "journal_dropped",
+            "Exchanges that neither the dashboard nor the audit trail knows of",
+            metrics.journal_dropped.clone(),
+        );
+        registry.register(
+            "audit_lines",
+            "Lines written to the audit trail",
+            metrics.audit_lines.clone(),
+        );
+        registry.register(
+            "audit_lost",
+            "Lines lost to the audit trail",
+            metrics.audit_lost.clone(),
+        );
+        registry.register(
+            "ca_not_after_seconds",
+            "When the certificate authority ends, since 1970; 0 if there is none",
+            metrics.authority_end.clone(),
+        );
         let build = Build { version: env!("CARGO_PKG_VERSION") };
         registry.register("build", "The running program", Info::new(build));
-        for verdict in [Verdict::Transient, Verdict::Legitimate] {
-            drop(metrics.refusals.get_or_create(&VerdictLabel { verdict: Name(verdict.as_str()) }));
-        }
+        metrics.begin_series();
         metrics
     }
 }
 
 impl Metrics {
+    /// Series that can be alerted on before anything happened.
+    fn begin_series(&self) {
+        for verdict in [Verdict::Transient, Verdict::Legitimate] {
+            drop(self.refusals.get_or_create(&VerdictLabel { verdict: Name(verdict.as_str()) }));
+        }
+        for outcome in ["rescued", "refused", "failed"] {
+            drop(self.retries.get_or_create(&RetryLabel { outcome: Name(outcome) }));
+        }
+        for result in ["clean", "rewritten", "observed", "no_contact"] {
+            let label = BodyLabel { result: Name(result), reason: Name("") };
+            drop(self.bodies.get_or_create(&label));
+        }
+        for reason in Uninspectable::ALL {
+            let label = BodyLabel { result: Name("uninspected"), reason: Name(reason.as_str()) };
+            drop(self.bodies.get_or_create(&label));
+        }
+        for decision in ["intercepted", "tunneled", "forwarded", "refused", "failed"] {
+            drop(self.forwards.get_or_create(&DecisionLabel { decision: Name(decision) }));
+        }
+        for reason in ["queue", "disk"] {
+            drop(self.audit_lost.get_or_create(&ReasonLabel { reason: Name(reason) }));
+        }
+        for result in ["applied", "refused"] {
+            drop(self.reloads.get_or_create(&ResultLabel { result: Name(result) }));
+        }
+        drop(self.handshakes.get_or_create(&ResultLabel { result: Name("completed") }));
+        self.tunneled(0, 0);
+    }
+
     /// Findings of one kind.
     pub fn mismatches(&self, kind: Kind) -> &Counter {
         &self.mismatches[kind as usize]
@@ -223,6 +291,33 @@ impl Metrics {
     /// A TLS handshake: `completed`, or why it was not.
     pub(crate) fn handshake(&self, result: &'static str) {
         self.handshakes.get_or_create(&ResultLabel { result: Name(result) }).inc();
+    }
+
+    /// Lines lost to the audit trail: for want of room in the `queue`, or on the `disk`.
+    pub(crate) fn audit_lost(&self, reason: &'static str, lines: u64) {
+        self.audit_lost.get_or_create(&ReasonLabel { reason: Name(reason) }).inc_by(lines);
+    }
+
+    /// Lines lost to the audit trail for any reason.
+    pub(crate) fn audit_lost_in_all(&self) -> u64 {
+        ["queue", "disk"]
+            .iter()
+            .map(|reason| {
+                self.audit_lost.get_or_create(&ReasonLabel { reason: Name(reason) }).get()
+            })
+            .sum()
+    }
+
+    /// When the certificate authority ends, if there is one.
+    pub(crate) fn authority_ends(&self, end: Option<SystemTime>) {
+        let since = end.and_then(|end| end.duration_since(UNIX_EPOCH).ok());
+        let seconds = since.map_or(0, |since| since.as_secs());
+        self.authority_end.set(i64::try_from(seconds).unwrap_or(i64::MAX));
+    }
+
+    /// Whether the configuration is not the one that was last asked for.
+    pub(crate) fn is_reload_refused(&self) -> bool {
+        self.reloaded.get() == 0
     }
 
     /// What passed through a blind tunnel, in bytes.

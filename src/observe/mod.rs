@@ -2,7 +2,13 @@
 //! client sent gets here but through [`redact`].
 
 pub mod admin;
+pub mod audit;
+pub mod cause;
 pub mod exchange;
+pub mod journal;
 pub mod log;
 pub mod metrics;
+mod process;
+pub mod record;
 pub mod redact;
+pub mod stats;

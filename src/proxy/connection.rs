@@ -112,6 +112,8 @@ pub(super) struct Serving<H> {
     pub protocols: Arc<Protocols>,
     pub metrics: Arc<Metrics>,
     pub stop: CancellationToken,
+    /// Connections close after their answer; `stop` implies it.
+    pub drain: CancellationToken,
 }
 
 impl<H> Clone for Serving<H> {
@@ -121,6 +123,7 @@ impl<H> Clone for Serving<H> {
             protocols: Arc::clone(&self.protocols),
             metrics: Arc::clone(&self.metrics),
             stop: self.stop.clone(),
+            drain: self.drain.clone(),
         }
     }
 }
@@ -192,8 +195,8 @@ where
         let client = peer.address;
         let head = Arc::new(Head::default());
         let mut io = Downstream::new(stream, start, self.protocols.idle, Arc::clone(&head));
-        let (taken, stop) = (Arc::new(OnceLock::new()), self.stop.clone());
-        let mut service = Exchanges { stack: Arc::clone(&self.stack), peer, taken, stop };
+        let (taken, drain) = (Arc::new(OnceLock::new()), self.drain.clone());
+        let mut service = Exchanges { stack: Arc::clone(&self.stack), peer, taken, drain };
         let mut begun = false;
         loop {
             let mut builder = self.protocols.http1.clone();
@@ -319,13 +322,15 @@ where
         T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
         let io = Downstream::new(stream, start, self.protocols.idle, Arc::default());
-        let (taken, stop) = (Arc::new(OnceLock::new()), self.stop.clone());
-        let service = Exchanges { stack: Arc::clone(&self.stack), peer, taken, stop };
+        let (taken, drain) = (Arc::new(OnceLock::new()), self.drain.clone());
+        let service = Exchanges { stack: Arc::clone(&self.stack), peer, taken, drain };
+        // One that comes while the proxy drains, and stays, is served until it is to stop.
+        let ends = if self.drain.is_cancelled() { &self.stop } else { &self.drain };
         let connection = self.protocols.http2.serve_connection(TokioIo::new(io), service);
         let mut connection = pin!(connection);
         let ended = tokio::select! {
             ended = connection.as_mut() => ended,
-            () = self.stop.cancelled() => {
+            () = ends.cancelled() => {
                 connection.as_mut().graceful_shutdown();
                 connection.await
             }
@@ -383,7 +388,7 @@ struct Exchanges<H> {
     peer: Peer,
     /// What takes the connection over (HTTP/1).
     taken: Arc<OnceLock<TakesOver>>,
-    stop: CancellationToken,
+    drain: CancellationToken,
 }
 
 impl<H> Service<Request<Incoming>> for Exchanges<H>
@@ -397,7 +402,7 @@ where
 
     fn call(&self, mut request: Request<Incoming>) -> Self::Future {
         let (stack, peer) = (self.stack.load_full(), self.peer.clone());
-        let (taken, stop) = (Arc::clone(&self.taken), self.stop.clone());
+        let (taken, drain) = (Arc::clone(&self.taken), self.drain.clone());
         Box::pin(async move {
             let is_http1 = request.version() < Version::HTTP_2;
             let is_stream = request.method() == Method::CONNECT && !is_http1;
@@ -414,7 +419,7 @@ where
                         }
                     })),
                 }
-            } else if is_http1 && stop.is_cancelled() {
+            } else if is_http1 && drain.is_cancelled() {
                 // Whatever the client does next, it is not on this connection (RFC 9112 section 9.6).
                 response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
             }

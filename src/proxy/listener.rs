@@ -4,7 +4,7 @@ use std::convert::Infallible;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use arc_swap::ArcSwap;
 use http::Response;
@@ -22,8 +22,10 @@ use super::stack::{Arrived, Observed, stack};
 use super::stage::Handle;
 use super::upstream::{SetupError, Upstream, tls};
 use crate::config::{CLOSE_IT, Config};
+use crate::intercept::ca::{Authority, CaError};
 use crate::intercept::guard::Guard;
 use crate::intercept::leaf::Leaves;
+use crate::observe::journal::Journal;
 use crate::observe::metrics::Metrics;
 use crate::observe::redact::Agent;
 
@@ -35,8 +37,10 @@ pub struct Server {
     own: Vec<SocketAddr>,
     entrance: (Entrance, mpsc::Receiver<DuplexStream>),
     metrics: Arc<Metrics>,
-    /// What is wanted now, and changed by a [`Reloader`].
+    journal: Option<Journal>,
+    /// What is wanted now, and changed by a [`Control`].
     wanted: watch::Sender<Arc<Wanted>>,
+    drain: CancellationToken,
 }
 
 /// A configuration that has been found to work.
@@ -44,6 +48,8 @@ struct Wanted {
     config: Arc<Config>,
     tls: ClientConfig,
     leaves: Arc<Leaves>,
+    /// When the authority that was there ends, or why it cannot be used.
+    authority: Result<Option<SystemTime>, String>,
 }
 
 impl Wanted {
@@ -55,22 +61,65 @@ impl Wanted {
         let leaves =
             kept.map_or_else(|| Arc::new(Leaves::new(folder.clone(), hosts.clone())), Arc::clone);
         // Who uses the proxy as a base URL loses nothing by it.
-        if let Err(error) = leaves.check() {
+        let authority = leaves.check().map_err(|error| error.to_string());
+        if let Err(error) = &authority {
             tracing::error!(%error, "HTTPS_PROXY mode will not work");
         }
-        Ok(Self { config, tls, leaves })
+        Ok(Self { config, tls, leaves, authority })
     }
 }
 
-/// Changes the configuration of a server that runs.
+/// A hand on a server that runs.
 #[derive(Clone)]
-pub struct Reloader {
+pub struct Control {
     /// What is bound, whatever the new configuration says.
     address: SocketAddr,
     wanted: watch::Sender<Arc<Wanted>>,
+    drain: CancellationToken,
 }
 
-impl Reloader {
+impl Control {
+    /// The address that was bound.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// The configuration by which new requests are served.
+    pub fn config(&self) -> Arc<Config> {
+        Arc::clone(&self.wanted.borrow().config)
+    }
+
+    /// The certificate authority, made if there is none yet.
+    ///
+    /// # Errors
+    /// If it cannot be used.
+    pub fn authority(&self) -> Result<Arc<Authority>, CaError> {
+        let leaves = Arc::clone(&self.wanted.borrow().leaves);
+        leaves.authority()
+    }
+
+    /// When the certificate authority ends, if there is one.
+    ///
+    /// # Errors
+    /// Why it could not be used when the configuration was read.
+    pub fn authority_end(&self) -> Result<Option<SystemTime>, String> {
+        let wanted = self.wanted.borrow();
+        match wanted.leaves.not_after() {
+            Some(end) => Ok(Some(end)),
+            None => wanted.authority.clone(),
+        }
+    }
+
+    /// From now on connections close after their answer. New ones are still served.
+    pub fn drain(&self) {
+        self.drain.cancel();
+    }
+
+    /// Whether it was told to drain or to stop.
+    pub fn is_draining(&self) -> bool {
+        self.drain.is_cancelled()
+    }
+
     /// From now on new requests are served by this configuration; those in flight keep theirs. The listener's
     /// own address and the limit of connections stay as they were.
     ///
@@ -159,7 +208,16 @@ impl Server {
         let wanted = watch::Sender::new(Arc::new(Wanted::new(config, None)?));
         let (entrance, entering) = mpsc::channel(1);
         let entrance = (Entrance(entrance), entering);
-        Ok(Self { listener, address, own: vec![address], entrance, metrics, wanted })
+        Ok(Self {
+            listener,
+            address,
+            own: vec![address],
+            entrance,
+            metrics,
+            journal: None,
+            wanted,
+            drain: CancellationToken::new(),
+        })
     }
 
     /// The address that was bound, with the real port.
@@ -167,9 +225,14 @@ impl Server {
         self.address
     }
 
-    /// What changes the configuration once the server runs.
-    pub fn reloader(&self) -> Reloader {
-        Reloader { address: self.address, wanted: self.wanted.clone() }
+    /// What steers the server once it runs.
+    pub fn control(&self) -> Control {
+        Control { address: self.address, wanted: self.wanted.clone(), drain: self.drain.clone() }
+    }
+
+    /// Hands every exchange to a journal once it is over.
+    pub fn keep(&mut self, journal: Journal) {
+        self.journal = Some(journal);
     }
 
     /// The way in that needs no socket.
@@ -185,7 +248,16 @@ impl Server {
     /// Serves until `stop`, then finishes what is in flight, tunnels too, within `listen.drain_timeout`.
     /// Returns how many connections were cut because they did not end by then.
     pub async fn run(self, stop: CancellationToken) -> usize {
-        let Self { listener, own, entrance: (_, mut entering), metrics, wanted, .. } = self;
+        let Self {
+            listener,
+            own,
+            entrance: (_, mut entering),
+            metrics,
+            journal,
+            wanted,
+            drain,
+            ..
+        } = self;
         let mut changes = wanted.subscribe();
         let connections = TaskTracker::new();
         let (opened, mut tunnels) = mpsc::channel(OPENED);
@@ -203,7 +275,7 @@ impl Server {
                 tunnels: connections.clone(),
                 opened: opened.clone(),
             };
-            stack(config, &metrics, upstream, connect)
+            stack(config, &metrics, journal.as_ref(), upstream, connect)
         };
         let first = Arc::clone(&changes.borrow_and_update());
         let mut config = Arc::clone(&first.config);
@@ -212,6 +284,7 @@ impl Server {
             protocols: Arc::new(Protocols::new(&config)),
             metrics: Arc::clone(&metrics),
             stop: stop.clone(),
+            drain: drain.clone(),
         };
         drop(first);
         let room = Arc::new(Semaphore::new(config.limits.max_connections));
@@ -233,7 +306,10 @@ impl Server {
             };
             let accepted = tokio::select! {
                 biased;
-                () = stop.cancelled() => break,
+                () = stop.cancelled() => {
+                    drain.cancel();
+                    break;
+                }
                 Ok(()) = changes.changed() => {
                     let wanted = Arc::clone(&changes.borrow_and_update());
                     config = Arc::clone(&wanted.config);

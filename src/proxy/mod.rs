@@ -22,6 +22,6 @@ mod streams;
 mod upstream;
 
 pub use auth::Credentials;
-pub use listener::{Entrance, Reloader, Server, StartError};
+pub use listener::{Control, Entrance, Server, StartError};
 pub use probe::{Probe, ProbeError, probe};
 pub use upstream::SetupError;

@@ -42,6 +42,11 @@ impl<'a> Resource<'a> {
         Some(Self { account, collection, id })
     }
 
+    /// The contact that it is, if it is one.
+    pub fn contact_id(&self) -> Option<&'a str> {
+        self.id.filter(|_| self.is_contact())
+    }
+
     fn is_contact(&self) -> bool {
         self.collection.eq_ignore_ascii_case("contacts")
     }

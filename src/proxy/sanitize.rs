@@ -19,6 +19,7 @@ use crate::config::{Config, Uninspectable as OnUninspectable};
 use crate::contact::refusal::Sent;
 use crate::contact::{self, Mode, Sanitized, Uninspectable};
 use crate::observe::exchange::{Exchange, Inspection};
+use crate::observe::record::Inspected;
 
 /// Makes the opt-in sources of a contact write consistent.
 #[derive(Clone)]
@@ -201,11 +202,13 @@ impl Sanitize {
                     }
                 }
                 let claims_contact = contact.claims_contact;
-                report(Inspection::Contact {
+                let inspected = Inspected {
                     findings: contact.findings,
-                    edits: contact.edits,
                     original,
-                });
+                    sent: contact.body,
+                    config: Arc::clone(&self.config),
+                };
+                report(Inspection::Contact { inspected, edits: contact.edits });
                 claims_contact
             }
         };

@@ -25,19 +25,25 @@ use super::streams;
 use super::upstream::Upstream;
 use crate::config::{Config, Limits};
 use crate::intercept::{Host, Way};
-use crate::observe::exchange::{Decision, Exchange, Line};
+use crate::observe::exchange::{Decision, Exchange, Line, REQUEST_ID};
+use crate::observe::journal::Journal;
 use crate::observe::metrics::Metrics;
 
 /// The whole way of a request, from a parsed head to an answer.
 pub(super) fn stack(
     config: &Arc<Config>,
     metrics: &Arc<Metrics>,
+    journal: Option<&Journal>,
     upstream: Upstream,
     connect: Connect,
 ) -> impl Handle<Arrived, Response = Response<Observed>, Error = Infallible> + use<> {
     ServiceBuilder::new()
         // Outermost, so that one line and one report tell the client's view, whatever happens below.
-        .layer(StageLayer(Observe { config: Arc::clone(config), metrics: Arc::clone(metrics) }))
+        .layer(StageLayer(Observe {
+            config: Arc::clone(config),
+            metrics: Arc::clone(metrics),
+            journal: journal.cloned(),
+        }))
         // The only place where an error becomes a response.
         .layer(StageLayer(Problems))
         // Before any work: what is too much is refused at once, and never queued.
@@ -68,6 +74,7 @@ const REPORT: HeaderName = HeaderName::from_static("optin-proxy");
 struct Observe {
     config: Arc<Config>,
     metrics: Arc<Metrics>,
+    journal: Option<Journal>,
 }
 
 impl<S> Stage<Arrived, S> for Observe
@@ -82,7 +89,8 @@ where
         Arrived { mut request, peer }: Arrived,
         inner: &S,
     ) -> Result<Response<Observed>, Infallible> {
-        let exchange = Arc::new(Exchange::begin(&request, peer, Arc::clone(&self.metrics)));
+        let (metrics, journal) = (Arc::clone(&self.metrics), self.journal.clone());
+        let exchange = Arc::new(Exchange::begin(&request, peer, metrics, journal));
         request.extensions_mut().insert(Arc::clone(&exchange));
         // Written even if the client goes away and this future with it.
         let mut line = Line { exchange, complete: false, sent: 0 };
@@ -96,6 +104,13 @@ where
             && let Some(report) = line.exchange.report()
         {
             response.headers_mut().insert(REPORT, report);
+        }
+        // The API's own is not taken away.
+        if !response.headers().contains_key(REQUEST_ID)
+            && let Ok(id) =
+                HeaderValue::from_maybe_shared(Bytes::from(line.exchange.id().to_string()))
+        {
+            response.headers_mut().insert(REQUEST_ID, id);
         }
         Ok(response.map(|body| {
             line.complete = body.is_end_stream();

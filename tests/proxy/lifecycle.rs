@@ -134,10 +134,7 @@ async fn an_address_that_is_taken_is_a_clear_error() {
 async fn operators_see_readiness_and_metrics() {
     let origin = Origin::start([Reply::Hang]).await;
     let mut running = serve(&origin, &[]);
-    let line = running.read_line();
-    let admin =
-        line.trim_end().strip_suffix(" (admin)").and_then(|it| it.strip_prefix("listening on "));
-    let admin = admin.unwrap_or_else(|| panic!("{line:?}")).parse().expect("an address");
+    let admin = running.admin();
     let get = |path: &'static str| async move {
         let asked = format!("GET {path} HTTP/1.1\r\nHost: x\r\n\r\n");
         Client::connect(admin).await.ask(asked.as_bytes()).await

@@ -26,9 +26,7 @@ impl Served {
         let named = file.to_str().expect("UTF-8");
         let arguments = [&["serve", "-c", named, "--admin", "127.0.0.1:0"], listen].concat();
         let mut running = Running::start(&mut command(&arguments));
-        let line = running.read_line();
-        let admin = line.strip_prefix("listening on ").and_then(|it| it.split(' ').next());
-        let admin = admin.expect("an address").parse().expect("an address");
+        let admin = running.admin();
         Self { running, admin, file }
     }
 

@@ -97,6 +97,16 @@ impl Running {
         line
     }
 
+    /// The next line: where operators reach it.
+    pub fn admin(&mut self) -> SocketAddr {
+        let line = self.read_line();
+        let address = line
+            .trim_end()
+            .strip_suffix(" (admin)")
+            .and_then(|it| it.strip_prefix("listening on "));
+        address.unwrap_or_else(|| panic!("not an address: {line:?}")).parse().expect("an address")
+    }
+
     pub fn pid(&self) -> u32 {
         self.child.id()
     }

@@ -1,0 +1,124 @@
+//! The listener for operators: probes, metrics, the dashboard, and what steers the proxy. Loopback by default, and
+//! never reachable through the proxy's own port.
+
+mod answer;
+mod events;
+mod guard;
+
+use std::convert::Infallible;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::net::TcpListener;
+use tokio::sync::{Semaphore, mpsc, oneshot};
+
+use super::journal::Journal;
+use super::metrics::Metrics;
+use crate::config::LogLevel;
+use crate::contact::Mode;
+use crate::proxy::Control;
+
+pub use guard::Token;
+
+/// The most connections served at once. Probes and a scraper need two, a dashboard two or three.
+const MAX_CONNECTIONS: usize = 32;
+
+/// The longest wait for a request's head, and between two requests.
+const IDLE: Duration = Duration::from_secs(30);
+
+/// An admin listener, bound.
+pub struct Admin {
+    listener: TcpListener,
+    address: SocketAddr,
+}
+
+/// What the listener answers from.
+pub struct Desk {
+    /// The counters.
+    pub metrics: Arc<Metrics>,
+    /// The proxy itself.
+    pub control: Control,
+    /// What became of exchanges.
+    pub journal: Journal,
+    /// Takes what only the process can do.
+    pub orders: mpsc::Sender<Asked>,
+}
+
+/// What an operator may ask of the process.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Order {
+    /// As SIGHUP.
+    Reload,
+    /// As SIGTERM.
+    Quit,
+    /// Another `sanitize.mode`, until the next reload.
+    Mode(Mode),
+    /// Another `log.level`, until the next reload.
+    Level(LogLevel),
+}
+
+/// An order, and where to say what came of it: what was done, or why it was not.
+pub struct Asked {
+    /// What to do.
+    pub order: Order,
+    /// Takes one sentence.
+    pub answer: oneshot::Sender<Result<String, String>>,
+}
+
+impl Admin {
+    /// Binds the listener; port 0 takes any that is free.
+    ///
+    /// # Errors
+    /// If the address cannot be had.
+    pub async fn bind(address: &str) -> io::Result<Self> {
+        Self::on(TcpListener::bind(address).await?)
+    }
+
+    /// Takes a listener that somebody else has bound.
+    ///
+    /// # Errors
+    /// If it does not know its address.
+    pub fn on(listener: TcpListener) -> io::Result<Self> {
+        let address = listener.local_addr()?;
+        Ok(Self { listener, address })
+    }
+
+    /// The address that was bound, with the real port.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Serves for as long as the process lives: probes must be answered while it drains.
+    pub async fn run(self, desk: Desk) {
+        let desk = Arc::new(desk);
+        let room = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+        // Closed by nobody, so a permit always comes.
+        while let Ok(permit) = Arc::clone(&room).acquire_owned().await {
+            let Ok((stream, peer)) = self.listener.accept().await else {
+                tokio::time::sleep(Duration::from_secs(1)).await;
+                continue;
+            };
+            let local = stream.local_addr().unwrap_or(self.address);
+            let ends = guard::Ends { peer: peer.ip(), local: local.ip() };
+            let desk = Arc::clone(&desk);
+            tokio::spawn(async move {
+                let _permit = permit;
+                let service = service_fn(move |request| {
+                    let desk = Arc::clone(&desk);
+                    async move { Ok::<_, Infallible>(desk.handle(request, ends).await) }
+                });
+                // Who asks and goes away loses nothing but the answer.
+                let _ = http1::Builder::new()
+                    .timer(TokioTimer::new())
+                    .header_read_timeout(IDLE)
+                    .serve_connection(TokioIo::new(stream), service)
+                    .await;
+            });
+        }
+    }
+}

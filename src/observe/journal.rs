@@ -1,0 +1,203 @@
+//! The journal: what became of every exchange, kept off the request path.
+//!
+//! An exchange that is over leaves its material in a bounded queue and is done; a thread of its own puts it into
+//! words, counts it, keeps the last ones for who wants to see them, and passes on what is for the audit trail. A full queue costs the record, which is counted, and never the request.
+
+use std::collections::VecDeque;
+use std::io;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::Duration;
+
+use super::audit::Audit;
+use super::metrics::Metrics;
+use super::record::{Finished, Record};
+use super::stats::Stats;
+
+/// How many exchanges may wait to be put into words.
+const QUEUE: usize = 8_192;
+
+/// How much memory of bodies may wait with them, in bytes. Beyond it, exchanges have to put themselves into words.
+const HELD: usize = 16 * 1024 * 1024;
+
+/// How long records are left to gather. Being woken for each would cost the request path a system call.
+const TICK: Duration = Duration::from_millis(50);
+
+/// The most findings that are kept of one exchange. All of them are counted and audited.
+const FINDINGS: usize = 16;
+
+/// How long the end waits for what is still to be written.
+const FLUSH: Duration = Duration::from_secs(5);
+
+/// Takes what is over, and answers for it.
+#[derive(Clone)]
+pub struct Journal {
+    queue: SyncSender<Item>,
+    state: Arc<State>,
+}
+
+enum Item {
+    Finished(Box<Finished>),
+    InWords(Box<InWords>),
+    /// Answered once all that came before has been dealt with.
+    Flush(SyncSender<()>),
+}
+
+/// A record, and what else goes into the audit trail if it belongs there.
+struct InWords {
+    record: Record,
+    is_audited: bool,
+    digests: Option<[String; 2]>,
+}
+
+impl InWords {
+    fn new(finished: &Finished, has_audit: bool) -> Self {
+        let is_audited = has_audit && finished.is_audited();
+        let digests = is_audited.then(|| finished.digests()).flatten();
+        Self { record: Record::new(finished), is_audited, digests }
+    }
+}
+
+struct State {
+    metrics: Arc<Metrics>,
+    /// Bytes of bodies in the queue.
+    held: AtomicUsize,
+    kept: Mutex<Kept>,
+    audit: Option<Audit>,
+}
+
+/// The last exchanges, and what all of them add up to.
+pub struct Kept {
+    records: VecDeque<Arc<Record>>,
+    capacity: usize,
+    /// How many there have been.
+    count: u64,
+    /// What they add up to.
+    pub stats: Stats,
+}
+
+impl Kept {
+    /// The records that are kept, the newest first.
+    pub fn newest(&self) -> impl Iterator<Item = &Arc<Record>> {
+        self.records.iter().rev()
+    }
+
+    /// How many records there have been.
+    pub fn count(&self) -> u64 {
+        self.count
+    }
+}
+
+impl Journal {
+    /// Starts the thread that keeps the last `capacity` exchanges.
+    ///
+    /// # Errors
+    /// If there can be no thread.
+    pub fn start(capacity: usize, audit: Option<Audit>, metrics: Arc<Metrics>) -> io::Result<Self> {
+        let (queue, finished) = sync_channel(QUEUE);
+        let kept = Kept { records: VecDeque::new(), capacity, count: 0, stats: Stats::default() };
+        let state =
+            Arc::new(State { metrics, held: AtomicUsize::new(0), kept: Mutex::new(kept), audit });
+        let thread = Arc::clone(&state);
+        thread::Builder::new().name("journal".into()).spawn(move || thread.run(&finished))?;
+        Ok(Self { queue, state })
+    }
+
+    /// Takes an exchange that is over. Never waits.
+    pub(crate) fn submit(&self, finished: Finished) {
+        let held = finished.held();
+        let fits = self.state.held.fetch_add(held, Ordering::Relaxed) + held <= HELD;
+        let item = if fits {
+            Item::Finished(Box::new(finished))
+        } else {
+            self.state.held.fetch_sub(held, Ordering::Relaxed);
+            Item::InWords(Box::new(InWords::new(&finished, self.state.audit.is_some())))
+        };
+        if self.queue.try_send(item).is_err() {
+            if fits {
+                self.state.held.fetch_sub(held, Ordering::Relaxed);
+            }
+            self.state.metrics.journal_dropped.inc();
+        }
+    }
+
+    /// What is kept.
+    pub fn kept(&self) -> MutexGuard<'_, Kept> {
+        self.state.kept()
+    }
+
+    /// The audit trail, if there is one.
+    pub fn audit(&self) -> Option<&Audit> {
+        self.state.audit.as_ref()
+    }
+
+    /// Waits until all that has been submitted is written, for some seconds at most.
+    pub fn flush(&self) {
+        let (done, all_done) = sync_channel(1);
+        if self.queue.send(Item::Flush(done)).is_err() || all_done.recv_timeout(FLUSH).is_err() {
+            return;
+        }
+        if let Some(audit) = &self.state.audit {
+            audit.flush(FLUSH);
+        }
+    }
+}
+
+impl State {
+    fn kept(&self) -> MutexGuard<'_, Kept> {
+        // Counters and records are each written in one step: a poisoned lock is as good as any.
+        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn run(&self, queue: &Receiver<Item>) {
+        let mut busy = false;
+        loop {
+            let first = if busy {
+                thread::sleep(TICK);
+                queue.try_recv().ok()
+            } else {
+                match queue.recv() {
+                    Ok(item) => Some(item),
+                    Err(_) => return,
+                }
+            };
+            busy = first.is_some();
+            for item in first.into_iter().chain(queue.try_iter()) {
+                match item {
+                    Item::Finished(finished) => {
+                        let held = finished.held();
+                        self.take(InWords::new(&finished, self.audit.is_some()));
+                        drop(finished);
+                        self.held.fetch_sub(held, Ordering::Relaxed);
+                    }
+                    Item::InWords(in_words) => self.take(*in_words),
+                    // Nobody waits any longer, at the worst.
+                    Item::Flush(done) => drop(done.send(())),
+                }
+            }
+        }
+    }
+
+    fn take(&self, InWords { mut record, is_audited, digests }: InWords) {
+        let mut kept = self.kept();
+        kept.count += 1;
+        record.seq = kept.count;
+        kept.stats.add(&record);
+        drop(kept);
+        if let Some(audit) = self.audit.as_ref().filter(|_| is_audited) {
+            audit.submit(&record, digests);
+        }
+        record.findings.truncate(FINDINGS);
+        record.findings.shrink_to_fit();
+        let record = Arc::new(record);
+        let mut kept = self.kept();
+        if kept.records.len() >= kept.capacity {
+            kept.records.pop_front();
+        }
+        if kept.capacity > 0 {
+            kept.records.push_back(record);
+        }
+    }
+}

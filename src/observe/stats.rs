@@ -1,0 +1,197 @@
+//! What the records add up to: since the start, over the last hour, and by application.
+
+use std::collections::{HashMap, VecDeque};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use serde::Serialize;
+
+use super::cause;
+use super::record::Record;
+use crate::contact::Kind;
+
+/// How many minutes are kept.
+const MINUTES: usize = 60;
+
+/// How many applications are told apart, and how many lists of each. What comes later counts as [`OTHERS`].
+const APPLICATIONS: usize = 100;
+const LISTS: usize = 50;
+
+/// The name for all that are not told apart.
+const OTHERS: &str = "(others)";
+
+/// The name for clients that send no `User-Agent`.
+const UNNAMED: &str = "(no User-Agent)";
+
+/// Counts of exchanges.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+pub struct Totals {
+    /// Exchanges.
+    pub requests: u64,
+    /// Contact writes that were inspected.
+    pub writes: u64,
+    /// Findings.
+    pub findings: u64,
+    /// Bodies that were rewritten, whatever became of them.
+    pub rewritten: u64,
+    /// Writes that a retry rescued.
+    pub rescued: u64,
+    /// Refusals that reached a client, because they were true.
+    pub refused: u64,
+    /// Refusals that reached a client though they were not.
+    pub exhausted: u64,
+    /// Bodies that were not inspected.
+    pub uninspected: u64,
+    /// Answers of the proxy's own for want of another.
+    pub problems: u64,
+}
+
+impl Totals {
+    fn add(&mut self, record: &Record) {
+        self.requests += 1;
+        self.findings += record.found as u64;
+        self.rewritten += u64::from(record.rewritten > 0);
+        self.problems += u64::from(record.problem.is_some());
+        match record.outcome {
+            None | Some("no_contact") => return,
+            Some("rescued") => self.rescued += 1,
+            Some("refused") => self.refused += 1,
+            Some("exhausted") => self.exhausted += 1,
+            Some("uninspected") => {
+                self.uninspected += 1;
+                return;
+            }
+            Some(_) => {}
+        }
+        self.writes += 1;
+    }
+}
+
+/// One minute's counts.
+#[derive(Debug, Clone, Copy, Serialize)]
+struct Minute {
+    /// Minutes since 1970.
+    minute: u64,
+    #[serde(flatten)]
+    totals: Totals,
+}
+
+/// What one application sent, told apart by its `User-Agent`.
+#[derive(Debug, Clone, Default, Serialize)]
+struct Application {
+    #[serde(flatten)]
+    totals: Totals,
+    kinds: Vec<ByKind>,
+    /// Findings by list.
+    lists: HashMap<Box<str>, u64>,
+}
+
+#[derive(Debug, Clone, Serialize)]
+struct ByKind {
+    kind: Kind,
+    findings: u64,
+    changed: u64,
+    /// Where such a thing comes from, as far as is known.
+    cause: &'static str,
+    /// The last exchange that had one.
+    request_id: Box<str>,
+}
+
+/// All counts.
+#[derive(Debug, Default)]
+pub struct Stats {
+    totals: Totals,
+    minutes: VecDeque<Minute>,
+    applications: HashMap<Box<str>, Application>,
+}
+
+impl Stats {
+    /// Counts one exchange more.
+    pub fn add(&mut self, record: &Record) {
+        self.totals.add(record);
+        self.minute_of(record.time).add(record);
+        if record.outcome.is_none_or(|outcome| outcome == "no_contact") {
+            return;
+        }
+        let agent = record.user_agent.as_deref().unwrap_or(UNNAMED);
+        let room = self.applications.len() < APPLICATIONS;
+        let application = match self.applications.get_mut(agent) {
+            Some(application) => application,
+            None => self.applications.entry(if room { agent } else { OTHERS }.into()).or_default(),
+        };
+        application.totals.add(record);
+        for found in &record.findings {
+            let kinds = &mut application.kinds;
+            let position = kinds.iter().position(|it| it.kind == found.kind).unwrap_or_else(|| {
+                let request_id = record.request_id.clone();
+                let cause = cause::of(found);
+                kinds.push(ByKind { kind: found.kind, findings: 0, changed: 0, cause, request_id });
+                kinds.len() - 1
+            });
+            let by_kind = &mut kinds[position];
+            by_kind.findings += 1;
+            by_kind.changed += u64::from(found.changed);
+            by_kind.cause = cause::of(found);
+            if by_kind.request_id != record.request_id {
+                by_kind.request_id.clone_from(&record.request_id);
+            }
+            if let Some(list) = found.list_id.as_deref() {
+                let room = application.lists.len() < LISTS;
+                match application.lists.get_mut(list) {
+                    Some(count) => *count += 1,
+                    None => {
+                        *application
+                            .lists
+                            .entry(if room { list } else { OTHERS }.into())
+                            .or_default() += 1;
+                    }
+                }
+            }
+        }
+    }
+
+    /// The counts of the minute in which something ended; the last one kept, if the clock has been set back.
+    fn minute_of(&mut self, time: SystemTime) -> &mut Totals {
+        let minute = time.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs() / 60;
+        let newest = self.minutes.back().map(|it| it.minute);
+        if newest.is_none_or(|newest| newest < minute) {
+            self.minutes.push_back(Minute { minute, totals: Totals::default() });
+            while self.minutes.front().is_some_and(|it| it.minute + MINUTES as u64 <= minute) {
+                self.minutes.pop_front();
+            }
+        }
+        let position = self.minutes.iter().rposition(|it| it.minute <= minute).unwrap_or(0);
+        &mut self.minutes[position].totals
+    }
+
+    /// All of it as JSON.
+    pub fn to_json(&self) -> serde_json::Value {
+        let mut applications: Vec<_> = self.applications.iter().collect();
+        applications.sort_by(|(a, left), (b, right)| {
+            right.totals.findings.cmp(&left.totals.findings).then_with(|| a.cmp(b))
+        });
+        let applications: Vec<_> = applications
+            .into_iter()
+            .map(|(user_agent, application)| {
+                let mut kinds: Vec<_> = application.kinds.iter().collect();
+                kinds.sort_by_key(|it| (std::cmp::Reverse(it.findings), it.kind as usize));
+                let mut lists: Vec<_> = application.lists.iter().collect();
+                lists.sort_by(|(a, left), (b, right)| right.cmp(left).then_with(|| a.cmp(b)));
+                let lists: Vec<_> = lists
+                    .into_iter()
+                    .map(|(list_id, findings)| serde_json::json!({ "list_id": list_id, "findings": findings }))
+                    .collect();
+                serde_json::json!({
+                    "user_agent": user_agent,
+                    "totals": application.totals,
+                    "kinds": kinds,
+                    "lists": lists,
+                })
+            })
+            .collect();
+        serde_json::json!({
+            "totals": self.totals,
+            "minutes": self.minutes,
+            "applications": applications,
+        })
+    }
+}

@@ -1,0 +1,322 @@
+//! The audit trail: what stands in it, what holds it together, and what a disk that fails costs.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+use serde_json::Value;
+
+use super::{exchanges, get, json};
+use crate::support::binary::{Output, Running, command, run};
+use crate::support::client::Client;
+use crate::support::origin::{Origin, Reply};
+use crate::support::{
+    BARE, CONTACT, RECIPE, RECIPE_OUT, UNDECLARED, no_content, put, refusal, request,
+};
+
+fn start(origin: &Origin, path: &Path, settings: &[&str]) -> (Running, SocketAddr) {
+    let url = origin.url();
+    let audit = format!("audit.path={}", path.display());
+    let mut arguments = vec!["serve", "--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0"];
+    arguments.extend(["--upstream", &url, "--set", "retry.base_delay=0s", "--set", &audit]);
+    arguments.extend(settings.iter().flat_map(|setting| ["--set", setting]));
+    let mut running = Running::start(&mut command(&arguments));
+    let admin = running.admin();
+    (running, admin)
+}
+
+fn lines(path: &Path) -> Vec<Value> {
+    let text = std::fs::read_to_string(path).expect("it is there");
+    text.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect()
+}
+
+fn verify(paths: &[&Path]) -> Output {
+    let mut arguments = vec!["report", "--verify"];
+    arguments.extend(paths.iter().map(|path| path.to_str().expect("UTF-8")));
+    run(&arguments, b"")
+}
+
+async fn origin() -> Origin {
+    Origin::start([Reply::Write(no_content())]).await
+}
+
+fn sha256(bytes: &[u8]) -> String {
+    let digest = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, bytes);
+    digest.as_ref().iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// Sends this many updates, each of which is worth a line.
+async fn send(running: &Running, count: usize) {
+    let mut client = Client::connect(running.address).await;
+    for _ in 0..count {
+        assert_eq!(client.ask(&put(RECIPE)).await.status, 204);
+    }
+}
+
+fn stop(running: Running) -> String {
+    running.signal("TERM");
+    let (status, log) = running.finish();
+    assert_eq!(status.code(), Some(0), "{log}");
+    log
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_line_for_each_write_with_a_finding_or_a_refusal_and_for_nothing_else() {
+    let origin = Origin::start([
+        Reply::Write(no_content()),
+        Reply::Write(no_content()),
+        Reply::Write(no_content()),
+        Reply::Write(refusal()),
+        Reply::Write(no_content()),
+        Reply::Write(no_content()),
+    ])
+    .await;
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("audit.jsonl");
+    let (running, _) = start(&origin, &path, &[]);
+    let mut client = Client::connect(running.address).await;
+    let fields = "User-Agent: Shop/2 (jane.roe@example.org)\r\n";
+    let first = client.ask(&request("PUT", CONTACT, fields, RECIPE)).await;
+    client.ask(&put(BARE)).await;
+    client.ask(b"GET /x HTTP/1.1\r\nHost: p\r\n\r\n").await;
+    client.ask(&put(BARE)).await;
+    client.ask(&put(UNDECLARED)).await;
+    stop(running);
+
+    let written = lines(&path);
+    let [rewritten, rescued, undeclared] = &written[..] else { panic!("{written:?}") };
+    assert_eq!(rewritten["request_id"], first.field("x-request-id").expect("an id"));
+    assert_eq!(rewritten["account"], "joesflowers");
+    assert_eq!(rewritten["contact_id"], "238");
+    assert_eq!(rewritten["user_agent"], "Shop/2 (e-mail address)");
+    assert_eq!(rewritten["status"], 204);
+    assert_eq!(rewritten["outcome"], "rewritten");
+    let findings = rewritten["findings"].as_array().expect("an array");
+    assert_eq!(findings.len(), 2);
+    assert_eq!(findings[0]["was"], "ACTION_BY_CUSTOMER");
+    assert_eq!(findings[0]["now"], "ACTION_BY_CONTACT");
+    assert_eq!(findings[0]["declared"], "ACTION_BY_CONTACT");
+    assert_eq!(findings[0]["setting"], "sanitize.lists=align");
+    assert_eq!(rewritten["sha256_before"], sha256(RECIPE));
+    assert_eq!(rewritten["sha256_after"], sha256(RECIPE_OUT));
+    assert_eq!(rescued["outcome"], "rescued");
+    assert_eq!(rescued["verdicts"], serde_json::json!(["transient"]));
+    assert_eq!(rescued["sha256_before"], rescued["sha256_after"]);
+    assert_eq!(undeclared["findings"][0]["kind"], "undeclared");
+    assert_eq!(undeclared["findings"][0]["declared"], Value::Null);
+    assert_eq!(undeclared["findings"][0]["changed"], false);
+
+    let text = std::fs::read_to_string(&path).expect("it is there");
+    let mut before = "0".repeat(64);
+    for (number, line) in text.lines().enumerate() {
+        assert_eq!(written[number]["seq"], number + 1);
+        assert_eq!(written[number]["prev"], before);
+        before = sha256(line.as_bytes());
+    }
+    for personal in ["example.com", "jane.roe", "EmailAddress"] {
+        assert!(!text.contains(personal), "{personal}");
+    }
+    let mode = std::os::unix::fs::PermissionsExt::mode(
+        &std::fs::metadata(&path).expect("it is there").permissions(),
+    );
+    assert_eq!(mode & 0o777, 0o600);
+    let verified = verify(&[&path]);
+    assert_eq!(verified.code, Some(0), "{}", verified.stderr);
+    assert!(verified.stderr.contains(&before), "the hash to write down: {}", verified.stderr);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_was_taken_out_added_or_changed_shows() {
+    let origin = origin().await;
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("audit.jsonl");
+    let (running, _) = start(&origin, &path, &[]);
+    send(&running, 5).await;
+    stop(running);
+    let whole = std::fs::read_to_string(&path).expect("it is there");
+    let lines: Vec<&str> = whole.lines().collect();
+    let forged = lines[2].replace("\"status\":204", "\"status\":400");
+    assert_ne!(forged, lines[2]);
+    let spoiled = folder.path().join("spoiled.jsonl");
+    for (what, changed, place) in [
+        ("taken out", [lines[0], lines[1], lines[3], lines[4]].to_vec(), ":3: "),
+        ("changed", [lines[0], lines[1], &forged, lines[3], lines[4]].to_vec(), ":4: "),
+        ("doubled", [lines[0], lines[1], lines[1], lines[2]].to_vec(), ":3: "),
+        ("swapped", [lines[0], lines[2], lines[1], lines[3]].to_vec(), ":2: "),
+        ("foreign", [lines[0], "{\"hello\":1}", lines[1]].to_vec(), ":2: "),
+    ] {
+        std::fs::write(&spoiled, changed.join("\n") + "\n").expect("ours");
+        let verified = verify(&[&spoiled]);
+        assert_eq!(verified.code, Some(1), "{what}");
+        let first = verified.stderr.lines().find(|line| line.contains("spoiled.jsonl:"));
+        assert!(first.is_some_and(|line| line.contains(place)), "{what}: {}", verified.stderr);
+    }
+    // Without its beginning, it is what is left where old files were deleted: said, and no fault.
+    std::fs::write(&spoiled, lines[2..].join("\n") + "\n").expect("ours");
+    let verified = verify(&[&spoiled]);
+    assert_eq!(verified.code, Some(0));
+    assert!(verified.stderr.contains("lines before 3 are in files that were not named"));
+}
+
+fn rotated(folder: &Path) -> Vec<PathBuf> {
+    let mut files: Vec<_> = folder
+        .read_dir()
+        .expect("it is there")
+        .map(|entry| entry.expect("a file").path())
+        .filter(|path| path.file_name().is_some_and(|name| name != "audit.jsonl"))
+        .collect();
+    files.sort();
+    files
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_chain_goes_on_over_restarts_and_rotations_and_the_oldest_files_go() {
+    let origin = origin().await;
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("audit.jsonl");
+    // Two lines fit, and a third does not.
+    let settings = ["audit.max_size=2300B", "audit.keep=3"];
+    for _ in 0..2 {
+        let (running, _) = start(&origin, &path, &settings);
+        send(&running, 3).await;
+        stop(running);
+    }
+    let files = rotated(folder.path());
+    assert_eq!(files.len(), 2, "six lines, two to a file: {files:?}");
+    for file in files.iter().chain([&path]) {
+        // Written at once or one by one.
+        assert!(std::fs::metadata(file).expect("a file").len() <= 2300);
+        assert_eq!(lines(file).len(), 2);
+    }
+    // In any order.
+    let verified = verify(&[&path, &files[1], &files[0]]);
+    assert_eq!(verified.code, Some(0), "{}", verified.stderr);
+    assert!(verified.stderr.contains("whole from line 1 to line 6"), "{}", verified.stderr);
+
+    let (running, _) = start(&origin, &path, &settings);
+    send(&running, 6).await;
+    stop(running);
+    let files = rotated(folder.path());
+    assert_eq!(files.len(), 3);
+    let all: Vec<&Path> = files.iter().map(PathBuf::as_path).chain([path.as_path()]).collect();
+    let verified = verify(&all);
+    assert_eq!(verified.code, Some(0), "{}", verified.stderr);
+    assert!(verified.stderr.contains("whole from line 5 to line 12"), "{}", verified.stderr);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_file_that_is_too_old_is_rotated() {
+    let origin = origin().await;
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("audit.jsonl");
+    let (running, _) = start(&origin, &path, &[]);
+    send(&running, 1).await;
+    stop(running);
+    let text = std::fs::read_to_string(&path).expect("it is there");
+    let year: u32 = text[9..13].parse().expect("a year");
+    std::fs::write(&path, text.replacen(&year.to_string(), &(year - 1).to_string(), 1))
+        .expect("ours");
+    let (running, _) = start(&origin, &path, &[]);
+    send(&running, 1).await;
+    stop(running);
+    assert_eq!(rotated(folder.path()).len(), 1);
+    assert_eq!(lines(&path)[0]["seq"], 2);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_full_disk_costs_lines_which_are_counted_and_shown_and_no_request() {
+    let origin = origin().await;
+    let (running, admin) = start(&origin, Path::new("/dev/full"), &[]);
+    send(&running, 3).await;
+    loop {
+        let metrics = String::from_utf8(get(admin, "/metrics").await.body).expect("text");
+        if metrics.contains("optin_proxy_audit_lost_total{reason=\"disk\"} 3") {
+            assert!(metrics.contains("optin_proxy_audit_lines_total 0"));
+            break;
+        }
+        tokio::task::yield_now().await;
+    }
+    let state = &json(admin, "/api/stats").await["state"];
+    assert_eq!(state["audit_lost"], 3);
+    let fault = state["audit"]["fault"].as_str().expect("a fault");
+    assert!(fault.contains("cannot be written") && fault.contains("space"), "{fault}");
+    assert_eq!(exchanges(admin, 3).await.len(), 3);
+    let log = stop(running);
+    let said = log.lines().filter(|line| line.contains("the audit trail")).count();
+    assert_eq!(said, 1, "once a minute at most: {log}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_crash_left_of_a_line_is_taken_away_and_the_gap_is_told() {
+    let origin = origin().await;
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("audit.jsonl");
+    let (running, _) = start(&origin, &path, &[]);
+    send(&running, 2).await;
+    stop(running);
+    let mut torn = std::fs::read(&path).expect("it is there");
+    torn.extend_from_slice(b"{\"time\":\"2026-01-01T00:00:00Z\",\"requ");
+    std::fs::write(&path, torn).expect("ours");
+    let (running, _) = start(&origin, &path, &[]);
+    send(&running, 1).await;
+    stop(running);
+    let written = lines(&path);
+    assert_eq!(written.len(), 4);
+    assert_eq!((&written[2]["event"], &written[2]["lost"]), (&"gap".into(), &1.into()));
+    assert_eq!(written[3]["outcome"], "rewritten");
+    let verified = verify(&[&path]);
+    assert_eq!(verified.code, Some(0), "{}", verified.stderr);
+    assert!(String::from_utf8_lossy(&verified.stdout).contains("1 lines were lost"));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn two_processes_write_one_trail_one_after_the_other() {
+    // As when one takes over from another: both are there for a while.
+    let origin = origin().await;
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("audit.jsonl");
+    let (first, _) = start(&origin, &path, &[]);
+    send(&first, 2).await;
+    let (second, second_admin) = start(&origin, &path, &[]);
+    send(&second, 2).await;
+    exchanges(second_admin, 2).await;
+    send(&first, 1).await;
+    stop(first);
+    assert_eq!(lines(&path).len(), 3);
+    stop(second);
+    assert_eq!(lines(&path).len(), 5);
+    let verified = verify(&[&path]);
+    assert_eq!(verified.code, Some(0), "{}", verified.stderr);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_file_that_somebody_moved_away_is_begun_anew_and_the_chain_goes_on() {
+    let origin = origin().await;
+    let folder = tempfile::tempdir().expect("a folder");
+    let (path, moved) = (folder.path().join("audit.jsonl"), folder.path().join("moved"));
+    let (running, _) = start(&origin, &path, &["audit.fsync=0s"]);
+    send(&running, 1).await;
+    while std::fs::read(&path).expect("it is there").is_empty() {
+        tokio::task::yield_now().await;
+    }
+    std::fs::rename(&path, &moved).expect("ours");
+    // It is looked for once a second.
+    while !path.exists() {
+        send(&running, 1).await;
+    }
+    stop(running);
+    let verified = verify(&[&path, &moved]);
+    assert_eq!(verified.code, Some(0), "{}", verified.stderr);
+}
+
+#[test]
+fn a_trail_that_cannot_be_opened_keeps_the_proxy_from_starting() {
+    let arguments =
+        ["serve", "--listen", "127.0.0.1:0", "--set", "audit.path=/nowhere/to/be/found.jsonl"];
+    let output = run(&arguments, b"");
+    assert_eq!(output.code, Some(1));
+    assert!(
+        output.stderr.contains("audit.path: /nowhere") && output.stderr.contains("choose another"),
+        "{}",
+        output.stderr
+    );
+}
