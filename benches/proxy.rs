@@ -1,6 +1,7 @@
-//! What a proxied update costs beside a proxy that only passes it on.
+//! What a proxied update costs beside a proxy that only passes it on, and what it costs to be watched.
 //!
-//! `cargo bench --bench proxy` runs optin-proxy and a pass-through made of the same parts (hyper's server,
+//! `cargo bench --bench proxy` runs optin-proxy, the same with a journal, an audit trail and a dashboard that is
+//! connected, and a pass-through made of the same parts (hyper's server,
 //! hyper-util's pooled client, set up alike), each on one thread of its own, before the same origin and under the
 //! same clients, in turns. The figure is the thread's own CPU time per request: wall time says little
 //! on a machine that others use too.
@@ -20,8 +21,12 @@ use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use optin_proxy::config::Layers;
+use optin_proxy::observe::admin::{Admin, Desk};
+use optin_proxy::observe::audit::Audit;
+use optin_proxy::observe::journal::Journal;
 use optin_proxy::observe::metrics::Metrics;
-use optin_proxy::proxy::Server;
+use optin_proxy::proxy::{Control, Server};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
@@ -94,17 +99,50 @@ fn pass_through(worker: &Worker, upstream: SocketAddr) -> SocketAddr {
     })
 }
 
-fn optin_proxy(worker: &Worker, upstream: SocketAddr) -> SocketAddr {
-    worker.run(async move {
-        let mut layers = Layers::default();
-        layers.set("bench", "listen.address=127.0.0.1:0");
-        layers.set("bench", &format!("upstream.url=http://{upstream}"));
-        let config = Arc::new(layers.build().expect("valid"));
-        let server = Server::bind(config, Arc::new(Metrics::default())).await.expect("it starts");
-        let address = server.address();
+/// The proxy; watched, if there is somebody to watch and a file for the trail.
+fn optin_proxy(
+    worker: &Worker,
+    upstream: SocketAddr,
+    watched: Option<(&Worker, &std::path::Path)>,
+) -> SocketAddr {
+    let mut layers = Layers::default();
+    layers.set("bench", "listen.address=127.0.0.1:0");
+    layers.set("bench", &format!("upstream.url=http://{upstream}"));
+    let config = Arc::new(layers.build().expect("valid"));
+    let metrics = Arc::new(Metrics::default());
+    let journal = watched.map(|(_, trail)| {
+        let audit = Audit::start(trail, &config.audit, Arc::clone(&metrics)).expect("a file");
+        Journal::start(config.admin.exchanges, Some(audit), Arc::clone(&metrics)).expect("a thread")
+    });
+    let (kept, measured) = (journal.clone(), Arc::clone(&metrics));
+    let (address, control) = worker.run(async move {
+        let mut server = Server::bind(config, measured).await.expect("it starts");
+        if let Some(journal) = kept {
+            server.keep(journal);
+        }
+        let found = (server.address(), server.control());
         tokio::spawn(server.run(CancellationToken::new()));
-        address
-    })
+        found
+    });
+    if let (Some((worker, _)), Some(journal)) = (watched, journal) {
+        worker.run(watch(metrics, control, journal));
+    }
+    address
+}
+
+/// A dashboard that is connected: it reads what it is told.
+async fn watch(metrics: Arc<Metrics>, control: Control, journal: Journal) {
+    let admin = Admin::bind("127.0.0.1:0").await.expect("a free port");
+    let address = admin.address();
+    let orders = tokio::sync::mpsc::channel(1).0;
+    tokio::spawn(admin.run(Desk { metrics, control, journal, orders }));
+    let mut stream = tokio::net::TcpStream::connect(address).await.expect("it listens");
+    let asked = format!("GET /api/events HTTP/1.1\r\nHost: {address}\r\n\r\n");
+    stream.write_all(asked.as_bytes()).await.expect("it reads");
+    tokio::spawn(async move {
+        let mut told = vec![0; 64 * 1024];
+        while matches!(stream.read(&mut told).await, Ok(1..)) {}
+    });
 }
 
 /// Sends this many updates over a few kept connections.
@@ -155,27 +193,41 @@ fn main() {
     let differing: &'static [u8] = update("ACTION_BY_CONTACT").leak();
     let clean: &'static [u8] = update("ACTION_BY_CUSTOMER").leak();
     let (clients, origins) = (Worker::start(), Worker::start());
-    let (plain, ours) = (Worker::start(), Worker::start());
+    let folder = tempfile::tempdir().expect("a folder");
+    let trail = folder.path().join("audit.jsonl");
+    let workers = [Worker::start(), Worker::start(), Worker::start()];
+    let [plain, ours, watched] = &workers;
+    let watching = Worker::start();
     let upstream = origin(&origins);
-    let plain_address = pass_through(&plain, upstream);
-    let our_address = optin_proxy(&ours, upstream);
-    println!("{:<28}{:>14}{:>14}{:>8}", "CPU time per PUT", "pass-through", "optin-proxy", "ratio");
+    let addresses = [
+        pass_through(plain, upstream),
+        optin_proxy(ours, upstream, None),
+        optin_proxy(watched, upstream, Some((&watching, &trail))),
+    ];
+    println!(
+        "{:<22}{:>14}{:>14}{:>7}{:>14}{:>7}",
+        "CPU time per PUT", "pass-through", "optin-proxy", "ratio", "watched", "ratio"
+    );
     for (name, body) in [("8 lists, all differ", differing), ("8 lists, clean", clean)] {
-        for address in [plain_address, our_address] {
+        for address in addresses {
             load(&clients, address, body, 1_000);
         }
-        let (mut plain_times, mut our_times) = (Vec::new(), Vec::new());
+        let mut times: [Vec<f64>; 3] = Default::default();
         for _ in 0..ROUNDS {
-            for (worker, address, times) in
-                [(&plain, plain_address, &mut plain_times), (&ours, our_address, &mut our_times)]
-            {
+            for ((worker, address), times) in workers.iter().zip(addresses).zip(&mut times) {
                 let before = worker.cpu_time();
                 load(&clients, address, body, REQUESTS);
                 times.push((worker.cpu_time() - before).as_secs_f64() * 1e6 / REQUESTS as f64);
             }
         }
-        let ratios = plain_times.iter().zip(&our_times).map(|(plain, ours)| ours / plain).collect();
-        let (plain, ours) = (median(plain_times), median(our_times));
-        println!("{name:<28}{plain:>11.1} us{ours:>11.1} us{:>8.2}", median(ratios));
+        let ratio = |over: &[f64], under: &[f64]| {
+            median(over.iter().zip(under).map(|(over, under)| over / under).collect())
+        };
+        let ratios = [ratio(&times[1], &times[0]), ratio(&times[2], &times[1])];
+        let [plain, ours, watched] = times.map(median);
+        println!(
+            "{name:<22}{plain:>11.1} us{ours:>11.1} us{:>7.2}{watched:>11.1} us{:>7.3}",
+            ratios[0], ratios[1]
+        );
     }
 }

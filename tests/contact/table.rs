@@ -389,3 +389,22 @@ fn nothing_is_looked_for_inside_a_value() {
     let contact = inspected(&entry(&[C], &[Some(id)]), &request, &Policy::default());
     assert_eq!(text(&contact), entry(&[C], &[Some(C)]));
 }
+
+/// Regression: with its own slash left before it, an element that an edit opened closed at once.
+#[test]
+fn a_tag_with_two_slashes_at_its_end_is_none() {
+    for body in [
+        entry(&[C], &[Some(U)])
+            .replace(&format!("<OptInSource>{U}</OptInSource>"), "<OptInSource//>"),
+        entry(&[], &[])
+            .replace("<ContactLists></ContactLists>", "")
+            .replace("></Contact>", " a=//>"),
+    ] {
+        assert!(body.contains("//>"), "{body}");
+        let sanitized = sanitize(&body.clone().into(), &UPDATE, &Policy::default());
+        assert!(
+            matches!(sanitized, Sanitized::Uninspectable(Uninspectable::Malformed)),
+            "{body}: {sanitized:?}"
+        );
+    }
+}

@@ -80,9 +80,13 @@ fn is_ours(resolved: &ResolveResult<'_>) -> bool {
 }
 
 /// Refuses what would make a tag mean something else than it seems to: a name that is none (a bare
-/// `<` in text), markup in an attribute, an ampersand that starts no reference.
+/// `<` in text), markup in an attribute, an ampersand that starts no reference, a second slash at the end, which would
+/// close an element that an edit has opened.
 fn check_tag(tag: &[u8]) -> Result<(), Uninspectable> {
     let inside = &tag[1..];
+    if inside.ends_with(b"//>") {
+        return Err(Uninspectable::Malformed);
+    }
     if !inside.first().copied().is_some_and(value::is_name_start) {
         return Err(Uninspectable::Malformed);
     }
