@@ -12,7 +12,7 @@ use tokio::sync::OwnedSemaphorePermit;
 
 use super::journal::Journal;
 use super::metrics::{BodyLabel, Metrics, Name, RetryLabel, VerdictLabel};
-use super::record::{Finished, Inspected, list_id};
+use super::record::{Inspected, Part, list_id};
 use super::redact::{Account, Agent, Id, Value};
 use crate::contact::refusal::Verdict;
 use crate::contact::{Finding, Kind, Uninspectable, Written};
@@ -38,7 +38,7 @@ pub struct Exchange {
     slot: OnceLock<OwnedSemaphorePermit>,
     bytes: OnceLock<OwnedSemaphorePermit>,
     result: OnceLock<Tally>,
-    inspected: OnceLock<Arc<Inspected>>,
+    inspected: OnceLock<Inspected>,
     attempts: AtomicU32,
     /// How often it was refused though it ought not to have been.
     transient: AtomicU32,
@@ -131,9 +131,18 @@ impl fmt::Display for RequestId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Client(value) => f.write_str(value.to_str().unwrap_or_default()),
-            Self::Ours(number) => write!(f, "{number:016x}"),
+            Self::Ours(number) => {
+                f.write_str(std::str::from_utf8(&hexadecimal(*number)).unwrap_or_default())
+            }
         }
     }
+}
+
+/// A number's sixteen digits, without the machinery of formatting.
+fn hexadecimal(number: u64) -> [u8; 16] {
+    std::array::from_fn(|position| {
+        b"0123456789abcdef"[(number >> (60 - 4 * position) & 15) as usize]
+    })
 }
 
 /// The trace that the client's request belongs to (W3C Trace Context section 3.2), if it is part of one.
@@ -252,7 +261,7 @@ impl Exchange {
                 let acted_on = findings.iter().filter(|finding| finding.acted_on()).count();
                 let tally = Tally::Inspected { findings: findings.len(), acted_on };
                 if self.journal.is_some() {
-                    let _ = self.inspected.set(Arc::new(inspected));
+                    let _ = self.inspected.set(inspected);
                 }
                 tally
             }
@@ -429,27 +438,34 @@ impl Exchange {
             "request"
         );
         if let Some(journal) = &self.journal {
+            let mut finished = journal.blank();
             let now = SystemTime::now();
-            journal.submit(Finished {
-                at: now.checked_sub(elapsed).unwrap_or(now),
-                request_id: self.id.clone(),
-                trace_id: self.trace_id,
-                method: self.method.clone(),
-                uri: self.uri.clone(),
-                user_agent: self.user_agent.clone(),
-                target: self.target.get().cloned(),
-                decision: self.decision.get().copied(),
-                status: self.status.get().copied(),
-                outcome,
-                reason,
-                problem: self.error.get().copied(),
-                attempts: self.attempts.load(Ordering::Relaxed),
-                transient: self.transient.load(Ordering::Relaxed),
-                legitimate: self.legitimate.load(Ordering::Relaxed),
-                inspected: self.inspected.get().cloned(),
-                complete,
-                duration: elapsed,
-            });
+            finished.at = now.checked_sub(elapsed).unwrap_or(now);
+            finished.trace_id = self.trace_id;
+            finished.method.clone_from(&self.method);
+            finished.target = self.target.get().cloned();
+            finished.decision = self.decision.get().copied();
+            finished.status = self.status.get().copied();
+            finished.outcome = outcome;
+            finished.reason = reason;
+            finished.problem = self.error.get().copied();
+            finished.attempts = self.attempts.load(Ordering::Relaxed);
+            finished.transient = self.transient.load(Ordering::Relaxed);
+            finished.legitimate = self.legitimate.load(Ordering::Relaxed);
+            finished.complete = complete;
+            finished.duration = elapsed;
+            match &self.id {
+                RequestId::Client(id) => finished.put(Part::RequestId, id.as_bytes()),
+                RequestId::Ours(id) => finished.put(Part::RequestId, &hexadecimal(*id)),
+            }
+            finished.put(Part::Path, self.uri.path().as_bytes());
+            let agent = self.user_agent.as_ref().and_then(|agent| agent.to_str().ok());
+            finished.has_agent = agent.is_some();
+            finished.put(Part::Agent, agent.unwrap_or_default().as_bytes());
+            if let Some(inspected) = self.inspected.get() {
+                finished.inspected(inspected, journal.has_audit());
+            }
+            journal.submit(finished);
         }
     }
 

@@ -19,11 +19,16 @@ use super::stats::Stats;
 /// How many exchanges may wait to be put into words.
 const QUEUE: usize = 8_192;
 
-/// How much memory of bodies may wait with them, in bytes. Beyond it, exchanges have to put themselves into words.
+/// How much text may wait with them, in bytes: bodies, most of it. Beyond it, exchanges have to put themselves into
+/// words.
 const HELD: usize = 16 * 1024 * 1024;
 
 /// How long records are left to gather. Being woken for each would cost the request path a system call.
-const TICK: Duration = Duration::from_millis(50);
+const TICK: Duration = Duration::from_millis(10);
+
+/// How many blanks are kept to be filled again while there is traffic, and with how much room for text, in bytes.
+const BLANKS: usize = 1_024;
+const ROOM: usize = 8 * 1024;
 
 /// The most findings that are kept of one exchange. All of them are counted and audited.
 const FINDINGS: usize = 16;
@@ -37,6 +42,9 @@ pub struct Journal {
     queue: SyncSender<Item>,
     state: Arc<State>,
 }
+
+/// Material to be filled in, which goes from hand to hand as the pointer that it is.
+type Blank = Box<Finished>;
 
 enum Item {
     Finished(Box<Finished>),
@@ -62,8 +70,10 @@ impl InWords {
 
 struct State {
     metrics: Arc<Metrics>,
-    /// Bytes of bodies in the queue.
+    /// Bytes of text in the queue.
     held: AtomicUsize,
+    /// Filled by exchanges, and given back here. Memory that one thread allocates for another to free costs both.
+    blanks: Mutex<Vec<Blank>>,
     kept: Mutex<Kept>,
     audit: Option<Audit>,
 }
@@ -98,22 +108,37 @@ impl Journal {
     pub fn start(capacity: usize, audit: Option<Audit>, metrics: Arc<Metrics>) -> io::Result<Self> {
         let (queue, finished) = sync_channel(QUEUE);
         let kept = Kept { records: VecDeque::new(), capacity, count: 0, stats: Stats::default() };
-        let state =
-            Arc::new(State { metrics, held: AtomicUsize::new(0), kept: Mutex::new(kept), audit });
+        let state = Arc::new(State {
+            metrics,
+            held: AtomicUsize::new(0),
+            blanks: Mutex::default(),
+            kept: Mutex::new(kept),
+            audit,
+        });
         let thread = Arc::clone(&state);
         thread::Builder::new().name("journal".into()).spawn(move || thread.run(&finished))?;
         Ok(Self { queue, state })
     }
 
+    /// Takes the material of an exchange that is over.
+    pub(crate) fn blank(&self) -> Box<Finished> {
+        self.state.blanks().pop().unwrap_or_default()
+    }
+
+    /// Whether contact writes are audited.
+    pub(crate) fn has_audit(&self) -> bool {
+        self.state.audit.is_some()
+    }
+
     /// Takes an exchange that is over. Never waits.
-    pub(crate) fn submit(&self, finished: Finished) {
+    pub(crate) fn submit(&self, finished: Box<Finished>) {
         let held = finished.held();
         let fits = self.state.held.fetch_add(held, Ordering::Relaxed) + held <= HELD;
         let item = if fits {
-            Item::Finished(Box::new(finished))
+            Item::Finished(finished)
         } else {
             self.state.held.fetch_sub(held, Ordering::Relaxed);
-            Item::InWords(Box::new(InWords::new(&finished, self.state.audit.is_some())))
+            Item::InWords(Box::new(InWords::new(&finished, self.has_audit())))
         };
         if self.queue.try_send(item).is_err() {
             if fits {
@@ -151,8 +176,13 @@ impl State {
         self.kept.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn blanks(&self) -> MutexGuard<'_, Vec<Blank>> {
+        self.blanks.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn run(&self, queue: &Receiver<Item>) {
         let mut busy = false;
+        let mut done = Vec::new();
         loop {
             let first = if busy {
                 thread::sleep(TICK);
@@ -166,18 +196,32 @@ impl State {
             busy = first.is_some();
             for item in first.into_iter().chain(queue.try_iter()) {
                 match item {
-                    Item::Finished(finished) => {
-                        let held = finished.held();
+                    Item::Finished(mut finished) => {
                         self.take(InWords::new(&finished, self.audit.is_some()));
-                        drop(finished);
-                        self.held.fetch_sub(held, Ordering::Relaxed);
+                        self.held.fetch_sub(finished.held(), Ordering::Relaxed);
+                        finished.reset(ROOM);
+                        done.push(finished);
                     }
                     Item::InWords(in_words) => self.take(*in_words),
                     // Nobody waits any longer, at the worst.
-                    Item::Flush(done) => drop(done.send(())),
+                    Item::Flush(flushed) => drop(flushed.send(())),
+                }
+                if done.len() >= BLANKS / 8 {
+                    self.give_back(&mut done);
                 }
             }
+            self.give_back(&mut done);
+            if !busy {
+                // Nobody needs them for now.
+                *self.blanks() = Vec::new();
+            }
         }
+    }
+
+    fn give_back(&self, done: &mut Vec<Blank>) {
+        let mut blanks = self.blanks();
+        done.truncate(BLANKS - blanks.len().min(BLANKS));
+        blanks.append(done);
     }
 
     fn take(&self, InWords { mut record, is_audited, digests }: InWords) {

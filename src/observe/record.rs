@@ -5,14 +5,14 @@
 
 use std::borrow::Cow;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use aws_lc_rs::digest::{SHA256, digest};
 use bytes::Bytes;
-use http::{HeaderValue, Method, StatusCode, Uri};
+use http::{Method, StatusCode};
 use serde::{Serialize, Serializer};
 
-use super::exchange::{Decision, RequestId, method_name};
+use super::exchange::{Decision, method_name};
 use super::redact::{Account, Agent, Id, Value};
 use crate::config::Config;
 use crate::contact::{Finding, Kind, Source, Written};
@@ -30,21 +30,13 @@ pub(crate) struct Inspected {
     pub config: Arc<Config>,
 }
 
-impl Inspected {
-    /// A body without an edit is the very same bytes.
-    fn is_edited(&self) -> bool {
-        self.original.as_ptr() != self.sent.as_ptr()
-    }
-}
-
-/// The material of a record.
+/// The material of a record. All that is text in it is a copy in one buffer: the pieces of a request are parts of
+/// the buffer that it was read into, which its connection would have to do without. Used again and again,
+/// so that what one thread allocates is not another's to free.
 pub(crate) struct Finished {
     pub at: SystemTime,
-    pub request_id: RequestId,
     pub trace_id: Option<u128>,
     pub method: Method,
-    pub uri: Uri,
-    pub user_agent: Option<HeaderValue>,
     pub target: Option<Target>,
     pub decision: Option<Decision>,
     pub status: Option<StatusCode>,
@@ -55,42 +47,123 @@ pub(crate) struct Finished {
     pub attempts: u32,
     pub transient: u32,
     pub legitimate: bool,
-    pub inspected: Option<Arc<Inspected>>,
     pub complete: bool,
     pub duration: Duration,
+    pub has_agent: bool,
+    findings: Vec<Finding>,
+    config: Option<Arc<Config>>,
+    text: Vec<u8>,
+    /// Where each [`Part`] ends.
+    ends: [usize; 5],
+}
+
+/// A part of the text, in its order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Part {
+    RequestId,
+    Path,
+    Agent,
+    Original,
+    Sent,
+}
+
+impl Default for Finished {
+    fn default() -> Self {
+        Self {
+            at: UNIX_EPOCH,
+            trace_id: None,
+            method: Method::GET,
+            target: None,
+            decision: None,
+            status: None,
+            outcome: None,
+            reason: None,
+            problem: None,
+            attempts: 0,
+            transient: 0,
+            legitimate: false,
+            complete: false,
+            duration: Duration::ZERO,
+            has_agent: false,
+            findings: Vec::new(),
+            config: None,
+            text: Vec::new(),
+            ends: [0; 5],
+        }
+    }
 }
 
 impl Finished {
-    /// How much memory of bodies it holds on to, in bytes.
+    /// Makes it as good as new. What is large is given back.
+    pub fn reset(&mut self, largest: usize) {
+        self.target = None;
+        self.config = None;
+        self.findings.clear();
+        self.findings.shrink_to(64);
+        self.text.clear();
+        self.text.shrink_to(largest);
+        self.ends = [0; 5];
+    }
+
+    /// Adds a part; they come in their order, and one that does not come is empty.
+    pub fn put(&mut self, part: Part, text: &[u8]) {
+        self.text.extend_from_slice(text);
+        self.ends[part as usize..].fill(self.text.len());
+    }
+
+    fn part(&self, part: Part) -> &[u8] {
+        let part = part as usize;
+        let start = part.checked_sub(1).map_or(0, |before| self.ends[before]);
+        &self.text[start..self.ends[part]]
+    }
+
+    fn text(&self, part: Part) -> &str {
+        std::str::from_utf8(self.part(part)).unwrap_or_default()
+    }
+
+    /// Adds what was found, and the bodies if their digests will be wanted.
+    pub fn inspected(&mut self, inspected: &Inspected, has_audit: bool) {
+        self.findings.clone_from(&inspected.findings);
+        self.config = Some(Arc::clone(&inspected.config));
+        let is_audited = has_audit && self.is_audited();
+        // Lists are named in the body.
+        if is_audited || !self.findings.is_empty() {
+            self.put(Part::Original, &inspected.original);
+        }
+        if is_audited {
+            // A body without an edit is the very same bytes.
+            let is_edited = inspected.original.as_ptr() != inspected.sent.as_ptr();
+            self.put(Part::Sent, if is_edited { &inspected.sent } else { &[] });
+        }
+    }
+
+    /// How much memory its text takes, in bytes.
     pub fn held(&self) -> usize {
-        self.inspected
-            .as_ref()
-            .map_or(0, |it| it.original.len() + if it.is_edited() { it.sent.len() } else { 0 })
+        self.text.len()
     }
 
     /// Whether it belongs into the audit trail: a contact write with a finding or a refusal.
     pub fn is_audited(&self) -> bool {
-        self.transient > 0
-            || self.legitimate
-            || self.inspected.as_ref().is_some_and(|inspected| !inspected.findings.is_empty())
+        self.transient > 0 || self.legitimate || !self.findings.is_empty()
     }
 
-    /// SHA-256 of the body before and after.
+    /// SHA-256 of the body before and after, if it was inspected.
     pub fn digests(&self) -> Option<[String; 2]> {
-        let inspected = self.inspected.as_ref()?;
-        let before = sha256(&inspected.original);
-        let after = if inspected.is_edited() { sha256(&inspected.sent) } else { before.clone() };
+        self.config.as_ref()?;
+        let before = sha256(self.part(Part::Original));
+        let sent = self.part(Part::Sent);
+        let after = if sent.is_empty() { before.clone() } else { sha256(sent) };
         Some([before, after])
     }
 }
 
 /// In hexadecimal.
-pub(super) fn sha256(bytes: &[u8]) -> String {
-    use std::fmt::Write as _;
+pub(crate) fn sha256(bytes: &[u8]) -> String {
     let mut text = String::with_capacity(64);
     for byte in digest(&SHA256, bytes).as_ref() {
-        // Writing into a string cannot fail.
-        let _ = write!(text, "{byte:02x}");
+        for half in [byte >> 4, byte & 15] {
+            text.push(char::from(b"0123456789abcdef"[usize::from(half)]));
+        }
     }
     text
 }
@@ -201,21 +274,21 @@ impl Record {
     /// Puts the material into words.
     pub(super) fn new(finished: &Finished) -> Self {
         let text = |shown: &dyn std::fmt::Display| shown.to_string().into_boxed_str();
-        let resource = Resource::of(finished.uri.path());
+        let path = finished.text(Part::Path);
+        let resource = Resource::of(path);
         let account = resource.map(|resource| text(&Account(resource.account)));
         let contact_id = resource.and_then(|resource| resource.contact_id());
-        let agent = finished.user_agent.as_ref().and_then(|agent| agent.to_str().ok());
-        let findings = finished.inspected.as_ref().map_or(&[][..], |it| &it.findings);
+        let findings = &finished.findings;
         Self {
             seq: 0,
             time: finished.at,
-            request_id: text(&finished.request_id),
+            request_id: finished.text(Part::RequestId).into(),
             trace_id: finished.trace_id.map(|id| format!("{id:032x}").into()),
             method: method_name(&finished.method).into(),
-            route: route::template(finished.uri.path()),
+            route: route::template(path),
             account,
             contact_id: contact_id.map(|id| text(&Id(id))),
-            user_agent: agent.map(|agent| text(&Agent(agent))),
+            user_agent: finished.has_agent.then(|| text(&Agent(finished.text(Part::Agent)))),
             authority: finished.target.as_ref().map(|target| text(target)),
             decision: finished.decision.map(Decision::as_str),
             status: finished.status.map(|status| status.as_u16()),
@@ -226,11 +299,7 @@ impl Record {
             verdicts: Verdicts { transient: finished.transient, legitimate: finished.legitimate },
             found: findings.len(),
             rewritten: findings.iter().filter(|finding| finding.acted_on()).count(),
-            findings: finished
-                .inspected
-                .as_ref()
-                .map(|it| findings.iter().map(|finding| Found::new(finding, it)).collect())
-                .unwrap_or_default(),
+            findings: findings.iter().map(|finding| Found::new(finding, finished)).collect(),
             complete: finished.complete,
             duration_ms: finished.duration.as_micros() as f64 / 1000.0,
         }
@@ -238,7 +307,7 @@ impl Record {
 }
 
 impl Found {
-    fn new(finding: &Finding, inspected: &Inspected) -> Self {
+    fn new(finding: &Finding, finished: &Finished) -> Self {
         let was = shown(&Value(&finding.was));
         let now = match finding.now {
             Written::Nothing => was.clone(),
@@ -246,13 +315,16 @@ impl Found {
         };
         Self {
             kind: finding.kind,
-            list_id: list_id(finding, &inspected.original)
+            list_id: list_id(finding, finished.part(Part::Original))
                 .map(|id| Id(&id).to_string().into_boxed_str()),
             was,
             now,
             changed: finding.acted_on(),
             declared: finding.declared,
-            setting: inspected.config.sanitize.policy.setting(finding.kind),
+            setting: finished
+                .config
+                .as_ref()
+                .map_or("", |config| config.sanitize.policy.setting(finding.kind)),
         }
     }
 }

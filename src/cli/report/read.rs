@@ -4,12 +4,12 @@ use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 
-use aws_lc_rs::digest::{SHA256, digest};
 use indicatif::ProgressBar;
 
 use super::line::Line;
 use super::sums::Sums;
 use crate::observe::audit::NO_HASH;
+use crate::observe::record::sha256;
 
 /// How much is read at once.
 const BUFFER: usize = 1024 * 1024;
@@ -161,12 +161,7 @@ impl Chain {
             self.fault(place("its number does not follow that of the line before"));
         }
         self.range = Some((self.range.map_or(seq, |(first, _)| first), seq));
-        self.head.clear();
-        for byte in digest(&SHA256, line).as_ref() {
-            for half in [byte >> 4, byte & 15] {
-                self.head.push(char::from(b"0123456789abcdef"[usize::from(half)]));
-            }
-        }
+        self.head = sha256(line);
     }
 
     fn fault(&mut self, words: String) {
