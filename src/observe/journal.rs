@@ -212,7 +212,7 @@ impl State {
             }
             self.give_back(&mut done);
             if !busy {
-                // Nobody needs them for now.
+                // Nobody needs them while nothing comes.
                 *self.blanks() = Vec::new();
             }
         }

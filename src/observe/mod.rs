@@ -5,6 +5,7 @@ pub mod admin;
 pub mod audit;
 pub mod cause;
 pub mod exchange;
+pub(crate) mod ids;
 pub mod journal;
 pub mod log;
 pub mod metrics;

@@ -25,7 +25,8 @@ use super::streams;
 use super::upstream::Upstream;
 use crate::config::{Config, Limits};
 use crate::intercept::{Host, Way};
-use crate::observe::exchange::{Decision, Exchange, Line, REQUEST_ID};
+use crate::observe::exchange::{Decision, Exchange, Line};
+use crate::observe::ids::REQUEST_ID;
 use crate::observe::journal::Journal;
 use crate::observe::metrics::Metrics;
 
