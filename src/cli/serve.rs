@@ -17,9 +17,11 @@ use super::{ConfigArgs, Failure};
 use crate::config::{self, Config};
 use crate::observe::admin::{Admin, Desk};
 use crate::observe::audit::Audit;
-use crate::observe::journal::Journal;
+use crate::observe::journal::{Journal, Outlet};
 use crate::observe::log;
 use crate::observe::metrics::Metrics;
+#[cfg(feature = "otel")]
+use crate::observe::otlp::Spans;
 use crate::proxy::Server;
 
 #[derive(Debug, Args)]
@@ -212,7 +214,24 @@ pub(super) fn start_journal(config: &Config, metrics: &Arc<Metrics>) -> Result<J
             ))
         })
     });
-    Ok(Journal::start(config.admin.exchanges, audit.transpose()?, Arc::clone(metrics))?)
+    let (audit, metrics) = (audit.transpose()?, Arc::clone(metrics));
+    Ok(Journal::start_with(config.admin.exchanges, audit, outlet()?, metrics)?)
+}
+
+/// Who else is told of each exchange: a collector of spans, if the environment names one.
+#[cfg(feature = "otel")]
+fn outlet() -> Result<Option<Box<dyn Outlet>>, Failure> {
+    let spans = Spans::from_env().map_err(|error| {
+        Failure::Failed(format!(
+            "OTEL_EXPORTER_OTLP_ENDPOINT: {error}; it has to be the http:// address of a collector's gRPC port, as in http://127.0.0.1:4317"
+        ))
+    });
+    Ok(spans?.map(|spans| Box::new(spans) as Box<dyn Outlet>))
+}
+
+#[cfg(not(feature = "otel"))]
+fn outlet() -> Result<Option<Box<dyn Outlet>>, Failure> {
+    Ok(None)
 }
 
 /// The listener for operators. Where nobody chose its address, the proxy's work does not hang on it:

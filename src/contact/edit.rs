@@ -94,16 +94,24 @@ pub(super) fn apply(body: &Bytes, edits: &[Edit]) -> Bytes {
     let removed: usize = edits.iter().map(|edit| edit.span.range().len()).sum();
     let added: usize = edits.iter().map(Edit::len).sum();
     let mut spliced = Vec::with_capacity(body.len() - removed + added);
+    pieces(body, edits, |piece| spliced.extend_from_slice(piece));
+    spliced.into()
+}
+
+/// The pieces of the body with all edits made, in order: the client's own bytes, and what was written between
+/// them.
+///
+/// `edits` are those that were made in this `body`.
+pub fn pieces<'a>(body: &'a [u8], edits: &'a [Edit], mut piece: impl FnMut(&'a [u8])) {
     let mut kept = 0;
     for edit in edits {
         let span = edit.span.range();
-        spliced.extend_from_slice(&body[kept..span.start]);
-        spliced.extend_from_slice(edit.with.as_bytes());
+        piece(&body[kept..span.start]);
+        piece(edit.with.as_bytes());
         if edit.bridge != Bridge::None {
-            spliced.extend_from_slice(edit.bridge.as_str().as_bytes());
+            piece(edit.bridge.as_str().as_bytes());
         }
         kept = span.end;
     }
-    spliced.extend_from_slice(&body[kept..]);
-    spliced.into()
+    piece(&body[kept..]);
 }

@@ -34,7 +34,7 @@ use std::fmt;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
-pub use edit::Span;
+pub use edit::{Edit, Span};
 pub use policy::{Finding, Kind, Was, Written};
 pub use settings::{Ambiguous, Lists, Mode, Policy, Removal, Undeclared};
 
@@ -158,8 +158,8 @@ pub struct SanitizedContact {
     pub body: Bytes,
     /// What was inconsistent, in the order of the document's contacts.
     pub findings: Vec<Finding>,
-    /// How many places of the body were edited.
-    pub edits: usize,
+    /// What was edited, in the order of the body: [`edit::pieces`] makes the one of the other.
+    pub edits: Vec<Edit>,
     /// The body to send states ACTION_BY_CONTACT at contact level, alone or among others.
     pub claims_contact: bool,
 }
@@ -180,7 +180,7 @@ pub fn sanitize(body: &Bytes, request: &Request<'_>, policy: &Policy) -> Sanitiz
     let plan = policy::plan(&document, request.update, policy);
     Sanitized::Contact(SanitizedContact {
         body: edit::apply(body, &plan.edits),
-        edits: plan.edits.len(),
+        edits: plan.edits,
         findings: plan.findings,
         claims_contact: plan.claims_contact,
     })

@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Instant, SystemTime};
 
 use bytes::Bytes;
@@ -10,7 +10,7 @@ use http::header::USER_AGENT;
 use http::{HeaderValue, Method, Request, StatusCode, Uri};
 use tokio::sync::OwnedSemaphorePermit;
 
-use super::ids::{RequestId, hexadecimal, trace_id};
+use super::ids::{RequestId, Trace, hexadecimal};
 use super::journal::Journal;
 use super::metrics::{BodyLabel, Metrics, Name, RetryLabel, VerdictLabel};
 use super::record::{Inspected, Part, list_id};
@@ -26,7 +26,7 @@ pub struct Exchange {
     metrics: Arc<Metrics>,
     journal: Option<Journal>,
     id: RequestId,
-    trace_id: Option<u128>,
+    trace: Option<Trace>,
     started: Instant,
     method: Method,
     uri: Uri,
@@ -39,7 +39,8 @@ pub struct Exchange {
     slot: OnceLock<OwnedSemaphorePermit>,
     bytes: OnceLock<OwnedSemaphorePermit>,
     result: OnceLock<Tally>,
-    inspected: OnceLock<Inspected>,
+    /// Taken when all is over.
+    inspected: Mutex<Option<Inspected>>,
     attempts: AtomicU32,
     /// How often it was refused though it ought not to have been.
     transient: AtomicU32,
@@ -58,7 +59,7 @@ pub(crate) enum Inspection {
     /// Not inspected, and why.
     Uninspectable(Uninspectable),
     /// A contact write.
-    Contact { inspected: Inspected, edits: usize },
+    Contact(Inspected),
 }
 
 /// What is kept of an inspection until the line is written.
@@ -131,11 +132,13 @@ impl Exchange {
         metrics: Arc<Metrics>,
         journal: Option<Journal>,
     ) -> Self {
+        let is_traced = journal.as_ref().is_some_and(Journal::is_traced);
+        let trace = Trace::of(request).or_else(|| is_traced.then(Trace::begin));
         Self {
             metrics,
             journal,
             id: RequestId::of(request),
-            trace_id: trace_id(request),
+            trace,
             started: Instant::now(),
             method: request.method().clone(),
             uri: request.uri().clone(),
@@ -146,7 +149,7 @@ impl Exchange {
             slot: OnceLock::new(),
             bytes: OnceLock::new(),
             result: OnceLock::new(),
-            inspected: OnceLock::new(),
+            inspected: Mutex::new(None),
             attempts: AtomicU32::new(0),
             transient: AtomicU32::new(0),
             legitimate: AtomicBool::new(false),
@@ -197,15 +200,15 @@ impl Exchange {
                 );
                 Tally::Uninspected(reason)
             }
-            Inspection::Contact { inspected, edits } => {
+            Inspection::Contact(inspected) => {
                 let findings = &inspected.findings;
                 self.count(findings);
                 findings.iter().for_each(|finding| self.mismatch(finding, &inspected.original));
-                self.metrics.edits.inc_by(edits as u64);
+                self.metrics.edits.inc_by(inspected.edits.len() as u64);
                 let acted_on = findings.iter().filter(|finding| finding.acted_on()).count();
                 let tally = Tally::Inspected { findings: findings.len(), acted_on };
                 if self.journal.is_some() {
-                    let _ = self.inspected.set(inspected);
+                    *self.material() = Some(inspected);
                 }
                 tally
             }
@@ -218,6 +221,11 @@ impl Exchange {
         let label = BodyLabel { result: Name(result), reason: Name(reason) };
         self.metrics.bodies.get_or_create(&label).inc();
         let _ = self.result.set(tally);
+    }
+
+    fn material(&self) -> MutexGuard<'_, Option<Inspected>> {
+        // It is set and taken in one step each: a poisoned lock is as good as any.
+        self.inspected.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn count(&self, findings: &[Finding]) {
@@ -358,7 +366,7 @@ impl Exchange {
         let outcome = tally.map(|tally| self.outcome_of(tally));
         tracing::info!(
             request_id = %self.id(),
-            trace_id = self.trace_id.map(|id| display(format!("{id:032x}"))),
+            trace_id = self.trace.map(|it| display(format!("{:032x}", it.id))),
             method = method_name(&self.method),
             route = route::template(self.uri.path()),
             account = self.account().map(display),
@@ -385,7 +393,7 @@ impl Exchange {
             let mut finished = journal.blank();
             let now = SystemTime::now();
             finished.at = now.checked_sub(elapsed).unwrap_or(now);
-            finished.trace_id = self.trace_id;
+            finished.trace = self.trace;
             finished.method.clone_from(&self.method);
             finished.target = self.target.get().cloned();
             finished.decision = self.decision.get().copied();
@@ -406,7 +414,7 @@ impl Exchange {
             let agent = self.user_agent.as_ref().and_then(|agent| agent.to_str().ok());
             finished.has_agent = agent.is_some();
             finished.put(Part::Agent, agent.unwrap_or_default().as_bytes());
-            if let Some(inspected) = self.inspected.get() {
+            if let Some(inspected) = self.material().take() {
                 finished.inspected(inspected, journal.has_audit());
             }
             journal.submit(finished);

@@ -49,14 +49,37 @@ pub(super) fn hexadecimal(number: u64) -> [u8; 16] {
     })
 }
 
-/// The trace that the client's request belongs to (W3C Trace Context section 3.2), if it is part of one.
-pub(super) fn trace_id<B>(request: &Request<B>) -> Option<u128> {
-    let value = request.headers().get(TRACEPARENT)?.to_str().ok()?;
-    let mut parts = value.split('-');
-    let (version, id) = (parts.next()?, parts.next()?);
-    let is_hex = |text: &str| text.bytes().all(|it| matches!(it, b'0'..=b'9' | b'a'..=b'f'));
-    if version.len() != 2 || version == "ff" || id.len() != 32 || !is_hex(version) || !is_hex(id) {
-        return None;
+/// The trace that a request belongs to (W3C Trace Context section 3.2).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Trace {
+    pub id: u128,
+    /// The span that made the request. None, and the trace is one of ours.
+    pub parent: Option<u64>,
+    /// Whether whoever began it records it.
+    pub sampled: bool,
+}
+
+impl Trace {
+    /// The client's, if it names one.
+    pub fn of<B>(request: &Request<B>) -> Option<Self> {
+        let mut parts = request.headers().get(TRACEPARENT)?.to_str().ok()?.split('-');
+        let mut hex = |digits| {
+            let is_hex = |text: &&str| {
+                text.len() == digits
+                    && text.bytes().all(|it| matches!(it, b'0'..=b'9' | b'a'..=b'f'))
+            };
+            u128::from_str_radix(parts.next().filter(is_hex)?, 16).ok()
+        };
+        let (version, id, parent, flags) = (hex(2)?, hex(32)?, hex(16)?, hex(2)?);
+        // Later versions may have more parts, this one has not.
+        if version == 0xff || version == 0 && parts.next().is_some() || id == 0 || parent == 0 {
+            return None;
+        }
+        Some(Self { id, parent: Some(parent as u64), sampled: flags & 1 == 1 })
     }
-    u128::from_str_radix(id, 16).ok().filter(|id| *id != 0)
+
+    /// A new one.
+    pub fn begin() -> Self {
+        Self { id: fastrand::u128(1..), parent: None, sampled: true }
+    }
 }

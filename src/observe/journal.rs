@@ -76,6 +76,16 @@ struct State {
     blanks: Mutex<Vec<Blank>>,
     kept: Mutex<Kept>,
     audit: Option<Audit>,
+    outlet: Option<Box<dyn Outlet>>,
+}
+
+/// Who else is told of each exchange. It must not wait for anything.
+pub(crate) trait Outlet: Send + Sync {
+    /// Takes one that is over.
+    fn take(&self, record: &Record);
+
+    /// Passes on what it has gathered, within so long at most.
+    fn flush(&self, limit: Duration);
 }
 
 /// The last exchanges, and what all of them add up to.
@@ -106,6 +116,16 @@ impl Journal {
     /// # Errors
     /// If there can be no thread.
     pub fn start(capacity: usize, audit: Option<Audit>, metrics: Arc<Metrics>) -> io::Result<Self> {
+        Self::start_with(capacity, audit, None, metrics)
+    }
+
+    /// The same with somebody else to be told.
+    pub(crate) fn start_with(
+        capacity: usize,
+        audit: Option<Audit>,
+        outlet: Option<Box<dyn Outlet>>,
+        metrics: Arc<Metrics>,
+    ) -> io::Result<Self> {
         let (queue, finished) = sync_channel(QUEUE);
         let kept = Kept { records: VecDeque::new(), capacity, count: 0, stats: Stats::default() };
         let state = Arc::new(State {
@@ -114,6 +134,7 @@ impl Journal {
             blanks: Mutex::default(),
             kept: Mutex::new(kept),
             audit,
+            outlet,
         });
         let thread = Arc::clone(&state);
         thread::Builder::new().name("journal".into()).spawn(move || thread.run(&finished))?;
@@ -128,6 +149,11 @@ impl Journal {
     /// Whether contact writes are audited.
     pub(crate) fn has_audit(&self) -> bool {
         self.state.audit.is_some()
+    }
+
+    /// Whether each exchange has to belong to a trace.
+    pub(crate) fn is_traced(&self) -> bool {
+        self.state.outlet.is_some()
     }
 
     /// Takes an exchange that is over. Never waits.
@@ -166,6 +192,9 @@ impl Journal {
         }
         if let Some(audit) = &self.state.audit {
             audit.flush(FLUSH);
+        }
+        if let Some(outlet) = &self.state.outlet {
+            outlet.flush(FLUSH);
         }
     }
 }
@@ -232,6 +261,9 @@ impl State {
         drop(kept);
         if let Some(audit) = self.audit.as_ref().filter(|_| is_audited) {
             audit.submit(&record, digests);
+        }
+        if let Some(outlet) = &self.outlet {
+            outlet.take(&record);
         }
         record.findings.truncate(FINDINGS);
         record.findings.shrink_to_fit();

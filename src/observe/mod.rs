@@ -9,6 +9,8 @@ pub(crate) mod ids;
 pub mod journal;
 pub mod log;
 pub mod metrics;
+#[cfg(feature = "otel")]
+pub(crate) mod otlp;
 mod process;
 pub mod record;
 pub mod redact;

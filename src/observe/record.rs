@@ -7,25 +7,26 @@ use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use aws_lc_rs::digest::{SHA256, digest};
+use aws_lc_rs::digest::{self, Digest, SHA256};
 use bytes::Bytes;
 use http::{Method, StatusCode};
 use serde::{Serialize, Serializer};
 
 use super::exchange::{Decision, method_name};
+use super::ids::Trace;
 use super::redact::{Account, Agent, Id, Value};
 use crate::config::Config;
-use crate::contact::{Finding, Kind, Source, Written};
+use crate::contact::{Edit, Finding, Kind, Source, Written, edit};
 use crate::proxy::connect::Target;
 use crate::proxy::route::{self, Resource};
 
 /// A contact write's body, and what was found in it.
 pub(crate) struct Inspected {
     pub findings: Vec<Finding>,
+    /// What was changed of `original`.
+    pub edits: Vec<Edit>,
     /// As it came, which the findings' spans are about. Its content coding is undone.
     pub original: Bytes,
-    /// As it was sent on, before its content coding.
-    pub sent: Bytes,
     /// By which it was judged.
     pub config: Arc<Config>,
 }
@@ -35,7 +36,7 @@ pub(crate) struct Inspected {
 /// so that what one thread allocates is not another's to free.
 pub(crate) struct Finished {
     pub at: SystemTime,
-    pub trace_id: Option<u128>,
+    pub trace: Option<Trace>,
     pub method: Method,
     pub target: Option<Target>,
     pub decision: Option<Decision>,
@@ -51,10 +52,11 @@ pub(crate) struct Finished {
     pub duration: Duration,
     pub has_agent: bool,
     findings: Vec<Finding>,
+    edits: Vec<Edit>,
     config: Option<Arc<Config>>,
     text: Vec<u8>,
     /// Where each [`Part`] ends.
-    ends: [usize; 5],
+    ends: [usize; 4],
 }
 
 /// A part of the text, in its order.
@@ -64,14 +66,13 @@ pub(crate) enum Part {
     Path,
     Agent,
     Original,
-    Sent,
 }
 
 impl Default for Finished {
     fn default() -> Self {
         Self {
             at: UNIX_EPOCH,
-            trace_id: None,
+            trace: None,
             method: Method::GET,
             target: None,
             decision: None,
@@ -86,9 +87,10 @@ impl Default for Finished {
             duration: Duration::ZERO,
             has_agent: false,
             findings: Vec::new(),
+            edits: Vec::new(),
             config: None,
             text: Vec::new(),
-            ends: [0; 5],
+            ends: [0; 4],
         }
     }
 }
@@ -100,9 +102,11 @@ impl Finished {
         self.config = None;
         self.findings.clear();
         self.findings.shrink_to(64);
+        self.edits.clear();
+        self.edits.shrink_to(64);
         self.text.clear();
         self.text.shrink_to(largest);
-        self.ends = [0; 5];
+        self.ends = [0; 4];
     }
 
     /// Adds a part; they come in their order, and one that does not come is empty.
@@ -121,19 +125,16 @@ impl Finished {
         std::str::from_utf8(self.part(part)).unwrap_or_default()
     }
 
-    /// Adds what was found, and the bodies if their digests will be wanted.
-    pub fn inspected(&mut self, inspected: &Inspected, has_audit: bool) {
-        self.findings.clone_from(&inspected.findings);
-        self.config = Some(Arc::clone(&inspected.config));
-        let is_audited = has_audit && self.is_audited();
-        // Lists are named in the body.
-        if is_audited || !self.findings.is_empty() {
+    /// Adds what was found, and the body if its lists have to be named or its digests made.
+    ///
+    /// What is moved in takes the place of what an exchange before left here, which is freed by the thread that
+    /// allocated it. The body sent is not copied: the edits make it of the other.
+    pub fn inspected(&mut self, inspected: Inspected, has_audit: bool) {
+        self.findings = inspected.findings;
+        self.edits = inspected.edits;
+        self.config = Some(inspected.config);
+        if !self.findings.is_empty() || has_audit && self.is_audited() {
             self.put(Part::Original, &inspected.original);
-        }
-        if is_audited {
-            // A body without an edit is the very same bytes.
-            let is_edited = inspected.original.as_ptr() != inspected.sent.as_ptr();
-            self.put(Part::Sent, if is_edited { &inspected.sent } else { &[] });
         }
     }
 
@@ -150,17 +151,25 @@ impl Finished {
     /// SHA-256 of the body before and after, if it was inspected.
     pub fn digests(&self) -> Option<[String; 2]> {
         self.config.as_ref()?;
-        let before = sha256(self.part(Part::Original));
-        let sent = self.part(Part::Sent);
-        let after = if sent.is_empty() { before.clone() } else { sha256(sent) };
-        Some([before, after])
+        let original = self.part(Part::Original);
+        let before = sha256(original);
+        if self.edits.is_empty() {
+            return Some([before.clone(), before]);
+        }
+        let mut after = digest::Context::new(&SHA256);
+        edit::pieces(original, &self.edits, |piece| after.update(piece));
+        Some([before, hexadecimal(&after.finish())])
     }
 }
 
 /// In hexadecimal.
 pub(crate) fn sha256(bytes: &[u8]) -> String {
+    hexadecimal(&digest::digest(&SHA256, bytes))
+}
+
+fn hexadecimal(digest: &Digest) -> String {
     let mut text = String::with_capacity(64);
-    for byte in digest(&SHA256, bytes).as_ref() {
+    for byte in digest.as_ref() {
         for half in [byte >> 4, byte & 15] {
             text.push(char::from(b"0123456789abcdef"[usize::from(half)]));
         }
@@ -178,9 +187,13 @@ pub struct Record {
     pub time: SystemTime,
     /// The client's own, if that looks like an id, else ours.
     pub request_id: Box<str>,
-    /// Of the client's `traceparent`.
+    /// Of the client's `traceparent`; one of ours, where spans are exported and it has none.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub trace_id: Option<Box<str>>,
+    /// The same, for who exports spans.
+    #[serde(skip)]
+    #[cfg_attr(not(feature = "otel"), expect(dead_code, reason = "it is theirs"))]
+    pub(super) trace: Option<Trace>,
     /// One of HTTP's own, or `(other)`.
     pub method: Box<str>,
     /// The path with all that may be personal taken out.
@@ -283,7 +296,8 @@ impl Record {
             seq: 0,
             time: finished.at,
             request_id: finished.text(Part::RequestId).into(),
-            trace_id: finished.trace_id.map(|id| format!("{id:032x}").into()),
+            trace_id: finished.trace.map(|it| format!("{:032x}", it.id).into()),
+            trace: finished.trace,
             method: method_name(&finished.method).into(),
             route: route::template(path),
             account,

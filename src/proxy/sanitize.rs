@@ -163,9 +163,9 @@ impl Sanitize {
             Sanitized::Uninspectable(reason) => {
                 (Body::Buffered(received), Found::Uninspectable(reason))
             }
-            Sanitized::Contact(contact) => {
-                let changed = contact.edits > 0;
-                let sent = if changed { coding.encode(contact.body.clone()) } else { received };
+            Sanitized::Contact(mut contact) => {
+                let changed = !contact.edits.is_empty();
+                let sent = if changed { coding.encode(std::mem::take(&mut contact.body)) } else { received };
                 let found = Found::Contact { contact, original: plain, changed };
                 (Body::Buffered(sent), found)
             }
@@ -204,11 +204,11 @@ impl Sanitize {
                 let claims_contact = contact.claims_contact;
                 let inspected = Inspected {
                     findings: contact.findings,
+                    edits: contact.edits,
                     original,
-                    sent: contact.body,
                     config: Arc::clone(&self.config),
                 };
-                report(Inspection::Contact { inspected, edits: contact.edits });
+                report(Inspection::Contact(inspected));
                 claims_contact
             }
         };

@@ -3,6 +3,8 @@
 mod admin;
 mod audit;
 mod deploy;
+#[cfg(feature = "otel")]
+mod otlp;
 mod report;
 
 use std::net::SocketAddr;
