@@ -23,7 +23,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use super::serve::{Signals, start_journal};
+use super::serve::{FLUSH, Signals, start_journal};
 use super::steer::{ORDERS, Source, Steering, Wish};
 use super::{ConfigArgs, Failure, sanitize};
 use crate::contact::Source as OptInSource;
@@ -145,21 +145,21 @@ impl Demo {
             out.flush()?;
             drop(out);
             let mut steering = Steering {
+                signals: Signals::listen()?,
                 hangup: signal(SignalKind::hangup())?,
                 content: source.content(),
-                source,
+                source: Arc::new(source),
                 control,
                 level,
                 metrics,
                 asked,
             };
-            let mut signals = Signals::listen()?;
-            while steering.next(&mut signals).await == Wish::Reload {
+            while steering.next().await == Wish::Reload {
                 // It has logged what came of it.
                 let _ = steering.reload();
             }
         }
-        let _ = tokio::task::spawn_blocking(move || journal.flush()).await;
+        let _ = tokio::task::spawn_blocking(move || journal.flush(FLUSH)).await;
         stop.cancel();
         running.join_all().await;
         if well {

@@ -15,6 +15,7 @@ mod steer;
 use std::io::{self, IsTerminal, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::{Args, CommandFactory, Parser, Subcommand};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
@@ -182,11 +183,14 @@ fn progress(of: Option<u64>, template: &str) -> ProgressBar {
     bar
 }
 
+/// How long the end waits for tasks that were cut.
+const LAST_TASKS: Duration = Duration::from_millis(500);
+
 /// Runs what speaks HTTP, on a runtime of its own.
 fn block_on<T>(future: impl Future<Output = T>) -> io::Result<T> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let done = runtime.block_on(future);
-    // A look-up that nobody waits for any more must not hold up the end.
-    runtime.shutdown_background();
+    // Tasks end here, and leave their records. A look-up that nobody waits for any more must not hold up the end.
+    runtime.shutdown_timeout(LAST_TASKS);
     Ok(done)
 }

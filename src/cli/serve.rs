@@ -2,6 +2,7 @@
 
 use std::io::{self, Write};
 use std::sync::Arc;
+use std::time::Duration;
 
 use clap::Args;
 use listenfd::ListenFd;
@@ -56,7 +57,52 @@ impl Serve {
         // While there is one thread: what is taken from the environment is removed from it.
         let manager = Manager::meet()?;
         set_process_limits();
-        super::block_on(serve(source, config, level, manager))?
+        let (ended, journal) = super::block_on(serve(source, config, level, manager))??;
+        // What was cut has left its record by now.
+        super::block_on(ended.finish(journal))?
+    }
+}
+
+/// How the records of what came last are waited for: with `listen.drain_timeout` and [`super::LAST_TASKS`] it stays
+/// below the 30 s that Kubernetes gives. Who is in a hurry gets what can be had at once.
+pub(super) const FLUSH: Duration = Duration::from_secs(3);
+const FLUSH_IN_HURRY: Duration = Duration::from_millis(200);
+
+/// The exit status after a second SIGTERM, as a shell has it.
+pub(super) const TERMINATED: i32 = 128 + 15;
+
+/// How serving came to its end.
+enum Ended {
+    /// After all was finished, or its time was up.
+    Drained(Result<usize, tokio::task::JoinError>),
+    /// By a second signal: with this exit status.
+    Cut(i32),
+}
+
+impl Ended {
+    /// Writes what is still to be written of it, and says how it went.
+    async fn finish(self, journal: Journal) -> Result<(), Failure> {
+        let mut signals = Signals::listen()?;
+        let limit = if let Self::Cut(_) = self { FLUSH_IN_HURRY } else { FLUSH };
+        let written = tokio::task::spawn_blocking(move || journal.flush(limit));
+        tokio::select! {
+            _ = written => {}
+            code = signals.next() => std::process::exit(code),
+        }
+        match self {
+            Self::Drained(Ok(0)) => tracing::info!("stopped"),
+            Self::Drained(Ok(cut)) => {
+                tracing::warn!(
+                    connections = cut,
+                    "stopped with requests unfinished at listen.drain_timeout"
+                );
+            }
+            Self::Drained(Err(error)) => {
+                return Err(Failure::Failed(format!("the listener failed: {error}")));
+            }
+            Self::Cut(code) => std::process::exit(code),
+        }
+        Ok(())
     }
 }
 
@@ -122,8 +168,8 @@ async fn serve(
     config: Arc<Config>,
     level: log::Level,
     manager: Manager,
-) -> Result<(), Failure> {
-    let mut signals = Signals::listen()?;
+) -> Result<(Ended, Journal), Failure> {
+    let signals = Signals::listen()?;
     let metrics = Arc::new(Metrics::default());
     let journal = start_journal(&config, &metrics)?;
     let stop = CancellationToken::new();
@@ -137,9 +183,10 @@ async fn serve(
     let (orders, asked) = mpsc::channel(ORDERS);
     let control = server.control();
     let mut steering = Steering {
+        signals,
         hangup: signal(SignalKind::hangup())?,
         content: source.content(),
-        source,
+        source: Arc::new(source),
         control: control.clone(),
         level,
         metrics: Arc::clone(&metrics),
@@ -166,42 +213,28 @@ async fn serve(
     let serving = tokio::spawn(server.run(stop.clone()));
     tokio::pin!(serving);
     Manager::notify(&[NotifyState::Ready]);
-    let finished = loop {
+    let ended = loop {
         tokio::select! {
-            finished = &mut serving => break finished,
-            wish = steering.next(&mut signals) => {
-                if wish == Wish::Reload {
+            finished = &mut serving => break Ended::Drained(finished),
+            wish = steering.next() => match wish {
+                Wish::Reload => {
                     if let Ok(now) = NotifyState::monotonic_usec_now() {
                         Manager::notify(&[NotifyState::Reloading, now]);
                     }
                     // It has logged what came of it.
                     let _ = steering.reload();
                     Manager::notify(&[NotifyState::Ready]);
-                    continue;
                 }
-                tracing::info!(within = ?control.config().listen.drain_timeout, "draining");
-                Manager::notify(&[NotifyState::Stopping]);
-                stop.cancel();
-                tokio::select! {
-                    finished = &mut serving => break finished,
-                    code = signals.next() => std::process::exit(code),
+                Wish::Stop(code) if stop.is_cancelled() => break Ended::Cut(code),
+                Wish::Stop(_) => {
+                    tracing::info!(within = ?control.config().listen.drain_timeout, "draining");
+                    Manager::notify(&[NotifyState::Stopping]);
+                    stop.cancel();
                 }
             }
         }
     };
-    // What is still to be written of it, for some seconds at most.
-    let _ = tokio::task::spawn_blocking(move || journal.flush()).await;
-    match finished {
-        Ok(0) => tracing::info!("stopped"),
-        Ok(cut) => {
-            tracing::warn!(
-                connections = cut,
-                "stopped with requests unfinished at listen.drain_timeout"
-            );
-        }
-        Err(error) => return Err(Failure::Failed(format!("the listener failed: {error}"))),
-    }
-    Ok(())
+    Ok((ended, journal))
 }
 
 /// What keeps the exchanges, and the audit trail if there is to be one.
@@ -267,7 +300,7 @@ impl Signals {
     pub async fn next(&mut self) -> i32 {
         tokio::select! {
             _ = self.interrupt.recv() => 128 + 2,
-            _ = self.terminate.recv() => 128 + 15,
+            _ = self.terminate.recv() => TERMINATED,
         }
     }
 }

@@ -8,7 +8,7 @@ use tokio::signal::unix::Signal;
 use tokio::sync::mpsc;
 
 use super::ConfigArgs;
-use super::serve::Signals;
+use super::serve::{Signals, TERMINATED};
 use crate::config::{Change, Config, ConfigError, File};
 use crate::observe::admin::{Asked, Order};
 use crate::observe::log;
@@ -44,13 +44,14 @@ impl Source {
 pub(super) enum Wish {
     /// Reload the configuration, and tell who has to know.
     Reload,
-    /// Finish and end.
-    Stop,
+    /// Finish and end, with this exit status if there is no time for it.
+    Stop(i32),
 }
 
 /// Changes a proxy, and says when it is to reload or to end.
 pub(super) struct Steering {
-    pub source: Source,
+    pub source: Arc<Source>,
+    pub signals: Signals,
     pub hangup: Signal,
     pub content: Option<Vec<u8>>,
     pub control: Control,
@@ -61,10 +62,16 @@ pub(super) struct Steering {
 
 impl Steering {
     /// Waits for a reason to reload or to end; what else is asked for is done meanwhile.
-    pub async fn next(&mut self, signals: &mut Signals) -> Wish {
+    pub async fn next(&mut self) -> Wish {
         loop {
+            let source = Arc::clone(&self.source);
+            let look = async move {
+                tokio::time::sleep(LOOK).await;
+                // A file system that hangs must not make the process deaf.
+                tokio::task::spawn_blocking(move || source.content()).await
+            };
             tokio::select! {
-                _ = signals.next() => return Wish::Stop,
+                code = self.signals.next() => return Wish::Stop(code),
                 _ = self.hangup.recv() => {
                     self.content = self.source.content();
                     return Wish::Reload;
@@ -74,7 +81,7 @@ impl Steering {
                         Order::Quit => {
                             // Who asked may have gone.
                             let _ = answer.send(Ok("Finishing what is in flight, then ending.".into()));
-                            return Wish::Stop;
+                            return Wish::Stop(TERMINATED);
                         }
                         Order::Reload => {
                             self.content = self.source.content();
@@ -85,8 +92,8 @@ impl Steering {
                     };
                     let _ = answer.send(done);
                 }
-                () = tokio::time::sleep(LOOK) => {
-                    let content = self.source.content();
+                content = look => {
+                    let content = content.ok().flatten();
                     // A file that is just being replaced is not there for a moment.
                     if content.is_some() && content != self.content {
                         self.content = content;

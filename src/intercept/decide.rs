@@ -248,6 +248,10 @@ fn class_v4(ip: Ipv4Addr) -> Option<&'static str> {
         // RFC 6890: protocol assignments, benchmarks, and what was never given out.
         () if ip.octets()[..3] == [192, 0, 0] => Some("a reserved address"),
         () if first == 198 && second & 0xFE == 18 => Some("a reserved address"),
+        // RFC 5737: for examples.
+        () if matches!(ip.octets()[..3], [192, 0, 2] | [198, 51, 100] | [203, 0, 113]) => {
+            Some("a reserved address")
+        }
         () if first >= 240 => Some("a reserved address"),
         () => None,
     }
@@ -275,6 +279,9 @@ fn class_v6(ip: Ipv6Addr) -> Option<&'static str> {
         // RFC 8215: for translation within a network. RFC 4380: Teredo. RFC 6666: nowhere.
         () if ip.segments()[..3] == [0x64, 0xFF9B, 1] => Some("a private address"),
         () if first == 0x2001 && second == 0 => Some("a reserved address"),
+        // RFC 3849 and RFC 9637: for examples.
+        () if first == 0x2001 && second == 0xDB8 => Some("a reserved address"),
+        () if first == 0x3FFF && second < 0x1000 => Some("a reserved address"),
         () if [first, second, third, fourth] == [0x100, 0, 0, 0] => Some("a reserved address"),
         () => None,
     }
@@ -360,6 +367,12 @@ mod tests {
             ("192.0.0.192", true),
             ("198.18.0.1", true),
             ("198.20.0.1", false),
+            ("192.0.2.1", true),
+            ("198.51.100.1", true),
+            ("203.0.113.1", true),
+            ("2001:db8::1", true),
+            ("3fff:fff::1", true),
+            ("3fff:1000::1", false),
             ("240.0.0.1", true),
             ("8.8.8.8", false),
             ("64:ff9b:1::a00:1", true),

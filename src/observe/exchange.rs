@@ -284,14 +284,12 @@ impl Exchange {
     }
 
     /// A retry got no answer: the client gets the refusal before it.
-    pub(crate) fn retry_broke(&self, error: &Error) {
-        self.retried(Retried::Failed);
+    pub(crate) fn retry_broke(&self, error: &dyn std::error::Error) {
         tracing::warn!(request_id = %self.id(), error = %error, "retry failed");
     }
 
     /// A retry's answer did not come within `retry.deadline`.
     pub(crate) fn retry_overran(&self) {
-        self.retried(Retried::Failed);
         tracing::warn!(request_id = %self.id(), error = "no answer within retry.deadline", "retry failed");
     }
 
@@ -364,6 +362,9 @@ impl Exchange {
             _ => (None, None, None),
         };
         let outcome = tally.map(|tally| self.outcome_of(tally));
+        if let Some(outcome) = outcome {
+            self.metrics.wrote(outcome);
+        }
         tracing::info!(
             request_id = %self.id(),
             trace_id = self.trace.map(|it| display(format!("{:032x}", it.id))),

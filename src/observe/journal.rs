@@ -1,27 +1,33 @@
 //! The journal: what became of every exchange, kept off the request path.
 //!
 //! An exchange that is over leaves its material in a bounded queue and is done; a thread of its own puts it into
-//! words, counts it, keeps the last ones for who wants to see them, and passes on what is for the audit trail. A full queue costs the record, which is counted, and never the request.
+//! words, counts it, keeps the last ones for who wants to see them, and passes on what is for the audit trail. A full queue
+//! costs the record, which is counted and logged, and never the request.
 
 use std::collections::VecDeque;
 use std::io;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::audit::Audit;
 use super::metrics::Metrics;
 use super::record::{Finished, Record};
 use super::stats::Stats;
 
-/// How many exchanges may wait to be put into words.
-const QUEUE: usize = 8_192;
-
-/// How much text may wait with them, in bytes: bodies, most of it. Beyond it, exchanges have to put themselves into
-/// words.
+/// How much may wait to be put into words, in bytes: bodies, most of it. A half is for what is to be audited, where
+/// there is a trail: no other traffic can crowd that out. Beyond the whole, what is audited has to put itself into
+/// words, and may wait for as much again.
 const HELD: usize = 16 * 1024 * 1024;
+
+/// What an exchange weighs at least, in bytes. That bounds their number too.
+const LIGHTEST: usize = 1024;
+const QUEUE: usize = 2 * HELD / LIGHTEST;
+
+/// How often it is logged that there was no room.
+const SAID_AGAIN: Duration = Duration::from_secs(60);
 
 /// How long records are left to gather. Being woken for each would cost the request path a system call.
 const TICK: Duration = Duration::from_millis(10);
@@ -32,9 +38,6 @@ const ROOM: usize = 8 * 1024;
 
 /// The most findings that are kept of one exchange. All of them are counted and audited.
 const FINDINGS: usize = 16;
-
-/// How long the end waits for what is still to be written.
-const FLUSH: Duration = Duration::from_secs(5);
 
 /// Takes what is over, and answers for it.
 #[derive(Clone)]
@@ -48,7 +51,7 @@ type Blank = Box<Finished>;
 
 enum Item {
     Finished(Box<Finished>),
-    InWords(Box<InWords>),
+    InWords(Box<InWords>, usize),
     /// Answered once all that came before has been dealt with.
     Flush(SyncSender<()>),
 }
@@ -70,8 +73,10 @@ impl InWords {
 
 struct State {
     metrics: Arc<Metrics>,
-    /// Bytes of text in the queue.
+    /// Bytes in the queue.
     held: AtomicUsize,
+    /// When it was last logged that there was no room.
+    said: Mutex<Option<Instant>>,
     /// Filled by exchanges, and given back here. Memory that one thread allocates for another to free costs both.
     blanks: Mutex<Vec<Blank>>,
     kept: Mutex<Kept>,
@@ -131,6 +136,7 @@ impl Journal {
         let state = Arc::new(State {
             metrics,
             held: AtomicUsize::new(0),
+            said: Mutex::default(),
             blanks: Mutex::default(),
             kept: Mutex::new(kept),
             audit,
@@ -158,19 +164,28 @@ impl Journal {
 
     /// Takes an exchange that is over. Never waits.
     pub(crate) fn submit(&self, finished: Box<Finished>) {
-        let held = finished.held();
-        let fits = self.state.held.fetch_add(held, Ordering::Relaxed) + held <= HELD;
-        let item = if fits {
-            Item::Finished(finished)
-        } else {
-            self.state.held.fetch_sub(held, Ordering::Relaxed);
-            Item::InWords(Box::new(InWords::new(&finished, self.has_audit())))
-        };
-        if self.queue.try_send(item).is_err() {
-            if fits {
-                self.state.held.fetch_sub(held, Ordering::Relaxed);
+        let is_audited = self.has_audit() && finished.is_audited();
+        let most = if is_audited || !self.has_audit() { HELD } else { HELD / 2 };
+        let weight = LIGHTEST + finished.held();
+        if self.state.reserve(weight, most) {
+            self.send(Item::Finished(finished), weight, is_audited);
+        } else if is_audited {
+            let in_words = Box::new(InWords::new(&finished, true));
+            let weight = LIGHTEST + in_words.record.held();
+            if self.state.reserve(weight, 2 * HELD) {
+                self.send(Item::InWords(in_words, weight), weight, true);
+            } else {
+                self.state.dropped(true);
             }
-            self.state.metrics.journal_dropped.inc();
+        } else {
+            self.state.dropped(false);
+        }
+    }
+
+    fn send(&self, item: Item, weight: usize, is_audited: bool) {
+        if self.queue.try_send(item).is_err() {
+            self.state.held.fetch_sub(weight, Ordering::Relaxed);
+            self.state.dropped(is_audited);
         }
     }
 
@@ -184,22 +199,56 @@ impl Journal {
         self.state.audit.as_ref()
     }
 
-    /// Waits until all that has been submitted is written, for some seconds at most.
-    pub fn flush(&self) {
+    /// Waits until all that has been submitted is written, for so long at most.
+    pub fn flush(&self, limit: Duration) {
+        let deadline = Instant::now() + limit;
+        let left = || deadline.saturating_duration_since(Instant::now());
         let (done, all_done) = sync_channel(1);
-        if self.queue.send(Item::Flush(done)).is_err() || all_done.recv_timeout(FLUSH).is_err() {
-            return;
+        let mut item = Item::Flush(done);
+        while let Err(TrySendError::Full(again)) = self.queue.try_send(item) {
+            if left().is_zero() {
+                break;
+            }
+            item = again;
+            thread::sleep(TICK);
+        }
+        if all_done.recv_timeout(left()).is_err() {
+            tracing::error!("the end came before all exchanges were recorded");
         }
         if let Some(audit) = &self.state.audit {
-            audit.flush(FLUSH);
+            audit.flush(deadline);
         }
         if let Some(outlet) = &self.state.outlet {
-            outlet.flush(FLUSH);
+            outlet.flush(left());
         }
     }
 }
 
 impl State {
+    /// Takes room for so many bytes, if there is some.
+    fn reserve(&self, weight: usize, most: usize) -> bool {
+        let fits = self.held.fetch_add(weight, Ordering::Relaxed) + weight <= most;
+        if !fits {
+            self.held.fetch_sub(weight, Ordering::Relaxed);
+        }
+        fits
+    }
+
+    /// An exchange goes unrecorded.
+    fn dropped(&self, is_audited: bool) {
+        self.metrics.journal_dropped.inc();
+        if let Some(audit) = self.audit.as_ref().filter(|_| is_audited) {
+            audit.lost();
+        }
+        let mut said = self.said.lock().unwrap_or_else(PoisonError::into_inner);
+        if said.is_none_or(|said| said.elapsed() >= SAID_AGAIN) {
+            *said = Some(Instant::now());
+            tracing::error!(
+                "exchanges go unrecorded for want of room: optin_proxy_journal_dropped_total counts them"
+            );
+        }
+    }
+
     fn kept(&self) -> MutexGuard<'_, Kept> {
         // Counters and records are each written in one step: a poisoned lock is as good as any.
         self.kept.lock().unwrap_or_else(PoisonError::into_inner)
@@ -227,11 +276,14 @@ impl State {
                 match item {
                     Item::Finished(mut finished) => {
                         self.take(InWords::new(&finished, self.audit.is_some()));
-                        self.held.fetch_sub(finished.held(), Ordering::Relaxed);
+                        self.held.fetch_sub(LIGHTEST + finished.held(), Ordering::Relaxed);
                         finished.reset(ROOM);
                         done.push(finished);
                     }
-                    Item::InWords(in_words) => self.take(*in_words),
+                    Item::InWords(in_words, weight) => {
+                        self.take(*in_words);
+                        self.held.fetch_sub(weight, Ordering::Relaxed);
+                    }
                     // Nobody waits any longer, at the worst.
                     Item::Flush(flushed) => drop(flushed.send(())),
                 }
@@ -254,26 +306,23 @@ impl State {
     }
 
     fn take(&self, InWords { mut record, is_audited, digests }: InWords) {
-        let mut kept = self.kept();
-        kept.count += 1;
-        record.seq = kept.count;
-        kept.stats.add(&record);
-        drop(kept);
         if let Some(audit) = self.audit.as_ref().filter(|_| is_audited) {
             audit.submit(&record, digests);
         }
         if let Some(outlet) = &self.outlet {
             outlet.take(&record);
         }
+        let mut kept = self.kept();
+        kept.count += 1;
+        record.seq = kept.count;
+        kept.stats.add(&record);
         record.findings.truncate(FINDINGS);
         record.findings.shrink_to_fit();
-        let record = Arc::new(record);
-        let mut kept = self.kept();
         if kept.records.len() >= kept.capacity {
             kept.records.pop_front();
         }
         if kept.capacity > 0 {
-            kept.records.push_back(record);
+            kept.records.push_back(Arc::new(record));
         }
     }
 }

@@ -15,6 +15,10 @@ use super::process::Process;
 use crate::contact::refusal::Verdict;
 use crate::contact::{Kind, Uninspectable};
 
+/// What becomes of a contact write (SPEC section 3).
+const OUTCOMES: [&str; 7] =
+    ["clean", "rewritten", "observed", "uninspected", "rescued", "refused", "exhausted"];
+
 /// The counters of one proxy.
 #[derive(Debug)]
 pub struct Metrics {
@@ -29,6 +33,8 @@ pub struct Metrics {
     pub edits: Counter,
     /// Bodies of contact writes, by what became of them.
     pub bodies: Family<BodyLabel, Counter>,
+    /// Contact writes, by their outcome.
+    writes: [Counter; OUTCOMES.len()],
     /// Refused attempts, by verdict.
     pub refusals: Family<VerdictLabel, Counter>,
     /// Attempts beyond the first, by how they ended.
@@ -92,6 +98,11 @@ pub struct RetryLabel {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct OutcomeLabel {
+    outcome: Name,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct DecisionLabel {
     decision: Name,
 }
@@ -141,6 +152,7 @@ impl Default for Metrics {
             mismatches: Default::default(),
             edits: Counter::default(),
             bodies: Family::default(),
+            writes: Default::default(),
             refusals: Family::default(),
             retries: Family::default(),
             budget_exhausted: Counter::default(),
@@ -173,6 +185,10 @@ impl Default for Metrics {
             .map(|kind| mismatches.get_or_create_owned(&KindLabel { kind: Name(kind.as_str()) }));
         registry.register("edits", "Places edited in bodies", metrics.edits.clone());
         registry.register("bodies", "Bodies of contact writes", metrics.bodies.clone());
+        let writes = Family::<OutcomeLabel, Counter>::default();
+        registry.register("contact_writes", "Contact writes, by their outcome", writes.clone());
+        metrics.writes = OUTCOMES
+            .map(|outcome| writes.get_or_create_owned(&OutcomeLabel { outcome: Name(outcome) }));
         registry.register(
             "refusals",
             "Attempts refused for their transition",
@@ -281,6 +297,13 @@ impl Metrics {
     /// Findings of one kind.
     pub fn mismatches(&self, kind: Kind) -> &Counter {
         &self.mismatches[kind as usize]
+    }
+
+    /// A contact write ended so; what is none is not counted.
+    pub(crate) fn wrote(&self, outcome: &'static str) {
+        if let Some(position) = OUTCOMES.iter().position(|it| *it == outcome) {
+            self.writes[position].inc();
+        }
     }
 
     /// A target of the forward proxy: `intercepted`, `tunneled`, `forwarded`, `refused` or `failed`.

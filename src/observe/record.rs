@@ -138,9 +138,9 @@ impl Finished {
         }
     }
 
-    /// How much memory its text takes, in bytes.
+    /// How much memory it takes, in bytes, beside its own size.
     pub fn held(&self) -> usize {
-        self.text.len()
+        self.text.len() + size_of_val(&*self.findings) + size_of_val(&*self.edits)
     }
 
     /// Whether it belongs into the audit trail: a contact write with a finding or a refusal.
@@ -284,6 +284,11 @@ pub(super) fn rfc3339<S: Serializer>(time: &SystemTime, serializer: S) -> Result
 }
 
 impl Record {
+    /// How much memory it takes, in bytes, beside its own size; its texts as if each were of its usual length.
+    pub(super) fn held(&self) -> usize {
+        size_of_val(&*self.findings) + self.findings.len() * 16
+    }
+
     /// Puts the material into words.
     pub(super) fn new(finished: &Finished) -> Self {
         let text = |shown: &dyn std::fmt::Display| shown.to_string().into_boxed_str();

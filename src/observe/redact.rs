@@ -8,7 +8,8 @@ use crate::contact::Was;
 #[derive(Clone, Copy)]
 pub struct Account<'a>(pub &'a str);
 
-/// The identifier of a contact or list. Printed only if it looks like one: a path may hold anything.
+/// The identifier of a contact or list, which is a number. A path may hold anything, names too, so nothing else is
+/// printed.
 #[derive(Clone, Copy)]
 pub struct Id<'a>(pub &'a str);
 
@@ -24,13 +25,16 @@ pub struct Value<'a>(pub &'a Was);
 /// The longest that is printed of anything, in bytes.
 const LONGEST: usize = 128;
 
+/// Whether there is an `@` in it, as it is or escaped, once or more often.
 fn is_address(text: &str) -> bool {
-    let mut plain = text.to_owned();
-    // Escaped once, or more often.
-    while plain.contains("%25") {
-        plain = plain.replace("%25", "%");
-    }
-    plain.contains('@') || plain.contains("%40")
+    let escaped = |percent: usize| {
+        let mut rest = &text[percent + 1..];
+        while let Some(deeper) = rest.strip_prefix("25") {
+            rest = deeper;
+        }
+        rest.starts_with("40")
+    };
+    text.contains('@') || text.match_indices('%').any(|(percent, _)| escaped(percent))
 }
 
 fn is_made_of(text: &str, extra: &str) -> bool {
@@ -49,7 +53,8 @@ impl fmt::Display for Account<'_> {
 
 impl fmt::Display for Id<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(if is_made_of(self.0, "-_") { self.0 } else { "(unprintable)" })
+        let is_number = !self.0.is_empty() && self.0.bytes().all(|byte| byte.is_ascii_digit());
+        f.write_str(if is_number && self.0.len() <= LONGEST { self.0 } else { "(unprintable)" })
     }
 }
 
@@ -100,6 +105,25 @@ mod tests {
             assert!(!Id(text).to_string().contains("xample"));
             let agent = format!("Shop/1.0 (+{text}) PHP");
             assert_eq!(Agent(&agent).to_string(), "Shop/1.0 (e-mail address) PHP");
+        }
+    }
+
+    /// Regression: what was escaped again and again took seconds.
+    #[test]
+    fn a_text_that_was_escaped_a_thousand_times_is_looked_at_once() {
+        let deep = format!("jo%{}40example.org", "25".repeat(500_000));
+        assert_eq!(Account(&deep).to_string(), "(e-mail address)");
+        let none = format!("%{}", "25%".repeat(500_000));
+        assert!(!is_address(&none) && !is_address(&format!("%{}", "25".repeat(500_000))));
+    }
+
+    #[test]
+    fn an_id_is_a_number() {
+        for id in ["238", "1"] {
+            assert_eq!(Id(id).to_string(), id);
+        }
+        for other in ["JaneRoe", "jane-roe", "", "12a", "-1", "١"] {
+            assert_eq!(Id(other).to_string(), "(unprintable)");
         }
     }
 

@@ -149,9 +149,13 @@ impl Stats {
         }
     }
 
-    /// The counts of the minute in which something ended; the last one kept, if the clock has been set back.
+    /// The counts of the minute in which something began. Minutes that have not come yet are of a clock that was ahead.
     fn minute_of(&mut self, time: SystemTime) -> &mut Totals {
         let minute = time.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs() / 60;
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs() / 60;
+        while self.minutes.back().is_some_and(|it| it.minute > now.max(minute)) {
+            self.minutes.pop_back();
+        }
         let newest = self.minutes.back().map(|it| it.minute);
         if newest.is_none_or(|newest| newest < minute) {
             self.minutes.push_back(Minute { minute, totals: Totals::default() });

@@ -20,6 +20,7 @@ use super::body::Body;
 use super::connection::TakesOver;
 use super::error::Error;
 use super::listener::Open;
+use super::socket::Watch;
 use crate::intercept::guard::{ConnectError, Guard};
 use crate::intercept::leaf::Leaves;
 use crate::intercept::tunnel::relay;
@@ -37,6 +38,8 @@ pub(crate) struct Peer {
     pub is_allowed: bool,
     /// The target of the tunnel that it came through, TLS taken off.
     pub tunnel: Option<Arc<Target>>,
+    /// Sees whether the client is still there.
+    pub(super) watch: Watch,
     /// Whatever comes of the connection keeps it counted.
     pub(super) _open: Arc<Open>,
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use http::header::{
     CONNECTION, CONTENT_LENGTH, CONTENT_LOCATION, EXPECT, HOST, LOCATION, PROXY_AUTHENTICATE,
-    PROXY_AUTHORIZATION, TE, TRANSFER_ENCODING, UPGRADE, VIA,
+    PROXY_AUTHORIZATION, TE, TRAILER, TRANSFER_ENCODING, UPGRADE, VIA,
 };
 use http::uri::{Authority, PathAndQuery, Scheme};
 use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, Uri, Version};
@@ -90,11 +90,7 @@ where
             request.headers_mut().insert(CONNECTION, HeaderValue::from_static("te"));
         }
         // Answered here already: the server sends the 100 when the body is first asked for.
-        if request
-            .headers()
-            .get(EXPECT)
-            .is_some_and(|it| it.as_bytes().eq_ignore_ascii_case(b"100-continue"))
-        {
+        if tokens(request.headers(), &EXPECT).any(|it| it.eq_ignore_ascii_case("100-continue")) {
             request.headers_mut().remove(EXPECT);
         }
         let via = via(request.version());
@@ -114,6 +110,9 @@ where
 
         *response.version_mut() = Version::HTTP_11;
         strip_hop_by_hop(response.headers_mut());
+        if !wants_trailers {
+            response.headers_mut().remove(TRAILER);
+        }
         if let Some(downstream) = downstream {
             for name in [LOCATION, CONTENT_LOCATION] {
                 relocate(response.headers_mut(), &name, &upstream.authority, &downstream);
@@ -145,6 +144,7 @@ fn accepts_trailers(headers: &HeaderMap) -> bool {
     })
 }
 
+/// The members of a list. One that is no text is none that the proxy knows, and hides no other.
 fn tokens<'h>(
     headers: &'h HeaderMap,
     name: &HeaderName,
@@ -152,8 +152,8 @@ fn tokens<'h>(
     headers
         .get_all(name)
         .into_iter()
-        .filter_map(|value| value.to_str().ok())
-        .flat_map(|value| value.split(','))
+        .flat_map(|value| value.as_bytes().split(|byte| *byte == b','))
+        .filter_map(|token| std::str::from_utf8(token).ok())
         .map(str::trim)
         .filter(|token| !token.is_empty())
 }
@@ -172,6 +172,16 @@ const HOP_BY_HOP: [HeaderName; 8] = [
 ];
 
 fn strip_hop_by_hop(headers: &mut HeaderMap) {
+    // What was read by it is written by it, and in the one way that nobody reads otherwise (RFC 9112 section 6.3).
+    match headers.get(CONTENT_LENGTH) {
+        Some(_) if headers.contains_key(TRANSFER_ENCODING) => drop(headers.remove(CONTENT_LENGTH)),
+        Some(length) if length.len() > 1 && length.as_bytes()[0] == b'0' => {
+            if let Some(length) = length.to_str().ok().and_then(|it| it.parse::<u64>().ok()) {
+                headers.insert(CONTENT_LENGTH, HeaderValue::from(length));
+            }
+        }
+        _ => {}
+    }
     // Many messages have none of them, and a look at each name costs less than eight look-ups.
     if !headers.keys().any(|name| HOP_BY_HOP.contains(name)) {
         return;

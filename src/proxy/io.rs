@@ -19,7 +19,7 @@ use tokio::time::Sleep;
 ///
 /// Atomic only so that it can be shared: one task looks at it.
 #[derive(Debug)]
-pub(super) struct Head {
+pub(crate) struct Head {
     /// How often it has begun to wait.
     begun: AtomicU32,
     waiting: AtomicBool,
@@ -95,7 +95,7 @@ impl Drop for Waiting {
 /// A downstream connection in hyper's hands: some of it may have been read before, and the peer must take what is
 /// written. A reader that stops would otherwise hold the connection, and what is buffered for it, for ever.
 #[derive(Debug)]
-pub(super) struct Downstream<T> {
+pub(crate) struct Downstream<T> {
     inner: T,
     /// Read before, and to be read again.
     start: Bytes,

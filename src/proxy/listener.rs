@@ -18,6 +18,7 @@ use tokio_util::task::TaskTracker;
 
 use super::connect::{Connect, Opened, Peer, how_to_trust};
 use super::connection::{ON_ITS_WAY, Protocols, Serving};
+use super::socket::{Socket, Watch};
 use super::stack::{Arrived, Observed, stack};
 use super::stage::Handle;
 use super::upstream::{SetupError, Upstream, tls};
@@ -326,12 +327,12 @@ impl Server {
             };
             match accepted {
                 Ok((Accepted::Socket(stream, address), permit)) => {
-                    ready(&stream);
-                    let peer = peer(address, permit, &config, &metrics);
+                    let stream = ready(stream);
+                    let peer = peer(address, stream.watch(), permit, &config, &metrics);
                     connections.spawn(serving.clone().connection(stream, peer));
                 }
                 Ok((Accepted::InMemory(stream), permit)) => {
-                    let peer = peer(IN_MEMORY, permit, &config, &metrics);
+                    let peer = peer(IN_MEMORY, Watch::default(), permit, &config, &metrics);
                     connections.spawn(serving.clone().connection(stream, peer));
                 }
                 Err(error) => pause_after(&error).await,
@@ -342,8 +343,8 @@ impl Server {
         while let (Ok(listener), Ok(permit)) = (&listener, Arc::clone(&room).try_acquire_owned()) {
             let Ok((stream, address)) = listener.accept() else { break };
             let Ok(stream) = nonblocking(stream) else { continue };
-            ready(&stream);
-            let peer = peer(address, Some(permit), &config, &metrics);
+            let stream = ready(stream);
+            let peer = peer(address, stream.watch(), Some(permit), &config, &metrics);
             connections.spawn(serving.clone().connection(stream, peer));
         }
         drop(listener);
@@ -374,13 +375,15 @@ fn nonblocking(stream: std::net::TcpStream) -> io::Result<TcpStream> {
 const IN_MEMORY: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
 
 /// Answers are written whole: waiting for more would only delay them.
-fn ready(stream: &TcpStream) {
+fn ready(stream: TcpStream) -> Socket {
     let _ = stream.set_nodelay(true);
+    Socket::new(stream)
 }
 
 /// Who is at the other end of a connection that was just accepted.
 fn peer(
     address: SocketAddr,
+    watch: Watch,
     permit: Option<OwnedSemaphorePermit>,
     config: &Config,
     metrics: &Arc<Metrics>,
@@ -389,7 +392,7 @@ fn peer(
     let ip = address.ip().to_canonical();
     let is_allowed = allow.is_empty() || allow.iter().any(|net| net.contains(&ip));
     let open = Arc::new(Open::new(Arc::clone(metrics), permit));
-    Peer { address, is_allowed, tunnel: None, _open: open }
+    Peer { address, is_allowed, tunnel: None, watch, _open: open }
 }
 
 /// How many opened tunnels may wait to be served. Each has its task, which waits with it.

@@ -59,7 +59,8 @@ where
         let Some(Subject(sent)) = subject else { return Ok(first) };
         let spare = spare.filter(|request| !carries_nonce(request));
         let schedule = Schedule::from(started, &self.config.retry);
-        let mut answer = self.judge(first, sent, schedule.deadline, &exchange).await;
+        let mut answer = self.judge(first, sent, schedule.deadline).await;
+        answer.count(&exchange);
         for attempt in 1.. {
             let Some(Verdict::Transient) = answer.verdict else { break };
             let next = spare.as_ref().and_then(replica);
@@ -74,12 +75,24 @@ where
                 break;
             }
             tokio::time::sleep(pause).await;
+            if exchange.peer().is_some_and(|peer| peer.watch.is_gone()) {
+                break;
+            }
             exchange.attempted();
+            let retry = Retrying::begin(&exchange);
             match tokio::time::timeout_at(schedule.deadline, ask(inner, next, spare.as_ref())).await
             {
                 Ok(Ok(response)) => {
-                    answer = self.judge(response, sent, schedule.deadline, &exchange).await;
-                    exchange.retried(match answer.verdict {
+                    let next = self.judge(response, sent, schedule.deadline).await;
+                    // The client gets the last refusal that came whole.
+                    if let Body::Resumed(_, Rest::Broken(Some(error))) = next.response.body() {
+                        exchange.retry_broke(error);
+                        exchange.exhausted();
+                        break;
+                    }
+                    answer = next;
+                    answer.count(&exchange);
+                    retry.ended(match answer.verdict {
                         Some(_) => Retried::Refused,
                         None if answer.response.status().as_u16() < 400 => Retried::Rescued,
                         None => Retried::Failed,
@@ -122,13 +135,7 @@ where
 
 impl Retry {
     /// Looks whether an answer is a refusal, without taking anything from it.
-    async fn judge(
-        &self,
-        response: Response<Body>,
-        sent: Sent,
-        deadline: Instant,
-        exchange: &Exchange,
-    ) -> Answer {
+    async fn judge(&self, response: Response<Body>, sent: Sent, deadline: Instant) -> Answer {
         if response.status() != StatusCode::BAD_REQUEST {
             return Answer { response, verdict: None };
         }
@@ -136,11 +143,30 @@ impl Retry {
         let deadline = deadline.max(Instant::now() + GRACE);
         let (response, start) = peek(response, deadline).await;
         let text = start_of_answer(response.headers(), &start, INSPECTED);
-        let verdict = self.config.retry.pattern.judge(&text, sent);
-        if let Some(verdict) = verdict {
-            exchange.refused(verdict);
+        Answer { response, verdict: self.config.retry.pattern.judge(&text, sent) }
+    }
+}
+
+/// An attempt beyond the first. Unless it ends otherwise it has failed, if only because nobody waits for it any more.
+struct Retrying<'e>(Option<&'e Exchange>);
+
+impl<'e> Retrying<'e> {
+    fn begin(exchange: &'e Exchange) -> Self {
+        Self(Some(exchange))
+    }
+
+    fn ended(mut self, retried: Retried) {
+        if let Some(exchange) = self.0.take() {
+            exchange.retried(retried);
         }
-        Answer { response, verdict }
+    }
+}
+
+impl Drop for Retrying<'_> {
+    fn drop(&mut self) {
+        if let Some(exchange) = self.0 {
+            exchange.retried(Retried::Failed);
+        }
     }
 }
 
@@ -150,6 +176,12 @@ struct Answer {
 }
 
 impl Answer {
+    fn count(&self, exchange: &Exchange) {
+        if let Some(verdict) = self.verdict {
+            exchange.refused(verdict);
+        }
+    }
+
     /// How long the API asks to be left alone (RFC 9110 section 10.2.3).
     fn retry_after(&self) -> Option<Duration> {
         let value = self.response.headers().get(RETRY_AFTER)?.to_str().ok()?.trim();

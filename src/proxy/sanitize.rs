@@ -165,7 +165,11 @@ impl Sanitize {
             }
             Sanitized::Contact(mut contact) => {
                 let changed = !contact.edits.is_empty();
-                let sent = if changed { coding.encode(std::mem::take(&mut contact.body)) } else { received };
+                let sent = if changed {
+                    coding.encode(std::mem::take(&mut contact.body))
+                } else {
+                    received
+                };
                 let found = Found::Contact { contact, original: plain, changed };
                 (Body::Buffered(sent), found)
             }

@@ -143,7 +143,7 @@ impl http_body::Body for Observed {
             }
             Poll::Ready(None) => self.line.complete = true,
             Poll::Ready(Some(Err(error))) => {
-                tracing::warn!(error = %error, "answer broke off");
+                tracing::warn!(request_id = %self.line.exchange.id(), error = %error, "answer broke off");
             }
             Poll::Pending => {}
         }
@@ -285,6 +285,10 @@ where
             return Err(Error::TargetTooLong(self.config.limits.max_target));
         }
         check_message(&request)?;
+        // RFC 9112 section 3.2.4: it names the server, of which OPTIONS alone can ask something.
+        if request.uri().path() == "*" && request.method() != Method::OPTIONS {
+            return Err(Error::BadTarget);
+        }
         let forward = match (tunnel, request.uri().authority()) {
             (Some(tunnel), authority) => {
                 agree(tunnel, authority, request.headers())?;

@@ -91,6 +91,11 @@ impl Upstream {
         loop {
             let last = progress.as_ref().map_or(started, Progress::last).max(started);
             match tokio::time::timeout_at(last + limit, &mut response).await {
+                // RFC 9110 section 7.8: nobody asked for another protocol, since `Upgrade` ends here.
+                Ok(Ok(answer)) if answer.status() == StatusCode::SWITCHING_PROTOCOLS => {
+                    let message = "it switched to another protocol unasked".into();
+                    return Err(Failed::Fault(Fault::Garbage, message));
+                }
                 Ok(answer) => return answer.map_err(Failed::from),
                 Err(_) if progress.as_ref().is_some_and(|it| it.last() > last) => {}
                 Err(_) => {

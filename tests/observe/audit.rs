@@ -162,7 +162,7 @@ fn rotated(folder: &Path) -> Vec<PathBuf> {
         .read_dir()
         .expect("it is there")
         .map(|entry| entry.expect("a file").path())
-        .filter(|path| path.file_name().is_some_and(|name| name != "audit.jsonl"))
+        .filter(|path| path.to_str().is_some_and(|path| path.contains("/audit.jsonl.")))
         .collect();
     files.sort();
     files
@@ -279,6 +279,8 @@ async fn two_processes_write_one_trail_one_after_the_other() {
     let (second, second_admin) = start(&origin, &path, &[]);
     send(&second, 2).await;
     exchanges(second_admin, 2).await;
+    let fault = json(second_admin, "/api/stats").await["state"]["audit"]["fault"].clone();
+    assert!(fault.as_str().is_some_and(|fault| fault.contains("another process")), "{fault}");
     send(&first, 1).await;
     stop(first);
     assert_eq!(lines(&path).len(), 3);
@@ -306,6 +308,147 @@ async fn a_file_that_somebody_moved_away_is_begun_anew_and_the_chain_goes_on() {
     stop(running);
     let verified = verify(&[&path, &moved]);
     assert_eq!(verified.code, Some(0), "{}", verified.stderr);
+}
+
+/// Regression: who waited for the trail took it over when the file was moved away.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_waits_for_the_trail_does_not_begin_one_in_its_place() {
+    let origin = origin().await;
+    let folder = tempfile::tempdir().expect("a folder");
+    let (path, moved) = (folder.path().join("audit.jsonl"), folder.path().join("moved"));
+    let (first, _) = start(&origin, &path, &["audit.fsync=0s"]);
+    send(&first, 1).await;
+    while std::fs::read(&path).expect("it is there").is_empty() {
+        tokio::task::yield_now().await;
+    }
+    let (second, _) = start(&origin, &path, &[]);
+    send(&second, 1).await;
+    std::fs::rename(&path, &moved).expect("ours");
+    while !path.exists() {
+        send(&first, 1).await;
+    }
+    stop(first);
+    stop(second);
+    let verified = verify(&[&moved, &path]);
+    assert_eq!(verified.code, Some(0), "{}", verified.stderr);
+}
+
+/// Regression: a rotation that was followed by no line began the chain anew, as if lines had been taken out.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_chain_goes_on_behind_a_rotation_that_nothing_followed() {
+    let origin = origin().await;
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("audit.jsonl");
+    let (running, _) = start(&origin, &path, &[]);
+    send(&running, 2).await;
+    stop(running);
+    let away = folder.path().join("audit.jsonl.20260101T000000000Z-00000002");
+    std::fs::rename(&path, &away).expect("ours");
+    std::fs::write(&path, "").expect("ours");
+    let (running, _) = start(&origin, &path, &[]);
+    send(&running, 1).await;
+    stop(running);
+    assert_eq!(lines(&path)[0]["seq"], 3);
+    let verified = verify(&[&path, &away]);
+    assert_eq!(verified.code, Some(0), "{}", verified.stderr);
+}
+
+/// Regression: a file without a line's end was emptied.
+#[test]
+fn a_file_that_is_no_trail_is_left_as_it_is() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("notes.json");
+    for precious in ["{\"precious\": 1}", "a\nb\n", "\u{0}\u{1}\u{2}"] {
+        std::fs::write(&path, precious).expect("ours");
+        let audit = format!("audit.path={}", path.display());
+        let output = run(&["serve", "--listen", "127.0.0.1:0", "--set", &audit], b"");
+        assert_eq!(output.code, Some(1));
+        assert!(output.stderr.contains("something else than an audit trail"), "{}", output.stderr);
+        assert_eq!(std::fs::read_to_string(&path).expect("it is there"), precious);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_lost_is_told_though_no_line_follows() {
+    let origin = origin().await;
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("audit.jsonl");
+    let (running, _) = start(&origin, &path, &[]);
+    send(&running, 1).await;
+    stop(running);
+    let mut torn = std::fs::read(&path).expect("it is there");
+    torn.extend_from_slice(b"{\"time\":\"2026-01-01T00:00:00Z\",\"requ");
+    std::fs::write(&path, torn).expect("ours");
+    stop(start(&origin, &path, &[]).0);
+    let written = lines(&path);
+    assert_eq!((written.len(), &written[1]["lost"]), (2, &1.into()));
+}
+
+/// Regression: what was cut at the deadline left its record too late.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_the_end_cuts_is_recorded_too() {
+    for (signals, timeout, code) in [(1, "1s", 0), (2, "1h", 143)] {
+        let origin = Origin::start([Reply::Hang]).await;
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("audit.jsonl");
+        let drain = format!("listen.drain_timeout={timeout}");
+        let (running, _) = start(&origin, &path, &[&drain]);
+        let mut clients = Vec::new();
+        for count in 1..=3 {
+            let mut client = Client::connect(running.address).await;
+            client.send(&put(RECIPE)).await;
+            clients.push(client);
+            origin.arrived(count).await;
+        }
+        for number in 0..signals {
+            if number > 0 {
+                // The first one has been heard.
+                while tokio::net::TcpStream::connect(running.address).await.is_ok() {}
+            }
+            running.signal("TERM");
+        }
+        let (status, log) = running.finish();
+        assert_eq!(status.code(), Some(code), "{log}");
+        assert_eq!(log.matches("\"message\":\"request\"").count(), 3, "{log}");
+        let written = lines(&path);
+        assert_eq!(written.len(), 3);
+        assert!(written.iter().all(|line| line["status"] == Value::Null), "{written:?}");
+        assert_eq!(verify(&[&path]).code, Some(0));
+    }
+}
+
+/// A pipe that nobody reads takes some lines and no more, as a disk that hangs.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_disk_that_hangs_costs_lines_beyond_the_queue_and_neither_a_request_nor_the_end() {
+    let origin = origin().await;
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("pipe");
+    let made = std::process::Command::new("mkfifo").arg(&path).status().expect("it is there");
+    assert!(made.success());
+    let (running, admin) = start(&origin, &path, &[]);
+    // Some 300 KB a line: the queue holds 16 MiB of them.
+    let list = "<ContactList id=\"http://api.constantcontact.com/ws/customers/joesflowers/lists/21\">\
+                <OptInSource>ACTION_BY_CUSTOMER</OptInSource></ContactList>";
+    let recipe = std::str::from_utf8(RECIPE).expect("UTF-8");
+    let (start, end) = recipe.split_once("</ContactLists>").expect("lists");
+    let body = [start, &list.repeat(1_500), "</ContactLists>", end].concat();
+    let mut client = Client::connect(running.address).await;
+    let lost = loop {
+        assert_eq!(client.ask(&put(body.as_bytes())).await.status, 204);
+        let lost = json(admin, "/api/stats").await["state"]["audit_lost"].as_u64();
+        match lost.expect("a number") {
+            0 => {}
+            lost => break lost,
+        }
+    };
+    let metrics = String::from_utf8(get(admin, "/metrics").await.body).expect("text");
+    let queue = format!("optin_proxy_audit_lost_total{{reason=\"queue\"}} {lost}");
+    assert!(metrics.contains(&queue), "{metrics}");
+    let sent = origin.requests().len();
+    assert!((40..80).contains(&sent), "16 MiB of lines are some {sent} of them");
+    let log = stop(running);
+    assert!(log.contains("lines of the audit trail are lost for want of room"), "{log}");
+    assert!(log.contains("the end came before these lines"), "{log}");
 }
 
 #[test]

@@ -3,6 +3,7 @@
 mod admin;
 mod audit;
 mod deploy;
+mod journal;
 #[cfg(feature = "otel")]
 mod otlp;
 mod report;

@@ -116,6 +116,39 @@ fn a_pipe_is_read_too_and_what_is_no_trail_is_a_clear_error() {
     assert!(output.stderr.contains("/nowhere: "), "{}", output.stderr);
 }
 
+/// Regression: a pipe was opened twice, and what the first look had taken was missing.
+#[test]
+fn a_pipe_with_a_name_is_read_from_its_start() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let pipe = folder.path().join("pipe");
+    assert!(
+        std::process::Command::new("mkfifo").arg(&pipe).status().expect("it is there").success()
+    );
+    let content = std::fs::read(trail().path()).expect("ours");
+    let writing = std::thread::spawn({
+        let pipe = pipe.clone();
+        move || std::fs::write(pipe, content)
+    });
+    let read: Value = serde_json::from_str(&report(&pipe, &["--format", "json"])).expect("JSON");
+    writing.join().expect("no panic").expect("it is read");
+    assert_eq!(read["all"]["writes"], 4);
+}
+
+#[test]
+fn names_beyond_twenty_thousand_are_counted_together() {
+    let mut file = tempfile::NamedTempFile::new().expect("a file");
+    for seq in 1..=20_005 {
+        let line = json!({
+            "time": "2026-11-25T08:00:00.000Z", "seq": seq, "account": format!("a{seq}"), "findings": [],
+        });
+        writeln!(file, "{line}").expect("ours");
+    }
+    let read: Value =
+        serde_json::from_str(&report(file.path(), &["--format", "json"])).expect("JSON");
+    assert_eq!(read["all"]["writes"], 20_005);
+    assert_eq!(row(&read, "account", "(others)")["writes"], 5);
+}
+
 #[test]
 fn a_line_longer_than_what_is_read_at_once_is_one_line() {
     let finding = r#"{"kind":"list_differs","list_id":"1","was":"a","now":"b","changed":true}"#;

@@ -72,6 +72,19 @@ async fn garbage_from_the_upstream_gives_502() {
 }
 
 #[tokio::test]
+async fn an_upstream_that_switches_protocols_unasked_gives_502() {
+    let reply = b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\nConnection: Upgrade\r\n\r\nraw";
+    let next = Reply::Write(answer("200 OK", "", b"next"));
+    let origin = Origin::start([Reply::Write(reply.to_vec()), next]).await;
+    let proxy = Proxy::before(&origin, &[]).await;
+    let mut client = proxy.client().await;
+    let asked = b"GET /x HTTP/1.1\r\nHost: p\r\nUpgrade: x\r\nConnection: Upgrade\r\n\r\n";
+    let answer = client.ask(asked).await;
+    assert_eq!((answer.status, &*answer.problem()), (502, "upstream-answer-malformed"));
+    assert_eq!(client.ask(asked).await.body, b"next", "the client's connection is of use still");
+}
+
+#[tokio::test]
 async fn an_upstream_that_closes_without_an_answer_gives_502_and_gets_no_second_request() {
     for reply in [vec![], b"HTTP/1.1 20".to_vec()] {
         for asked in [GET.to_vec(), put(BARE), request("POST", CONTACTS, "", BARE)] {

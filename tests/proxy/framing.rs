@@ -238,3 +238,39 @@ async fn an_answer_of_the_proxys_own_to_head_has_no_body_on_http_2_either() {
     assert_eq!(answer.status(), 502);
     assert!(answer.into_body().collect().await.expect("a body").to_bytes().is_empty());
 }
+
+/// Regression: a length beside chunks came through, and the client took a part for the whole.
+#[tokio::test]
+async fn an_answer_is_framed_in_one_way_whatever_the_origin_said_beside_it() {
+    let chunks = "2\r\nok\r\n0\r\n\r\n";
+    for length in ["1", "2", "200"] {
+        for fields in [
+            format!("Content-Length: {length}\r\nTransfer-Encoding: chunked\r\n"),
+            format!("Transfer-Encoding: chunked\r\nContent-Length: {length}\r\n"),
+        ] {
+            let reply = format!("HTTP/1.1 200 OK\r\n{fields}\r\n{chunks}").into_bytes();
+            let next = Reply::Write(answer("200 OK", "", b"next"));
+            let origin = Origin::start([Reply::WriteAndClose(reply), next]).await;
+            let proxy = Proxy::before(&origin, &[]).await;
+            let mut client = proxy.client().await;
+            let got = client.ask(GET).await;
+            assert_eq!(got.field("content-length"), None, "{}", got.head);
+            assert_eq!((&got.body[..], got.broken), (&b"ok"[..], false));
+            assert_eq!(client.ask(GET).await.body, b"next");
+        }
+    }
+    let reply = b"HTTP/1.1 200 OK\r\nContent-Length: 002\r\n\r\nok".to_vec();
+    let origin = Origin::start([Reply::Write(reply)]).await;
+    let proxy = Proxy::before(&origin, &[]).await;
+    assert_eq!(proxy.ask(GET).await.field("content-length"), Some("2"));
+}
+
+#[tokio::test]
+async fn a_trailer_field_is_announced_to_who_gets_it_only() {
+    let reply = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nTrailer: X-Sum\r\n\r\n2\r\nok\r\n0\r\nX-Sum: 1\r\n\r\n";
+    let origin = Origin::start([Reply::Write(reply.to_vec())]).await;
+    let proxy = Proxy::before(&origin, &[]).await;
+    assert_eq!(proxy.ask(GET).await.field("trailer"), None);
+    let asked = b"GET / HTTP/1.1\r\nHost: p\r\nTE: trailers\r\nConnection: TE\r\n\r\n";
+    assert_eq!(proxy.ask(asked).await.field("trailer"), Some("X-Sum"));
+}

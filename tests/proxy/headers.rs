@@ -179,3 +179,28 @@ async fn a_body_that_is_refused_for_its_length_is_not_asked_for() {
     client.send(head.as_bytes()).await;
     assert_eq!(client.answer(false).await.status, 413, "at once, without a 100");
 }
+
+/// Regression: a value with a byte beyond ASCII was not read at all, and hid what else stood in it.
+#[tokio::test]
+async fn what_is_no_text_in_a_list_hides_nothing_beside_it() {
+    let origin = origin().await;
+    let proxy = Proxy::before(&origin, &[]).await;
+    let asked =
+        b"GET /x HTTP/1.1\r\nHost: p\r\nConnection: X-Nominated, \xff\r\nX-Nominated: 1\r\n\r\n";
+    assert_eq!(proxy.ask(asked).await.status, 200);
+    assert!(origin.request().fields("x-nominated").is_empty(), "{}", origin.request().head);
+    let looped = b"GET /x HTTP/1.1\r\nHost: p\r\nVia: 1.1 optin-proxy, 1.0 x (\xe9)\r\n\r\n";
+    assert_eq!(proxy.ask(looped).await.status, 508);
+}
+
+#[tokio::test]
+async fn an_expectation_that_was_met_here_does_not_go_on_beside_another() {
+    let origin = origin().await;
+    let proxy = Proxy::before(&origin, &[]).await;
+    let fields = "Expect: x\r\nExpect: 100-continue\r\n";
+    let mut client = proxy.client().await;
+    client.send(&request("PUT", CONTACT, fields, RECIPE)).await;
+    assert!(client.head().await.expect("an interim answer").starts_with("HTTP/1.1 100"));
+    assert_eq!(client.answer(false).await.status, 200);
+    assert!(origin.request().fields("expect").is_empty(), "{}", origin.request().head);
+}

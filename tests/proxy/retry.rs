@@ -355,3 +355,61 @@ async fn a_client_that_hangs_up_ends_the_backoff() {
     }
     assert_eq!(origin.requests().len(), 1);
 }
+
+/// Regression: a byte behind the request kept hyper from seeing the client's end, and it was sent again.
+#[tokio::test]
+async fn nothing_is_sent_again_for_a_client_that_has_gone_whatever_it_had_sent_behind() {
+    let settings = ["retry.base_delay=1h", "retry.max_delay=1h", "retry.deadline=3h"];
+    let clock = Clock::hold();
+    for behind in ["", "\r\n", "GET /next HTTP/1.1\r\nHost: p\r\n\r\n"] {
+        for resets in [false, true] {
+            for in_backoff in [false, true] {
+                let go_on = Arc::new(Notify::new());
+                let late = Reply::Pause(vec![], Arc::clone(&go_on), refusal());
+                let origin = Origin::start([late, Reply::Write(no_content())]).await;
+                let proxy = Proxy::before(&origin, &settings).await;
+                let mut client = proxy.client().await;
+                client.send(&[&put(BARE), behind.as_bytes()].concat()).await;
+                origin.arrived(1).await;
+                let refusals = "optin_proxy_refusals_total{verdict=\"transient\"}";
+                if in_backoff {
+                    go_on.notify_one();
+                    while proxy.metric(refusals) == 0.0 {
+                        tokio::task::yield_now().await;
+                    }
+                }
+                if resets {
+                    client.stream.set_zero_linger().expect("a socket");
+                }
+                drop(client);
+                go_on.notify_one();
+                let over = async {
+                    while proxy.metric("optin_proxy_requests_total") == 0.0 {
+                        tokio::task::yield_now().await;
+                    }
+                };
+                clock.until(over).await;
+                let case = format!("{behind:?}, resets: {resets}, in backoff: {in_backoff}");
+                let puts = origin.requests();
+                let puts = puts.iter().filter(|it| it.head.starts_with("PUT ")).count();
+                assert_eq!(puts, 1, "{case}");
+            }
+        }
+    }
+}
+
+/// Regression: a refusal that broke off took the place of the one before it, and the client got nothing whole.
+#[tokio::test]
+async fn a_retry_whose_refusal_breaks_off_yields_the_last_one_that_came_whole() {
+    for text in ["???", REFUSAL] {
+        let broken = format!("HTTP/1.1 400 Bad Request\r\nContent-Length: 500\r\n\r\n{text}");
+        let broken = Reply::WriteAndClose(broken.into_bytes());
+        let origin = Origin::start([Reply::Write(refusal()), broken]).await;
+        let proxy = Proxy::before(&origin, &[]).await;
+        let answer = proxy.ask(&put(BARE)).await;
+        assert_eq!((answer.status, answer.outcome(), answer.broken), (400, "exhausted", false));
+        assert_eq!(answer.body, REFUSAL.as_bytes());
+        assert_eq!(origin.requests().len(), 2);
+        assert_eq!(proxy.metric("optin_proxy_retries_total{outcome=\"failed\"}"), 1.0);
+    }
+}

@@ -117,6 +117,21 @@ fn corpus() -> Vec<(&'static str, String, Fate)> {
             Closed(400),
         ),
         // Chunks.
+        (
+            "a length that begins with 0",
+            post(&format!("Content-Length: 0{length}\r\n"), SMUGGLED),
+            Passed(length),
+        ),
+        (
+            "an asterisk",
+            "POST * HTTP/1.1\r\nHost: p\r\nContent-Length: 0\r\n\r\n".into(),
+            Refused(400),
+        ),
+        (
+            "a target that is an authority",
+            "GET p:443 HTTP/1.1\r\nHost: p\r\n\r\n".into(),
+            Refused(400),
+        ),
         ("an extension", post(chunked, "3;a=b\r\nabc\r\n0\r\n\r\n"), Passed(3)),
         ("an extension with an open quote", post(chunked, "3;a=\"\r\nabc\r\n0\r\n\r\n"), Passed(3)),
         (
@@ -177,6 +192,13 @@ fn corpus() -> Vec<(&'static str, String, Fate)> {
                 length + 5
             ),
             PassedAlone(0),
+        ),
+        (
+            "a contact write whose length begins with 0",
+            format!(
+                "PUT {CONTACT} HTTP/1.1\r\nHost: p\r\nContent-Length: 0{length}\r\n\r\n{SMUGGLED}"
+            ),
+            Passed(length),
         ),
         (
             "a contact write with a list of lengths",

@@ -49,17 +49,9 @@ impl Trail {
                 size = None;
                 continue;
             }
-            let open = || {
-                let file = File::open(path)?;
-                Ok::<_, io::Error>((
-                    file.metadata()?.len(),
-                    first_number(&file)?,
-                    File::open(path)?,
-                ))
-            };
-            let (length, first, file) = open().map_err(|error| (path.clone(), error))?;
-            size = size.map(|size| size + length);
-            files.push((first, path.clone(), Box::new(file)));
+            let (length, first, file) = open(path).map_err(|error| (path.clone(), error))?;
+            size = size.zip(length).map(|(size, length)| size + length);
+            files.push((first, path.clone(), file));
         }
         files.sort_by_key(|(first, ..)| *first);
         Ok(Self { files: files.into_iter().map(|(_, path, file)| (path, file)).collect(), size })
@@ -113,11 +105,18 @@ impl Trail {
     }
 }
 
-/// The number of a file's first line; the largest there is if it has none.
-fn first_number(file: &File) -> io::Result<u64> {
-    let mut line = Vec::new();
-    BufReader::new(file).take(LONGEST as u64).read_until(b'\n', &mut line)?;
-    Ok(serde_json::from_slice::<Line<'_>>(&line).map_or(u64::MAX, |line| line.seq))
+/// A file's length, the number of its first line (the largest there is if it has none), and all of it to be read.
+/// A pipe has no length, and cannot be opened twice.
+fn open(path: &Path) -> io::Result<(Option<u64>, u64, Box<dyn Read>)> {
+    let file = File::open(path)?;
+    let metadata = file.metadata()?;
+    let length = metadata.is_file().then_some(metadata.len());
+    let mut file = BufReader::new(file);
+    let mut first = Vec::new();
+    (&mut file).take(LONGEST as u64).read_until(b'\n', &mut first)?;
+    let line = serde_json::from_slice::<Line<'_>>(&first);
+    let number = line.map_or(u64::MAX, |line| line.seq);
+    Ok((length, number, Box::new(io::Cursor::new(first).chain(file))))
 }
 
 fn take(line: &[u8], path: &Path, number: u64, sums: &mut Sums, chain: Option<&mut Chain>) {

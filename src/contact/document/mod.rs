@@ -78,8 +78,9 @@ pub(super) enum Spelling {
 pub(super) enum Fit {
     /// Perhaps the border of a CDATA section.
     Text(Bridge),
-    /// The slot is the `/>` of `<OptInSource/>`: a start tag's end, and an end tag of this name.
-    SelfClosing(Box<str>),
+    /// The slot goes from within the start tag to the end of the element: what is left of its attributes, the start
+    /// tag's end, and an end tag of this name.
+    Tag { attributes: Box<str>, name: Box<str> },
 }
 
 /// An `OptInTime` of a list.
@@ -112,7 +113,9 @@ impl Node {
     pub fn set(&self, source: Source) -> Edit {
         let (with, bridge) = match &self.fit {
             Fit::Text(bridge) => (source.as_str().into(), *bridge),
-            Fit::SelfClosing(name) => (format!(">{source}</{name}>").into(), Bridge::None),
+            Fit::Tag { attributes, name } => {
+                (format!("{attributes}>{source}</{name}>").into(), Bridge::None)
+            }
         };
         Edit { span: self.slot, with, bridge }
     }

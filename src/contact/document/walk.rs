@@ -1,6 +1,9 @@
 //! What the readers share: from a stream of tags to a [`Document`].
 
+use std::borrow::Cow;
 use std::ops::Range;
+
+use quick_xml::events::attributes::Attributes;
 
 use super::{Contact, Document, Fit, List, MAX_DEPTH, Node, OwnId, Spelling, Time};
 use crate::contact::edit::{Bridge, Span};
@@ -185,9 +188,11 @@ impl<'t> Walk<'t> {
         let end = tag.span.end;
         match open.kind {
             Element::Source => {
-                let name = self.text[tag.name.clone()].into();
-                let slot = end - "/>".len()..end;
-                self.node(open, end, Spelling::Empty, slot, Fit::SelfClosing(name));
+                let (slot, fit) = self.without_nil(open, end, end).unwrap_or_else(|| {
+                    let (attributes, name) = ("".into(), self.text[tag.name.clone()].into());
+                    (end - "/>".len()..end, Fit::Tag { attributes, name })
+                });
+                self.node(open, end, Spelling::Empty, slot, fit);
             }
             Element::Time => self.time(open, end),
             _ => {}
@@ -215,7 +220,12 @@ impl<'t> Walk<'t> {
                     None if value.text.is_empty() => Spelling::Empty,
                     None => Spelling::Other(String::from_utf8_lossy(&value.text).into()),
                 };
-                self.node(&open, tag.end, spelling, value.span, Fit::Text(value.bridge));
+                let nil = match spelling {
+                    Spelling::Empty => self.without_nil(&open, open.content, tag.end),
+                    _ => None,
+                };
+                let (slot, fit) = nil.unwrap_or((value.span, Fit::Text(value.bridge)));
+                self.node(&open, tag.end, spelling, slot, fit);
             }
             Element::Time => self.time(&open, tag.end),
             Element::Id if self.own_host.is_some() && !open.has_children => {
@@ -224,6 +234,34 @@ impl<'t> Walk<'t> {
             _ => {}
         }
         Ok(())
+    }
+
+    /// Where a value goes into an empty element that says `xsi:nil="true"`, whose start tag ends at `content` and which
+    /// itself ends at `end`: with a value in it, it must not say so (XML Schema part 1 section 3.3.4).
+    fn without_nil(&self, open: &Open, content: usize, end: usize) -> Option<(Range<usize>, Fit)> {
+        let tag = &self.text[open.name.start - 1..content];
+        // Nearly none has any attribute.
+        if tag.len() == 1 + open.name.len() + 1 || !tag.contains(":nil") {
+            return None;
+        }
+        let inside = tag.strip_suffix("/>").or(tag.strip_suffix('>'))?;
+        let nil = Attributes::new(inside, 1 + open.name.len())
+            .with_checks(false)
+            .map_while(Result::ok)
+            .find(|attribute| attribute.key.local_name().as_ref() == "nil")?;
+        let (Cow::Borrowed(value), key) = (&nil.value, nil.key.as_ref()) else { return None };
+        if !matches!(value.trim(), "true" | "1") {
+            return None;
+        }
+        // quick-xml tells no spans of attributes, but hands out slices of its input.
+        let at = |part: &str| part.as_ptr() as usize - tag.as_ptr() as usize;
+        let before = inside[..at(key)].trim_end_matches(|char: char| char.is_ascii_whitespace());
+        let attributes = inside.get(at(value) + value.len() + 1..)?;
+        let start = open.name.start - 1 + before.len();
+        // What cannot be written as it was is not written at all.
+        let is_own = self.bytes[start..content] == *self.text[start..content].as_bytes();
+        let name = self.text[open.name.clone()].into();
+        is_own.then(|| (start..end, Fit::Tag { attributes: attributes.into(), name }))
     }
 
     fn node(&mut self, open: &Open, end: usize, spelling: Spelling, slot: Range<usize>, fit: Fit) {

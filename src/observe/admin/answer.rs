@@ -157,7 +157,7 @@ impl Desk {
             Path::Stats => json(StatusCode::OK, &self.stats()),
             Path::Exchanges => self.exchanges(uri.query().unwrap_or_default()),
             Path::Exchange(id) => self.exchange(id),
-            Path::Events => events::stream(&self),
+            Path::Events => events::stream(&self, uri.query().unwrap_or_default()),
             Path::Reload => self.ask(Order::Reload).await,
             Path::Drain => {
                 self.control.drain();

@@ -97,7 +97,8 @@ impl Drop for Watcher {
     }
 }
 
-pub(super) fn stream(desk: &Arc<Desk>) -> Response<Body> {
+/// The events from now on; with `since=N` from the exchange of that number on.
+pub(super) fn stream(desk: &Arc<Desk>, query: &str) -> Response<Body> {
     let Some(watcher) = Watcher::admit() else {
         return problem(
             StatusCode::SERVICE_UNAVAILABLE,
@@ -106,7 +107,10 @@ pub(super) fn stream(desk: &Arc<Desk>) -> Response<Body> {
         );
     };
     let (tell, pieces) = mpsc::channel(2);
-    tokio::spawn(watch(Arc::clone(desk), tell, watcher));
+    let since = query.split('&').find_map(|it| it.strip_prefix("since=")?.parse().ok());
+    let count = desk.journal.kept().count();
+    let seen = since.map_or(count, |since: u64| since.min(count));
+    tokio::spawn(watch(Arc::clone(desk), seen, tell, watcher));
     let mut answer = Response::new(Body::Pieces(pieces));
     let events = HeaderValue::from_static("text/event-stream");
     answer.headers_mut().insert(CONTENT_TYPE, events);
@@ -114,8 +118,7 @@ pub(super) fn stream(desk: &Arc<Desk>) -> Response<Body> {
 }
 
 /// Tells until nobody listens.
-async fn watch(desk: Arc<Desk>, tell: mpsc::Sender<Bytes>, _watcher: Watcher) {
-    let mut seen = desk.journal.kept().count();
+async fn watch(desk: Arc<Desk>, mut seen: u64, tell: mpsc::Sender<Bytes>, _watcher: Watcher) {
     let mut counted: Option<((u64, String), Instant)> = None;
     let mut told = Instant::now();
     let mut look = tokio::time::interval(LOOK);

@@ -11,6 +11,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -22,6 +23,7 @@ use super::metrics::Metrics;
 use crate::config::LogLevel;
 use crate::contact::Mode;
 use crate::proxy::Control;
+use crate::proxy::io::Downstream;
 
 pub use guard::Token;
 
@@ -30,6 +32,9 @@ const MAX_CONNECTIONS: usize = 32;
 
 /// The longest wait for a request's head, and between two requests.
 const IDLE: Duration = Duration::from_secs(30);
+
+/// How long a client may take nothing of an answer: it has a place that a probe may need.
+const STALLED: Duration = Duration::from_secs(10);
 
 /// An admin listener, bound.
 pub struct Admin {
@@ -112,6 +117,7 @@ impl Admin {
                     let desk = Arc::clone(&desk);
                     async move { Ok::<_, Infallible>(desk.handle(request, ends).await) }
                 });
+                let stream = Downstream::new(stream, Bytes::new(), STALLED, Arc::default());
                 // Who asks and goes away loses nothing but the answer.
                 let _ = http1::Builder::new()
                     .timer(TokioTimer::new())

@@ -18,7 +18,7 @@ function h(name, attributes = {}, ...children) {
   return element;
 }
 
-const state = { stats: null, exchanges: [], held: [], skipped: 0, paused: false, open: null, fetched: null };
+const state = { stats: null, exchanges: [], held: [], waiting: 0, skipped: 0, paused: false, open: null, said: null };
 
 // --- Talking to the proxy ---------------------------------------------------------------------------------------
 
@@ -37,8 +37,8 @@ async function json(path) {
 }
 
 /** Server-sent events by fetch, since EventSource sends no token. */
-async function listen(onEvent) {
-  const answer = await ask("api/events");
+async function listen(since, onEvent) {
+  const answer = await ask(`api/events?since=${since}`);
   if (!answer.ok) {
     const error = new Error((await answer.json().catch(() => ({}))).detail || `${answer.status}`);
     error.status = answer.status;
@@ -61,17 +61,19 @@ async function listen(onEvent) {
 
 async function run() {
   for (let failures = 0; ; ) {
+    let why = "The proxy does not answer. What is shown is from before.";
     try {
-      const [stats, { exchanges }] = await Promise.all([json("api/stats"), json(`api/exchanges?limit=${KEPT}`)]);
+      const [stats, { exchanges, count }] = await Promise.all([json("api/stats"), json(`api/exchanges?limit=${KEPT}`)]);
       state.stats = stats;
       state.exchanges = exchanges;
       state.held = [];
-      notice(null);
+      state.waiting = 0;
+      state.said = null;
       $("token").hidden = true;
       failures = 0;
       render();
       await follow();
-      await listen((name, data) => {
+      await listen(count, (name, data) => {
         if (name === "stats") { state.stats = data; renderStats(); }
         if (name === "skipped") { state.skipped += data; renderCount(); }
         if (name === "exchange") arrived(data);
@@ -85,11 +87,12 @@ async function run() {
         else return;
         continue;
       }
+      why = error.status ? error.message : why;
     }
     const wait = RETRY[Math.min(failures++, RETRY.length - 1)];
     for (let left = wait; left > 0; left--) {
       health("idle", "Disconnected");
-      notice(`The proxy does not answer. What is shown is from before. Trying again in ${left} s.`);
+      notice(`${why} Trying again in ${left} s.`);
       await new Promise((done) => setTimeout(done, 1000));
     }
   }
@@ -108,9 +111,23 @@ function health(kind, text) {
   if ($("health").textContent !== text) $("health").textContent = text;
 }
 
+/** Says something until it is taken back, whatever else there is to say. */
 function notice(text) {
-  $("notice").hidden = !text;
-  if (text) $("notice").textContent = text;
+  state.said = text;
+  renderNotice();
+}
+
+function renderNotice() {
+  const now = state.stats?.state ?? {};
+  const words = [
+    state.said,
+    now.audit?.fault && `The audit trail: ${now.audit.fault}.`,
+    now.audit_lost > 0 && `${NAMES.format(now.audit_lost)} lines are lost to the audit trail.`,
+    now.journal_dropped > 0 && `${NAMES.format(now.journal_dropped)} exchanges are missing here: there were too many at once.`,
+    now.config_fault && "The configuration was not reloaded: the log says why. The last good one is in force.",
+  ].filter(Boolean).join(" ");
+  $("notice").hidden = !words;
+  if ($("notice").textContent !== words) $("notice").textContent = words;
 }
 
 function renderStats() {
@@ -124,13 +141,7 @@ function renderStats() {
   $("route").textContent = `${now.address} → ${now.upstream}`;
   document.title = reached ? `(${reached}) optin-proxy` : "optin-proxy";
 
-  const faults = [
-    now.audit?.fault && `The audit trail: ${now.audit.fault}.`,
-    now.audit_lost > 0 && `${NAMES.format(now.audit_lost)} lines are lost to the audit trail.`,
-    now.journal_dropped > 0 && `${NAMES.format(now.journal_dropped)} exchanges are missing here: there were too many at once.`,
-    now.config_fault && "The configuration was not reloaded: the log says why. The last good one is in force.",
-  ].filter(Boolean);
-  notice(faults.join(" ") || null);
+  renderNotice();
 
   $("mode").disabled = false;
   if (!$("mode").dataset.busy) $("mode").querySelector(`[value="${now.mode}"]`).checked = true;
@@ -233,18 +244,31 @@ function shown(exchange) {
 
 function arrived(exchange) {
   if (state.paused) {
-    state.held.push(exchange);
+    state.waiting++;
+    state.held = [exchange, ...state.held].slice(0, KEPT);
     renderCount();
     return;
   }
-  state.exchanges = [exchange, ...state.exchanges].slice(0, KEPT);
+  keep([exchange, ...state.exchanges]);
+  if ($("empty")) return render();
   if (shown(exchange)) {
     const item = entry(exchange);
     item.classList.add("fresh");
     $("exchanges").prepend(item);
-    while ($("exchanges").children.length > KEPT) $("exchanges").lastChild.remove();
+    const at = new Set(state.exchanges.map(place));
+    for (const old of [...$("exchanges").children].slice(KEPT - 1)) if (!at.has(old.id)) old.remove();
   }
   renderCount();
+}
+
+/** Keeps the newest ones, and the one that is open. */
+function keep(exchanges) {
+  state.exchanges = exchanges.filter((it, position) => position < KEPT || it.request_id === state.open);
+}
+
+/** Clients may use an id twice: the number is what tells exchanges apart. */
+function place(exchange) {
+  return `exchange-${exchange.seq}`;
 }
 
 function renderCount() {
@@ -253,7 +277,7 @@ function renderCount() {
   const total = state.stats?.totals.requests ?? 0;
   const parts = [];
   if (all > 0) parts.push(visible === all ? `The last ${NAMES.format(all)} of ${NAMES.format(Math.max(total, all))}.` : `${visible} of the last ${all} match.`);
-  if (state.paused) parts.push(`Paused; ${state.held.length} new.`);
+  if (state.paused) parts.push(`Paused; ${state.waiting} new.`);
   if (state.skipped) parts.push(`${NAMES.format(state.skipped)} were too many at once to be listed; all are counted.`);
   $("count").textContent = parts.join(" ");
 }
@@ -277,10 +301,10 @@ function render() {
 function entry(exchange) {
   const { request_id: id, outcome } = exchange;
   const inspected = outcome && outcome !== "no_contact";
-  const open = state.open === id;
+  const open = state.open === id && state.exchanges.find((it) => it.request_id === id) === exchange;
   const where = [exchange.account, exchange.contact_id && `contact ${exchange.contact_id}`].filter(Boolean).join(", ") || exchange.authority || "";
   const what = exchange.found === 0 ? "" : exchange.found === 1 ? exchange.findings[0].kind : `${exchange.found} findings`;
-  return h("li", { id: `exchange/${id}` },
+  return h("li", { id: place(exchange) },
     h("a", { class: "row", href: open ? "#" : `#exchange/${id}`, "aria-expanded": String(open) },
       h("time", { datetime: exchange.time }, clock(exchange.time)),
       h("span", { class: `badge ${inspected ? BADGES[outcome] : exchange.problem ? "bad" : "plain"}` }, inspected ? outcome : exchange.problem ? "error" : "passed on"),
@@ -326,9 +350,10 @@ function diff(exchange) {
 
 /** Opens what the address names; fetches it if it is not among those at hand. */
 async function follow() {
-  const id = location.hash.startsWith("#exchange/") ? decodeURIComponent(location.hash.slice(10)) : null;
+  const id = location.hash.startsWith("#exchange/") ? location.hash.slice(10) : null;
   if (id === state.open) return;
   state.open = id;
+  notice(null);
   if (id && !state.exchanges.some((it) => it.request_id === id)) {
     try {
       state.exchanges.push(await json(`api/exchanges/${encodeURIComponent(id)}`));
@@ -339,7 +364,8 @@ async function follow() {
   }
   const focused = document.activeElement?.closest("li")?.id;
   render();
-  const item = id && document.getElementById(`exchange/${id}`);
+  const opened = state.open && state.exchanges.find((it) => it.request_id === id);
+  const item = opened && document.getElementById(place(opened));
   if (item) {
     item.scrollIntoView({ block: "nearest" });
     item.querySelector(".row").focus({ preventScroll: true });
@@ -356,8 +382,9 @@ $("pause").addEventListener("click", () => {
   $("pause").setAttribute("aria-pressed", String(state.paused));
   $("pause").textContent = state.paused ? "Go on" : "Pause";
   if (!state.paused) {
-    state.exchanges = [...state.held.reverse(), ...state.exchanges].slice(0, KEPT);
+    keep([...state.held, ...state.exchanges]);
     state.held = [];
+    state.waiting = 0;
     render();
   }
   renderCount();

@@ -1,0 +1,142 @@
+//! What the journal takes, and what it does when more comes than it can.
+
+use std::sync::Arc;
+
+use optin_proxy::config::Layers;
+use optin_proxy::observe::audit::Audit;
+use optin_proxy::observe::journal::Journal;
+use optin_proxy::observe::metrics::Metrics;
+use optin_proxy::proxy::Server;
+use serde_json::Value;
+use tokio_util::sync::CancellationToken;
+
+use crate::support::client::Client;
+use crate::support::origin::{Origin, Reply};
+use crate::support::{CONTACT, RECIPE, answer, request};
+
+/// A proxy in this process, and its journal.
+struct Kept {
+    journal: Journal,
+    metrics: Arc<Metrics>,
+    client: Client,
+    /// Of its audit trail.
+    folder: tempfile::TempDir,
+    _running: tokio_util::sync::DropGuard,
+}
+
+impl Kept {
+    async fn before(origin: &Origin) -> Self {
+        let mut layers = Layers::default();
+        layers.set("test", "listen.address=127.0.0.1:0");
+        layers.set("test", &format!("upstream.url={}", origin.url()));
+        let config = Arc::new(layers.build().expect("valid"));
+        let metrics = Arc::new(Metrics::default());
+        let folder = tempfile::tempdir().expect("a folder");
+        let trail = folder.path().join("audit.jsonl");
+        let audit = Audit::start(&trail, &config.audit, Arc::clone(&metrics)).expect("a file");
+        let journal = Journal::start(100, Some(audit), Arc::clone(&metrics)).expect("a thread");
+        let mut server = Server::bind(config, Arc::clone(&metrics)).await.expect("a free port");
+        server.keep(journal.clone());
+        let client = Client::connect(server.address()).await;
+        let stop = CancellationToken::new();
+        tokio::spawn(server.run(stop.clone()));
+        Self { journal, metrics, client, folder, _running: stop.drop_guard() }
+    }
+
+    fn counter(&self, series: &str) -> u64 {
+        let text = self.metrics.encode();
+        let line = text.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' '));
+        line.expect("a series").parse().expect("a number")
+    }
+
+    /// The lines of the trail, once all is written.
+    async fn lines(&self) -> Vec<Value> {
+        let journal = self.journal.clone();
+        let minute = std::time::Duration::from_secs(60);
+        tokio::task::spawn_blocking(move || journal.flush(minute)).await.expect("no panic");
+        let text = std::fs::read_to_string(self.folder.path().join("audit.jsonl"));
+        let text = text.expect("it is there");
+        text.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect()
+    }
+}
+
+fn heavy_get() -> Vec<u8> {
+    let agent = "x".repeat(15_000);
+    format!("GET /x HTTP/1.1\r\nHost: p\r\nUser-Agent: {agent}\r\n\r\n").into_bytes()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_flood_of_other_requests_takes_no_room_from_what_is_audited() {
+    let origin = Origin::start([Reply::Write(answer("200 OK", "", b""))]).await;
+    let mut kept = Kept::before(&origin).await;
+    let journal = kept.journal.clone();
+    let dropped = "optin_proxy_journal_dropped_total";
+    {
+        // Who reads what is kept holds the journal up.
+        let held = tokio::task::block_in_place(|| journal.kept());
+        let count = held.count();
+        while kept.counter(dropped) < 10 {
+            kept.client.ask(&heavy_get()).await;
+        }
+        for _ in 0..5 {
+            kept.client.ask(&request("PUT", CONTACT, "", RECIPE)).await;
+        }
+        assert_eq!(held.count(), count);
+    }
+    let written = kept.lines().await;
+    assert_eq!(written.len(), 5, "{written:?}");
+    assert_eq!(kept.counter("optin_proxy_audit_lost_total{reason=\"queue\"}"), 0);
+    let told = kept.journal.kept().count();
+    let gets = kept.counter("optin_proxy_requests_total") - 5;
+    assert_eq!(told, gets - kept.counter(dropped) + 5);
+    // 8 MiB of them, each with its own weight beside its text.
+    assert!((480..600).contains(&(told - 5)), "{told}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_audited_is_recorded_though_there_is_no_room_for_its_bodies() {
+    let origin = Origin::start([Reply::Write(answer("200 OK", "", b""))]).await;
+    let mut kept = Kept::before(&origin).await;
+    let recipe = std::str::from_utf8(RECIPE).expect("UTF-8");
+    let large =
+        recipe.replacen("<ContactLists>", &format!("{}<ContactLists>", " ".repeat(900_000)), 1);
+    let journal = kept.journal.clone();
+    {
+        let _held = tokio::task::block_in_place(|| journal.kept());
+        // 16 MiB hold 18 of them.
+        for _ in 0..40 {
+            kept.client.ask(&request("PUT", CONTACT, "", large.as_bytes())).await;
+        }
+    }
+    let written = kept.lines().await;
+    assert_eq!(written.len(), 40);
+    assert_eq!(kept.counter("optin_proxy_journal_dropped_total"), 0);
+    let hashes: Vec<_> = written.iter().map(|line| &line["sha256_after"]).collect();
+    assert!(hashes[0].is_string() && hashes.iter().all(|hash| *hash == hashes[0]), "{hashes:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn beyond_all_room_the_trail_tells_how_many_are_missing() {
+    let origin = Origin::start([Reply::Write(answer("200 OK", "", b""))]).await;
+    let mut kept = Kept::before(&origin).await;
+    // Findings weigh much of what is in words.
+    let list = "<ContactList id=\"http://api.constantcontact.com/ws/customers/joesflowers/lists/21\">\
+                <OptInSource>ACTION_BY_CUSTOMER</OptInSource></ContactList>";
+    let recipe = std::str::from_utf8(RECIPE).expect("UTF-8");
+    let (start, end) = recipe.split_once("</ContactLists>").expect("lists");
+    let many = [start, &list.repeat(5_000), "</ContactLists>", end].concat();
+    let journal = kept.journal.clone();
+    let lost = "optin_proxy_audit_lost_total{reason=\"queue\"}";
+    let mut sent = 0;
+    {
+        let _held = tokio::task::block_in_place(|| journal.kept());
+        while kept.counter(lost) == 0 {
+            kept.client.ask(&request("PUT", CONTACT, "", many.as_bytes())).await;
+            sent += 1;
+        }
+    }
+    let written = kept.lines().await;
+    let gaps = written.iter().filter_map(|line| line["lost"].as_u64()).sum::<u64>();
+    let told = written.iter().filter(|line| line["event"] != "gap").count() as u64;
+    assert_eq!((told + gaps, gaps), (sent, kept.counter(lost)));
+}
