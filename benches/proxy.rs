@@ -32,7 +32,7 @@ use tokio_util::sync::CancellationToken;
 
 mod support;
 
-use support::{Worker, median};
+use support::{Worker, median, stay_on};
 
 const CLIENTS: usize = 32;
 const REQUESTS: usize = 4_000;
@@ -192,10 +192,12 @@ fn main() {
     }
     let differing: &'static [u8] = update("ACTION_BY_CONTACT").leak();
     let clean: &'static [u8] = update("ACTION_BY_CUSTOMER").leak();
+    // All that is not measured is on the other core.
+    stay_on(1);
     let (clients, origins) = (Worker::start(), Worker::start());
     let folder = tempfile::tempdir().expect("a folder");
     let trail = folder.path().join("audit.jsonl");
-    let workers = [Worker::start(), Worker::start(), Worker::start()];
+    let workers = [(); 3].map(|()| Worker::start_on(Some(0)));
     let [plain, ours, watched] = &workers;
     let watching = Worker::start();
     let upstream = origin(&origins);

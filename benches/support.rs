@@ -12,8 +12,16 @@ pub struct Worker {
 
 impl Worker {
     pub fn start() -> Self {
+        Self::start_on(None)
+    }
+
+    /// On one core alone.
+    pub fn start_on(core: Option<usize>) -> Self {
         let (send, receive) = mpsc::channel();
         std::thread::spawn(move || {
+            if let Some(core) = core {
+                stay_on(core);
+            }
             let runtime = tokio::runtime::Builder::new_current_thread()
                 .enable_all()
                 .build()
@@ -33,6 +41,14 @@ impl Worker {
     pub fn cpu_time(&self) -> Duration {
         self.run(async { cpu_time() })
     }
+}
+
+/// Keeps this thread, and those that it starts from now on, on one core: what other threads do to its caches is
+/// no work of its own. Where there is no such core, it stays where it is.
+pub fn stay_on(core: usize) {
+    let mut one = rustix::thread::CpuSet::new();
+    one.set(core);
+    let _ = rustix::thread::sched_setaffinity(None, &one);
 }
 
 /// How long this thread was on a CPU.

@@ -29,8 +29,10 @@ const QUEUE: usize = 2 * HELD / LIGHTEST;
 /// How often it is logged that there was no room.
 const SAID_AGAIN: Duration = Duration::from_secs(60);
 
-/// How long records are left to gather. Being woken for each would cost the request path a system call.
-const TICK: Duration = Duration::from_millis(10);
+/// How long records are left to gather. Being woken for each would cost the request path a system call; the longer
+/// they gather, the more memory goes round, out of the caches of who fills it (50 ms: 1.10 times the CPU time of a
+/// request without a journal, 10 ms: 1.08, 2 ms: 1.06, with eight audited findings each).
+const TICK: Duration = Duration::from_millis(2);
 
 /// How many blanks are kept to be filled again while there is traffic, and with how much room for text, in bytes.
 const BLANKS: usize = 1_024;

@@ -3,6 +3,7 @@ mod properties;
 pub mod reference;
 mod refusal;
 mod table;
+mod xml;
 
 use bytes::Bytes;
 use optin_proxy::contact::{Kind, Policy, Request, Sanitized, SanitizedContact, sanitize};

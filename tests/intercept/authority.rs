@@ -243,3 +243,15 @@ fn one_that_has_ended_says_when() {
     let said = complaint(folder.path(), &["api.example"]);
     assert!(said.contains("the certificate authority has expired on 2020-02-03"), "{said}");
 }
+
+#[test]
+fn a_key_of_somebody_elses_is_not_used() {
+    let folder = tempfile::tempdir().expect("a folder");
+    Authority::create(folder.path(), &hosts(&["api.example"])).expect("an authority");
+    let key = folder.path().join("issuer.pem");
+    // Only root can give a file away.
+    if std::os::unix::fs::chown(&key, Some(12345), None).is_ok() {
+        let complaint = complaint(folder.path(), &["api.example"]);
+        assert!(complaint.contains("issuer.pem"), "{complaint}");
+    }
+}

@@ -140,3 +140,38 @@ async fn beyond_all_room_the_trail_tells_how_many_are_missing() {
     let told = written.iter().filter(|line| line["event"] != "gap").count() as u64;
     assert_eq!((told + gaps, gaps), (sent, kept.counter(lost)));
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_hundred_applications_and_fifty_lists_of_each_are_told_apart() {
+    let origin = Origin::start([Reply::Write(answer("200 OK", "", b""))]).await;
+    let mut kept = Kept::before(&origin).await;
+    let recipe = std::str::from_utf8(RECIPE).expect("UTF-8");
+    let (start, end) = recipe.split_once("</ContactLists>").expect("lists");
+    let lists: String = (100..160)
+        .map(|id| {
+            format!(
+                "<ContactList id=\"http://api.constantcontact.com/ws/customers/joesflowers/lists/{id}\">\
+                 <OptInSource>ACTION_BY_CUSTOMER</OptInSource></ContactList>"
+            )
+        })
+        .collect();
+    let many = [start, &lists, "</ContactLists>", end].concat();
+    for number in 0..105 {
+        let fields = format!("User-Agent: shop/{number}\r\n");
+        let body = if number == 0 { many.as_bytes() } else { RECIPE };
+        kept.client.ask(&request("PUT", CONTACT, &fields, body)).await;
+    }
+    kept.lines().await;
+    let stats = kept.journal.kept().stats.to_json();
+    let applications = stats["applications"].as_array().expect("an array");
+    assert_eq!(applications.len(), 101);
+    let named =
+        |name: &str| applications.iter().find(|it| it["user_agent"] == name).expect("it is there");
+    assert_eq!(named("(others)")["totals"]["writes"], 5);
+    let lists = named("shop/0")["lists"].as_array().expect("an array");
+    assert_eq!(lists.len(), 51);
+    let others = lists.iter().find(|list| list["list_id"] == "(others)").expect("it is there");
+    // The recipe has two of its own.
+    assert_eq!(others["findings"], 12);
+    assert_eq!(stats["totals"]["requests"], 105);
+}

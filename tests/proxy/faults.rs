@@ -383,6 +383,32 @@ async fn a_private_authority_is_trusted_if_it_is_named_and_no_other() {
 }
 
 #[tokio::test]
+async fn what_is_wrong_with_a_certificate_is_said_and_nothing_is_sent() {
+    type Change = fn(&mut rcgen::CertificateParams);
+    let cases: [(&str, Change); 3] = [
+        ("the certificate has expired", |it| it.not_after = rcgen::date_time_ymd(2020, 1, 1)),
+        ("the certificate is not valid yet", |it| it.not_before = rcgen::date_time_ymd(2090, 1, 1)),
+        ("the certificate is not for servers", |it| {
+            it.extended_key_usages = vec![rcgen::ExtendedKeyUsagePurpose::ClientAuth];
+        }),
+    ];
+    let authority = Authority::new();
+    let ca_file = format!("upstream.ca_file={}", authority.file().display());
+    for (words, change) in cases {
+        let acceptor = authority.acceptor_with("localhost", &[], change);
+        let origin = Origin::start_with([Reply::Write(no_content())], Some(acceptor)).await;
+        let url = format!("https://localhost:{}", origin.address.port());
+        let proxy = Proxy::start(&url, &[&ca_file]).await;
+        let answer = proxy.ask(&put(RECIPE)).await;
+        let problem = (answer.status, answer.problem());
+        assert_eq!(problem, (502, "upstream-certificate-untrusted".to_owned()), "{words}");
+        let text = String::from_utf8_lossy(&answer.body);
+        assert!(text.contains(words), "{text}");
+        assert!(origin.requests().is_empty());
+    }
+}
+
+#[tokio::test]
 async fn http_2_is_spoken_to_an_upstream_that_offers_it() {
     let authority = Authority::new();
     let (address, serving) = authority.http_2_origin().await;

@@ -337,3 +337,14 @@ async fn without_descriptors_it_waits_says_so_seldom_and_recovers() {
     let seconds = began.elapsed().as_secs() as usize;
     assert!((1..=seconds + 1).contains(&said), "{said} times in {seconds} s: {log}");
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_core_is_dumped() {
+    let origin = Origin::start([]).await;
+    let url = origin.url();
+    let running =
+        Running::start(&mut command(&["serve", "--listen", "127.0.0.1:0", "--upstream", &url]));
+    let limits = std::fs::read_to_string(format!("/proc/{}/limits", running.pid())).expect("Linux");
+    let line = limits.lines().find(|line| line.starts_with("Max core file size")).expect("a line");
+    assert_eq!(line.split_whitespace().skip(4).take(2).collect::<Vec<_>>(), ["0", "0"], "{line}");
+}

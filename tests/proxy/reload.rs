@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use crate::support::binary::{Running, command};
 use crate::support::client::Client;
 use crate::support::origin::{Origin, Reply};
-use crate::support::{RECIPE, RECIPE_OUT, no_content, put};
+use crate::support::{BARE, RECIPE, RECIPE_OUT, no_content, put, refusal};
 
 struct Served {
     running: Running,
@@ -174,4 +174,24 @@ async fn no_request_is_lost_while_the_configuration_changes_again_and_again() {
     let answered: usize = clients.join_all().await.into_iter().sum();
     assert!(answered >= 10);
     assert_eq!(origin.requests().len(), answered, "each arrived once");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_request_in_flight_keeps_the_configuration_that_it_began_with() {
+    let go_on = Arc::new(tokio::sync::Notify::new());
+    let origin = Origin::start([
+        Reply::Pause(vec![], Arc::clone(&go_on), refusal()),
+        Reply::Write(no_content()),
+        Reply::Write(refusal()),
+    ])
+    .await;
+    let served = Served::start(&config(&origin, "enforce", 3));
+    let mut client = Client::connect(served.running.address).await;
+    client.send(&put(BARE)).await;
+    origin.arrived(1).await;
+    served.reload(&config(&origin, "enforce", 1), true).await;
+    go_on.notify_one();
+    assert_eq!(client.answer(false).await.outcome(), "rescued");
+    assert_eq!(client.ask(&put(BARE)).await.outcome(), "exhausted");
+    assert_eq!(origin.requests().len(), 3);
 }

@@ -62,8 +62,19 @@ impl Authority {
 
     /// Accepts TLS as `name`, offering these protocols.
     pub fn acceptor(&self, name: &str, protocols: &[&str]) -> TlsAcceptor {
+        self.acceptor_with(name, protocols, |_| {})
+    }
+
+    /// The same with something else in its certificate.
+    pub fn acceptor_with(
+        &self,
+        name: &str,
+        protocols: &[&str],
+        change: impl FnOnce(&mut CertificateParams),
+    ) -> TlsAcceptor {
         let key = KeyPair::generate().expect("a key");
-        let params = CertificateParams::new([name.to_owned()]).expect("a name");
+        let mut params = CertificateParams::new([name.to_owned()]).expect("a name");
+        change(&mut params);
         let leaf = params.signed_by(&key, &self.issuer).expect("a certificate");
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
         let mut config = ServerConfig::builder_with_provider(provider)

@@ -259,7 +259,7 @@ impl<'t> Walk<'t> {
         let attributes = inside.get(at(value) + value.len() + 1..)?;
         let start = open.name.start - 1 + before.len();
         // What cannot be written as it was is not written at all.
-        let is_own = self.bytes[start..content] == *self.text[start..content].as_bytes();
+        let is_own = self.bytes[start..content] == self.text.as_bytes()[start..content];
         let name = self.text[open.name.clone()].into();
         is_own.then(|| (start..end, Fit::Tag { attributes: attributes.into(), name }))
     }

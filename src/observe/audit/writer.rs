@@ -17,6 +17,9 @@ use crate::observe::record::sha256;
 /// How many bytes are written at once.
 pub(super) const BATCH: usize = 256 * 1024;
 
+/// How long lines are left to gather: the journal hands them over many at a time, and should not be woken for.
+const GATHER: Duration = Duration::from_millis(2);
+
 /// What the chain adds to a line, at most, in bytes.
 const CHAINED: usize = r#","seq":18446744073709551615,"prev":""}"#.len() + NO_HASH.len() + 1;
 
@@ -71,7 +74,12 @@ impl Writer {
                 }
             };
             let mut next = match item {
-                Ok(item) => Some(item),
+                Ok(item) => {
+                    if let Item::Line(_) = item {
+                        thread::sleep(GATHER);
+                    }
+                    Some(item)
+                }
                 Err(RecvTimeoutError::Timeout) => {
                     self.sync();
                     continue;
