@@ -5,9 +5,9 @@
 //! (`OTEL_EXPORTER_OTLP_ENDPOINT`, `OTEL_SERVICE_NAME`, `OTEL_TRACES_SAMPLER` and so on). Where none of them names an
 //! endpoint, nothing is exported.
 
-use std::env;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
+use std::{env, io};
 
 use opentelemetry::trace::{
     Span, SpanBuilder, SpanContext, SpanId, SpanKind, Status, TraceContextExt, TraceFlags, TraceId,
@@ -17,6 +17,7 @@ use opentelemetry::{Context, InstrumentationScope, KeyValue};
 use opentelemetry_otlp::{ExporterBuildError, SpanExporter};
 use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::trace::{IdGenerator, RandomIdGenerator, SdkTracer, SdkTracerProvider};
+use tokio::runtime::{Builder, Runtime};
 
 use super::ids::Trace;
 use super::journal::Outlet;
@@ -34,18 +35,44 @@ pub(crate) struct Spans {
     provider: SdkTracerProvider,
     tracer: SdkTracer,
     ids: Ids,
+    _carrier: Carrier,
+}
+
+/// Carries the connection to the collector, beyond the end of whatever else runs.
+struct Carrier(Option<Runtime>);
+
+impl Drop for Carrier {
+    fn drop(&mut self) {
+        // Inside another runtime it must not wait.
+        if let Some(runtime) = self.0.take() {
+            runtime.shutdown_background();
+        }
+    }
+}
+
+/// Why spans cannot be exported.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum SetupError {
+    #[error(transparent)]
+    Runtime(#[from] io::Error),
+    #[error(transparent)]
+    Exporter(#[from] ExporterBuildError),
 }
 
 impl Spans {
-    /// An exporter, if the environment names a collector. Inside a tokio runtime, which carries its connection.
+    /// An exporter, if the environment names a collector.
     ///
     /// # Errors
     /// If what the environment says is no endpoint.
-    pub fn from_env() -> Result<Option<Self>, ExporterBuildError> {
+    pub fn from_env() -> Result<Option<Self>, SetupError> {
         let is_set = |name| env::var_os(name).is_some_and(|value| !value.is_empty());
         if !ENDPOINTS.into_iter().any(is_set) {
             return Ok(None);
         }
+        let runtime = Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
+        let handle = runtime.handle().clone();
+        let carrier = Carrier(Some(runtime));
+        let inside = handle.enter();
         let exporter = SpanExporter::builder().with_tonic().build()?;
         let ids = Ids::default();
         let mut resource = Resource::builder();
@@ -60,7 +87,8 @@ impl Spans {
         let scope =
             InstrumentationScope::builder(SERVICE).with_version(env!("CARGO_PKG_VERSION")).build();
         let tracer = provider.tracer_with_scope(scope);
-        Ok(Some(Self { provider, tracer, ids }))
+        drop(inside);
+        Ok(Some(Self { provider, tracer, ids, _carrier: carrier }))
     }
 }
 

@@ -15,7 +15,7 @@ mod listener;
 mod probe;
 mod retry;
 pub(crate) mod route;
-mod sanitize;
+pub(crate) mod sanitize;
 mod socket;
 mod stack;
 mod stage;

@@ -34,7 +34,7 @@ pub(super) struct Sanitize {
 pub(super) struct Subject(pub Sent);
 
 /// Digests of a body that is no longer the client's (RFC 9530, RFC 3230, RFC 1864).
-const DIGESTS: [HeaderName; 4] = [
+pub(crate) const DIGESTS: [HeaderName; 4] = [
     HeaderName::from_static("content-md5"),
     HeaderName::from_static("digest"),
     HeaderName::from_static("content-digest"),
@@ -81,11 +81,14 @@ where
     }
 }
 
-/// What inspection found out, beside the body to send.
-enum Found {
+/// What inspection found out.
+pub(crate) enum Found {
+    /// No contact in the body.
     NotOurs,
+    /// Not inspected, and why.
     Uninspectable(Uninspectable),
-    Contact { contact: contact::SanitizedContact, original: Bytes, changed: bool },
+    /// A contact write, its content coding undone, and the body to send if it is another.
+    Contact { contact: contact::SanitizedContact, original: Bytes, edited: Option<Bytes> },
 }
 
 impl Sanitize {
@@ -141,92 +144,110 @@ impl Sanitize {
                 return Ok((body, Found::Uninspectable(Uninspectable::TooLarge)));
             }
         };
-        let decoded = Coding::of(request.headers()).ok_or(Uninspectable::ContentEncoding).and_then(
-            |coding| {
-                coding.decode(&received, cap).map_err(|error| match error {
-                    DecodeError::Corrupt => Uninspectable::ContentEncoding,
-                    DecodeError::TooLarge => Uninspectable::TooLarge,
-                })
-            },
-        );
-        let (plain, coding) = match decoded {
-            Ok(decoded) => decoded,
-            Err(reason) => return Ok((Body::Buffered(received), Found::Uninspectable(reason))),
+        let own_host = if request.extensions().get::<Forward>().is_some() {
+            // Only a base URL puts it into ids.
+            None
+        } else {
+            own_host(request.headers())
         };
-        let around = contact::Request {
-            update,
-            own_host: own_host(request),
-            charset: charset(request.headers()),
+        let found = look(&received, request.headers(), own_host, update, &self.config);
+        let sent = match &found {
+            Found::Contact { edited: Some(edited), .. } => edited.clone(),
+            _ => received,
         };
-        Ok(match contact::sanitize(&plain, &around, &self.config.sanitize.policy) {
-            Sanitized::NoContact => (Body::Buffered(received), Found::NotOurs),
-            Sanitized::Uninspectable(reason) => {
-                (Body::Buffered(received), Found::Uninspectable(reason))
-            }
-            Sanitized::Contact(mut contact) => {
-                let changed = !contact.edits.is_empty();
-                let sent = if changed {
-                    coding.encode(std::mem::take(&mut contact.body))
-                } else {
-                    received
-                };
-                let found = Found::Contact { contact, original: plain, changed };
-                (Body::Buffered(sent), found)
-            }
-        })
+        Ok((Body::Buffered(sent), found))
     }
 
     /// Reports what was found, and marks the request for the stages beneath.
     fn note(&self, request: &mut Request<()>, found: Found, update: bool) -> Result<(), Error> {
+        if let Found::Contact { edited: Some(_), .. } = found {
+            for digest in &DIGESTS {
+                request.headers_mut().remove(digest);
+            }
+        }
         let exchange = request.extensions().get::<Arc<Exchange>>().cloned();
+        if let Some(claims_contact) = found.report(exchange.as_deref(), &self.config)? {
+            request.extensions_mut().insert(Subject(Sent { update, claims_contact }));
+        }
+        Ok(())
+    }
+}
+
+/// Looks at a whole body, packed or not.
+pub(crate) fn look(
+    received: &Bytes,
+    headers: &HeaderMap,
+    own_host: Option<&str>,
+    update: bool,
+    config: &Config,
+) -> Found {
+    let cap = config.sanitize.max_body;
+    let decoded = Coding::of(headers).ok_or(Uninspectable::ContentEncoding).and_then(|coding| {
+        coding.decode(received, cap).map_err(|error| match error {
+            DecodeError::Corrupt => Uninspectable::ContentEncoding,
+            DecodeError::TooLarge => Uninspectable::TooLarge,
+        })
+    });
+    let (original, coding) = match decoded {
+        Ok(decoded) => decoded,
+        Err(reason) => return Found::Uninspectable(reason),
+    };
+    let around = contact::Request { update, own_host, charset: charset(headers) };
+    match contact::sanitize(&original, &around, &config.sanitize.policy) {
+        Sanitized::NoContact => Found::NotOurs,
+        Sanitized::Uninspectable(reason) => Found::Uninspectable(reason),
+        Sanitized::Contact(mut contact) => {
+            let body = std::mem::take(&mut contact.body);
+            let edited = (!contact.edits.is_empty()).then(|| coding.encode(body));
+            Found::Contact { contact, original, edited }
+        }
+    }
+}
+
+impl Found {
+    /// Tells the exchange. Whether what is sent claims the contact, if it is a contact write or may be one.
+    pub(crate) fn report(
+        self,
+        exchange: Option<&Exchange>,
+        config: &Arc<Config>,
+    ) -> Result<Option<bool>, Error> {
         let report = |inspection| {
             if let Some(exchange) = exchange {
                 exchange.inspected(inspection);
             }
         };
-        let claims_contact = match found {
-            Found::NotOurs => {
+        match self {
+            Self::NotOurs => {
                 report(Inspection::NotOurs);
-                return Ok(());
+                Ok(None)
             }
-            Found::Uninspectable(reason) => {
+            Self::Uninspectable(reason) => {
                 report(Inspection::Uninspectable(reason));
                 // Who only observes refuses nothing.
-                if self.config.sanitize.uninspectable == OnUninspectable::Reject
-                    && self.config.sanitize.policy.mode == Mode::Enforce
+                if config.sanitize.uninspectable == OnUninspectable::Reject
+                    && config.sanitize.policy.mode == Mode::Enforce
                 {
                     return Err(Error::Uninspectable(reason));
                 }
-                false
+                Ok(Some(false))
             }
-            Found::Contact { contact, original, changed } => {
-                if changed {
-                    for digest in &DIGESTS {
-                        request.headers_mut().remove(digest);
-                    }
-                }
+            Self::Contact { contact, original, .. } => {
                 let claims_contact = contact.claims_contact;
-                let inspected = Inspected {
+                report(Inspection::Contact(Inspected {
                     findings: contact.findings,
                     edits: contact.edits,
                     original,
-                    config: Arc::clone(&self.config),
-                };
-                report(Inspection::Contact(inspected));
-                claims_contact
+                    config: Arc::clone(config),
+                }));
+                Ok(Some(claims_contact))
             }
-        };
-        request.extensions_mut().insert(Subject(Sent { update, claims_contact }));
-        Ok(())
+        }
     }
 }
 
-/// The name under which the client knows the proxy: only a base URL puts it into ids.
-fn own_host(request: &Request<()>) -> Option<&str> {
-    if request.extensions().get::<Forward>().is_some() {
-        return None;
-    }
-    request.headers().get(HOST)?.to_str().ok()
+/// The name under which the client knows the proxy.
+pub(crate) fn own_host(headers: &HeaderMap) -> Option<&str> {
+    headers.get(HOST)?.to_str().ok()
 }
 
 /// The `charset` of the Content-Type (RFC 9110 section 8.3.2).
