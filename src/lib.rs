@@ -29,6 +29,8 @@
 pub mod cli;
 pub mod config;
 pub mod contact;
+#[cfg(feature = "ext-proc")]
+pub mod ext_proc;
 pub mod intercept;
 pub mod observe;
 pub mod proxy;

@@ -6,6 +6,8 @@ mod demo;
 mod doctor;
 mod env;
 mod exec;
+#[cfg(feature = "ext-proc")]
+mod ext_proc;
 mod report;
 mod sanitize;
 mod serve;
@@ -35,6 +37,9 @@ pub struct Cli {
 enum Command {
     /// Run the proxy
     Serve(serve::Serve),
+    /// Look at requests for an Envoy (external processing)
+    #[cfg(feature = "ext-proc")]
+    ExtProc(ext_proc::ExtProc),
     /// Rewrite one contact body: XML in, XML out, findings on standard error
     Sanitize(sanitize::Sanitize),
     /// Validate the configuration and print it resolved
@@ -136,6 +141,8 @@ enum Failure {
 pub fn run() -> ExitCode {
     let done = match Cli::parse().command {
         Command::Serve(serve) => serve.run(),
+        #[cfg(feature = "ext-proc")]
+        Command::ExtProc(ext_proc) => ext_proc.run(),
         Command::Sanitize(sanitize) => sanitize.run(),
         Command::Check(check) => check.run(),
         Command::Demo(demo) => demo.run(),

@@ -11,6 +11,7 @@ use sd_notify::NotifyState;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
+use tokio::task::{JoinError, JoinHandle};
 use tokio_util::sync::CancellationToken;
 
 use super::steer::{ORDERS, Source, Steering, Wish};
@@ -72,16 +73,16 @@ const FLUSH_IN_HURRY: Duration = Duration::from_millis(200);
 pub(super) const TERMINATED: i32 = 128 + 15;
 
 /// How serving came to its end.
-enum Ended {
+pub(super) enum Ended {
     /// After all was finished, or its time was up.
-    Drained(Result<usize, tokio::task::JoinError>),
+    Drained(Result<usize, JoinError>),
     /// By a second signal: with this exit status.
     Cut(i32),
 }
 
 impl Ended {
     /// Writes what is still to be written of it, and says how it went.
-    async fn finish(self, journal: Journal) -> Result<(), Failure> {
+    pub async fn finish(self, journal: Journal) -> Result<(), Failure> {
         let mut signals = Signals::listen()?;
         let limit = if let Self::Cut(_) = self { FLUSH_IN_HURRY } else { FLUSH };
         let written = tokio::task::spawn_blocking(move || journal.flush(limit));
@@ -151,7 +152,7 @@ impl Manager {
 
 /// A tunnel has two descriptors, and the usual soft limit is 1,024 for the sake of programs that use
 /// `select`, which this one does not. A core dump would hold credentials and contacts.
-fn set_process_limits() {
+pub(super) fn set_process_limits() {
     let none = Rlimit { current: Some(0), maximum: Some(0) };
     if let Err(error) = setrlimit(Resource::Core, none) {
         tracing::warn!(%error, "cannot turn core dumps off");
@@ -182,7 +183,7 @@ async fn serve(
     server.keep(journal.clone());
     let (orders, asked) = mpsc::channel(ORDERS);
     let control = server.control();
-    let mut steering = Steering {
+    let steering = Steering {
         signals,
         hangup: signal(SignalKind::hangup())?,
         content: source.content(),
@@ -211,11 +212,19 @@ async fn serve(
         "started"
     );
     let serving = tokio::spawn(server.run(stop.clone()));
-    tokio::pin!(serving);
+    Ok((steer(serving, steering, stop).await, journal))
+}
+
+/// Heeds signals and operators until serving has come to its end.
+pub(super) async fn steer(
+    mut serving: JoinHandle<usize>,
+    mut steering: Steering,
+    stop: CancellationToken,
+) -> Ended {
     Manager::notify(&[NotifyState::Ready]);
-    let ended = loop {
+    loop {
         tokio::select! {
-            finished = &mut serving => break Ended::Drained(finished),
+            finished = &mut serving => return Ended::Drained(finished),
             wish = steering.next() => match wish {
                 Wish::Reload => {
                     if let Ok(now) = NotifyState::monotonic_usec_now() {
@@ -225,16 +234,16 @@ async fn serve(
                     let _ = steering.reload();
                     Manager::notify(&[NotifyState::Ready]);
                 }
-                Wish::Stop(code) if stop.is_cancelled() => break Ended::Cut(code),
+                Wish::Stop(code) if stop.is_cancelled() => return Ended::Cut(code),
                 Wish::Stop(_) => {
-                    tracing::info!(within = ?control.config().listen.drain_timeout, "draining");
+                    let within = steering.control.config().listen.drain_timeout;
+                    tracing::info!(?within, "draining");
                     Manager::notify(&[NotifyState::Stopping]);
                     stop.cancel();
                 }
             }
         }
-    };
-    Ok((ended, journal))
+    }
 }
 
 /// What keeps the exchanges, and the audit trail if there is to be one.
@@ -269,7 +278,7 @@ fn outlet() -> Result<Option<Box<dyn Outlet>>, Failure> {
 
 /// The listener for operators. Where nobody chose its address, the proxy's work does not hang on it:
 /// another sidecar on the same host may have the default port already.
-async fn bind_admin(config: &config::Admin) -> Result<Option<Admin>, Failure> {
+pub(super) async fn bind_admin(config: &config::Admin) -> Result<Option<Admin>, Failure> {
     let address = &config.address;
     match Admin::bind(address).await {
         Ok(admin) => Ok(Some(admin)),

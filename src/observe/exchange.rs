@@ -126,6 +126,16 @@ impl Exchange {
         Self::new(request, Some(peer), metrics, journal)
     }
 
+    /// One whose connections are another program's.
+    #[cfg(feature = "ext-proc")]
+    pub(crate) fn elsewhere<B>(
+        request: &Request<B>,
+        metrics: Arc<Metrics>,
+        journal: Option<Journal>,
+    ) -> Self {
+        Self::new(request, None, metrics, journal)
+    }
+
     fn new<B>(
         request: &Request<B>,
         peer: Option<Peer>,

@@ -77,9 +77,21 @@ pub struct Control {
     address: SocketAddr,
     wanted: watch::Sender<Arc<Wanted>>,
     drain: CancellationToken,
+    /// Requests are forwarded for whoever reaches the listener.
+    forwards: bool,
 }
 
 impl Control {
+    /// A hand on something else that is bound to `address` and heeds a configuration.
+    ///
+    /// # Errors
+    /// If TLS cannot be set up.
+    #[cfg(feature = "ext-proc")]
+    pub(crate) fn alone(address: SocketAddr, config: Arc<Config>) -> Result<Self, SetupError> {
+        let wanted = watch::Sender::new(Arc::new(Wanted::new(config, None)?));
+        Ok(Self { address, wanted, drain: CancellationToken::new(), forwards: false })
+    }
+
     /// The address that was bound.
     pub fn address(&self) -> SocketAddr {
         self.address
@@ -127,7 +139,7 @@ impl Control {
     /// # Errors
     /// If TLS cannot be set up, or the listener would serve everybody. Nothing has changed then.
     pub fn reload(&self, config: Arc<Config>) -> Result<(), StartError> {
-        if config.listen.is_open(self.address.ip()) {
+        if self.forwards && config.listen.is_open(self.address.ip()) {
             return Err(StartError::Open { address: self.address });
         }
         let wanted = Wanted::new(config, Some(&self.wanted.borrow()))?;
@@ -228,7 +240,8 @@ impl Server {
 
     /// What steers the server once it runs.
     pub fn control(&self) -> Control {
-        Control { address: self.address, wanted: self.wanted.clone(), drain: self.drain.clone() }
+        let (wanted, drain) = (self.wanted.clone(), self.drain.clone());
+        Control { address: self.address, wanted, drain, forwards: true }
     }
 
     /// Hands every exchange to a journal once it is over.

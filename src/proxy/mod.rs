@@ -3,7 +3,7 @@
 //! `stack.rs` is the spine; start reading there.
 
 mod auth;
-mod body;
+pub(crate) mod body;
 mod budget;
 mod coding;
 pub(crate) mod connect;

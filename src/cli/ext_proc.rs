@@ -1,0 +1,117 @@
+//! `optin-proxy ext-proc`
+
+use std::io::{self, Write};
+use std::sync::Arc;
+
+use clap::Args;
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+
+use super::serve::{Ended, Signals, bind_admin, set_process_limits, start_journal, steer};
+use super::steer::{ORDERS, Source, Steering};
+use super::{ConfigArgs, Failure};
+use crate::config::Config;
+use crate::ext_proc::Processor;
+use crate::observe::admin::Desk;
+use crate::observe::journal::Journal;
+use crate::observe::log;
+use crate::observe::metrics::Metrics;
+use crate::proxy::Control;
+
+#[derive(Debug, Args)]
+pub(super) struct ExtProc {
+    #[command(flatten)]
+    config: ConfigArgs,
+    /// Address for Envoy; port 0 takes any that is free
+    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:9002")]
+    listen: String,
+    /// Address for operators: probes and metrics [admin.address]
+    #[arg(long, value_name = "ADDRESS")]
+    admin: Option<String>,
+}
+
+impl ExtProc {
+    pub fn run(self) -> Result<(), Failure> {
+        let flags: Vec<_> = self
+            .admin
+            .into_iter()
+            .map(|admin| ("--admin", format!("admin.address={admin}")))
+            .collect();
+        let source = Source { args: self.config, defaults: Vec::new(), flags };
+        let config = Arc::new(source.load()?);
+        let level = log::start(&config.log);
+        set_process_limits();
+        let (ended, journal) = super::block_on(process(source, config, level, &self.listen))??;
+        super::block_on(ended.finish(journal))?
+    }
+}
+
+async fn process(
+    source: Source,
+    config: Arc<Config>,
+    level: log::Level,
+    listen: &str,
+) -> Result<(Ended, Journal), Failure> {
+    let signals = Signals::listen()?;
+    let metrics = Arc::new(Metrics::default());
+    let journal = start_journal(&config, &metrics)?;
+    let listener = TcpListener::bind(listen).await.map_err(|error| {
+        let advice = "choose another address with --listen";
+        Failure::Failed(format!("cannot listen on {listen}: {error}; {advice}"))
+    })?;
+    let address = listener.local_addr()?;
+    let control = Control::alone(address, Arc::clone(&config))
+        .map_err(|error| Failure::Failed(error.to_string()))?;
+    let (orders, asked) = mpsc::channel(ORDERS);
+    let steering = Steering {
+        signals,
+        hangup: signal(SignalKind::hangup())?,
+        content: source.content(),
+        source: Arc::new(source),
+        control: control.clone(),
+        level,
+        metrics: Arc::clone(&metrics),
+        asked,
+    };
+    let admin = bind_admin(&config.admin).await?;
+    let _ = writeln!(io::stdout(), "listening on {address}");
+    if let Some(admin) = admin {
+        let _ = writeln!(io::stdout(), "listening on {} (admin)", admin.address());
+        let (metrics, control) = (Arc::clone(&metrics), control.clone());
+        let journal = journal.clone();
+        tokio::spawn(admin.run(Desk { metrics, control, journal, orders }));
+    }
+    tracing::info!(%address, version = env!("CARGO_PKG_VERSION"), "started");
+    let stop = CancellationToken::new();
+    let serving = tokio::spawn(serve(
+        Processor { control, metrics, journal: journal.clone() },
+        listener,
+        stop.clone(),
+    ));
+    Ok((steer(serving, steering, stop).await, journal))
+}
+
+/// Serves until it is to stop, and then what has begun, within `listen.drain_timeout`. How many were cut is not
+/// known, only whether any.
+async fn serve(processor: Processor, listener: TcpListener, stop: CancellationToken) -> usize {
+    let control = processor.control.clone();
+    let overdue = {
+        let stop = stop.clone();
+        async move {
+            stop.cancelled().await;
+            control.drain();
+            tokio::time::sleep(control.config().listen.drain_timeout).await;
+        }
+    };
+    tokio::select! {
+        served = processor.serve(listener, stop) => {
+            if let Err(error) = served {
+                tracing::error!(%error, "the listener failed");
+            }
+            0
+        }
+        () = overdue => 1,
+    }
+}

@@ -1,0 +1,242 @@
+//! The same inspection for an Envoy that is there already: `envoy.service.ext_proc.v3`.
+//!
+//! Envoy asks about each request in a stream of its own. The head decides: only the body of a contact write is asked for,
+//! whole (BUFFERED), and what goes back is the body to send, with its length. Answers' heads get the report. Envoy
+//! sends requests itself, so nothing is retried here: that takes a hop through `optin-proxy serve`.
+
+mod messages;
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+
+use bytes::Bytes;
+use envoy_types::pb::envoy::service::ext_proc::v3::external_processor_server::{
+    ExternalProcessor, ExternalProcessorServer,
+};
+use envoy_types::pb::envoy::service::ext_proc::v3::processing_request::Request as Asked;
+use envoy_types::pb::envoy::service::ext_proc::v3::processing_response::Response as Answer;
+use envoy_types::pb::envoy::service::ext_proc::v3::{
+    HttpBody, HttpHeaders, ProcessingRequest, ProcessingResponse, ProtocolConfiguration,
+};
+use http::HeaderMap;
+use http::header::CONTENT_LENGTH;
+use tokio::net::TcpListener;
+use tokio_stream::Stream;
+use tokio_stream::wrappers::TcpListenerStream;
+use tokio_util::sync::CancellationToken;
+use tonic::{Request, Response, Status, Streaming};
+
+use self::messages::Mode;
+use crate::config::Config;
+use crate::contact::{self, Uninspectable};
+use crate::observe::exchange::{Exchange, Line};
+use crate::observe::journal::Journal;
+use crate::observe::metrics::Metrics;
+use crate::proxy::Control;
+use crate::proxy::error::Error;
+use crate::proxy::route::Route;
+use crate::proxy::sanitize::{DIGESTS, Found, look, own_host};
+
+/// What a message may have beside a body, in bytes.
+const AROUND_A_BODY: usize = 1024 * 1024;
+
+/// Answers an Envoy.
+pub struct Processor {
+    /// The configuration in force.
+    pub control: Control,
+    /// The counters.
+    pub metrics: Arc<Metrics>,
+    /// Takes every exchange once it is over.
+    pub journal: Journal,
+}
+
+impl Processor {
+    /// Serves until `stop`, and then what has begun.
+    ///
+    /// # Errors
+    /// If the listener fails.
+    pub async fn serve(
+        self,
+        listener: TcpListener,
+        stop: CancellationToken,
+    ) -> Result<(), tonic::transport::Error> {
+        let largest = self.control.config().sanitize.max_body.saturating_add(AROUND_A_BODY);
+        let service = ExternalProcessorServer::new(self)
+            .max_decoding_message_size(largest)
+            .max_encoding_message_size(largest);
+        tonic::transport::Server::builder()
+            .tcp_nodelay(true)
+            .add_service(service)
+            .serve_with_incoming_shutdown(TcpListenerStream::new(listener), stop.cancelled_owned())
+            .await
+    }
+}
+
+#[tonic::async_trait]
+impl ExternalProcessor for Processor {
+    type ProcessStream = Conversation;
+
+    async fn process(
+        &self,
+        request: Request<Streaming<ProcessingRequest>>,
+    ) -> Result<Response<Conversation>, Status> {
+        Ok(Response::new(Conversation {
+            messages: request.into_inner(),
+            config: self.control.config(),
+            metrics: Arc::clone(&self.metrics),
+            journal: self.journal.clone(),
+            configured: None,
+            exchange: None,
+        }))
+    }
+}
+
+/// What Envoy asks about one request, and the answers: one for each message, in order.
+pub struct Conversation {
+    messages: Streaming<ProcessingRequest>,
+    config: Arc<Config>,
+    metrics: Arc<Metrics>,
+    journal: Journal,
+    /// How the filter is set up: told with the first message.
+    configured: Option<ProtocolConfiguration>,
+    exchange: Option<Begun>,
+}
+
+/// The request that it is about.
+struct Begun {
+    line: Line,
+    headers: HeaderMap,
+    /// Whether its body is to be looked at, as an update or a create.
+    update: Option<bool>,
+}
+
+impl Stream for Conversation {
+    type Item = Result<ProcessingResponse, Status>;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        loop {
+            // Envoy resets the stream of a request that was given up: its record says so.
+            let Some(Ok(message)) = ready!(Pin::new(&mut self.messages).poll_next(cx)) else {
+                return Poll::Ready(None);
+            };
+            let only_watches = message.observability_mode;
+            let answer = self.answer(message);
+            // Who only watches waits for no answer.
+            if !only_watches {
+                return Poll::Ready(Some(Ok(answer)));
+            }
+        }
+    }
+}
+
+impl Conversation {
+    fn answer(&mut self, message: ProcessingRequest) -> ProcessingResponse {
+        if message.observability_mode && self.exchange.is_none() {
+            self.config = self.config.observing();
+        }
+        if let Some(configured) = message.protocol_config {
+            self.configured = Some(configured);
+        }
+        match message.request {
+            Some(Asked::RequestHeaders(head)) => self.head(&head),
+            Some(Asked::RequestBody(body)) => self.body(body),
+            Some(Asked::ResponseHeaders(head)) => self.answered(&head),
+            Some(Asked::ResponseBody(_)) => messages::go_on(Answer::ResponseBody),
+            Some(Asked::RequestTrailers(_)) => messages::trailers(Answer::RequestTrailers),
+            Some(Asked::ResponseTrailers(_)) => messages::trailers(Answer::ResponseTrailers),
+            None => ProcessingResponse::default(),
+        }
+    }
+
+    /// Begins an exchange, and says whether its body is wanted.
+    fn head(&mut self, head: &HttpHeaders) -> ProcessingResponse {
+        let request = messages::request(head.headers.as_ref());
+        let route = Route::of(request.method(), request.uri());
+        let is_subject = route != Route::Other
+            && self.config.sanitize.policy.mode != contact::Mode::Off
+            && !head.end_of_stream;
+        let (metrics, journal) = (Arc::clone(&self.metrics), Some(self.journal.clone()));
+        let exchange = Arc::new(Exchange::elsewhere(&request, metrics, journal));
+        exchange.attempted();
+        let line = Line { exchange, complete: false, sent: 0 };
+        let headers = request.into_parts().0.headers;
+        let length = headers.get(CONTENT_LENGTH).and_then(|it| it.to_str().ok()?.parse().ok());
+        let is_too_large = length.is_some_and(|it: usize| it > self.config.sanitize.max_body);
+        let update = (is_subject && !is_too_large).then_some(route == Route::Update);
+        let begun = self.exchange.insert(Begun { line, headers, update });
+        if is_subject && is_too_large {
+            let found = Found::Uninspectable(Uninspectable::TooLarge);
+            if let Err(error) = found.report(Some(&begun.line.exchange), &self.config) {
+                return self.refuse(&error);
+            }
+        }
+        messages::head(if update.is_some() { Mode::Buffered } else { Mode::None })
+    }
+
+    /// Looks at a body, and answers with the one to send if it is another.
+    fn body(&mut self, body: HttpBody) -> ProcessingResponse {
+        let Some(Begun { line, headers, update: Some(update) }) = &mut self.exchange else {
+            return messages::go_on(Answer::RequestBody);
+        };
+        let exchange = Arc::clone(&line.exchange);
+        let update = *update;
+        // It is looked at once.
+        let headers = std::mem::take(headers);
+        if let Some(begun) = &mut self.exchange {
+            begun.update = None;
+        }
+        let received = Bytes::from(body.body);
+        let found = if body.end_of_stream || self.is_whole() {
+            look(&received, &headers, own_host(&headers), update, &self.config)
+        } else {
+            Found::Uninspectable(Uninspectable::TooLarge)
+        };
+        let edited = match &found {
+            Found::Contact { edited, .. } => edited.clone(),
+            _ => None,
+        };
+        if let Err(error) = found.report(Some(&exchange), &self.config) {
+            return self.refuse(&error);
+        }
+        match edited {
+            None => messages::go_on(Answer::RequestBody),
+            Some(edited) => {
+                let gone = DIGESTS.into_iter().filter(|name| headers.contains_key(name));
+                let is_counted = headers.contains_key(CONTENT_LENGTH);
+                messages::body(edited, is_counted, gone.map(|name| name.to_string()).collect())
+            }
+        }
+    }
+
+    /// Whether a body comes in one message even if more follows, as trailers do.
+    fn is_whole(&self) -> bool {
+        self.configured.as_ref().is_none_or(|configured| messages::is_whole(configured))
+    }
+
+    /// Adds the report to an answer's head.
+    fn answered(&mut self, head: &HttpHeaders) -> ProcessingResponse {
+        let Some(Begun { line, .. }) = &mut self.exchange else {
+            return messages::go_on(Answer::ResponseHeaders);
+        };
+        if let Some(status) = messages::status(head.headers.as_ref()) {
+            line.exchange.answered(status);
+        }
+        // What becomes of its body Envoy does not tell.
+        line.complete = true;
+        let report = line.exchange.report().filter(|_| self.config.log.report_header);
+        messages::report(report)
+    }
+
+    /// Answers in the upstream's place.
+    fn refuse(&mut self, error: &Error) -> ProcessingResponse {
+        let problem = error.problem();
+        let status = problem.status;
+        if let Some(Begun { line, .. }) = &mut self.exchange {
+            line.exchange.failed(problem.name, error);
+            line.exchange.answered(status);
+            line.complete = true;
+        }
+        messages::refusal(problem)
+    }
+}
