@@ -83,35 +83,10 @@ async fn process(
         let journal = journal.clone();
         tokio::spawn(admin.run(Desk { metrics, control, journal, orders }));
     }
-    tracing::info!(%address, version = env!("CARGO_PKG_VERSION"), "started");
+    let ready_in_ms = super::running_for().as_secs_f64() * 1000.0;
+    tracing::info!(%address, ready_in_ms, version = env!("CARGO_PKG_VERSION"), "started");
     let stop = CancellationToken::new();
-    let serving = tokio::spawn(serve(
-        Processor { control, metrics, journal: journal.clone() },
-        listener,
-        stop.clone(),
-    ));
+    let processor = Processor { control, metrics, journal: journal.clone() };
+    let serving = tokio::spawn(processor.serve(listener, stop.clone()));
     Ok((steer(serving, steering, stop).await, journal))
-}
-
-/// Serves until it is to stop, and then what has begun, within `listen.drain_timeout`. How many were cut is not
-/// known, only whether any.
-async fn serve(processor: Processor, listener: TcpListener, stop: CancellationToken) -> usize {
-    let control = processor.control.clone();
-    let overdue = {
-        let stop = stop.clone();
-        async move {
-            stop.cancelled().await;
-            control.drain();
-            tokio::time::sleep(control.config().listen.drain_timeout).await;
-        }
-    };
-    tokio::select! {
-        served = processor.serve(listener, stop) => {
-            if let Err(error) = served {
-                tracing::error!(%error, "the listener failed");
-            }
-            0
-        }
-        () = overdue => 1,
-    }
 }

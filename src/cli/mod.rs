@@ -8,6 +8,7 @@ mod env;
 mod exec;
 #[cfg(feature = "ext-proc")]
 mod ext_proc;
+mod healthcheck;
 mod report;
 mod sanitize;
 mod serve;
@@ -17,7 +18,8 @@ mod steer;
 use std::io::{self, IsTerminal, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::time::Duration;
+use std::sync::OnceLock;
+use std::time::{Duration, Instant};
 
 use clap::{Args, CommandFactory, Parser, Subcommand};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
@@ -56,6 +58,8 @@ enum Command {
     Exec(exec::Exec),
     /// Look for what keeps the proxy from working, and say what to do
     Doctor(doctor::Doctor),
+    /// Ask the running proxy whether it is ready, where there is no curl to ask with
+    Healthcheck(healthcheck::Healthcheck),
     /// Sum up an audit trail, or verify that it is whole
     Report(report::Report),
     /// Print a completion script for a shell
@@ -139,6 +143,7 @@ enum Failure {
 
 /// Runs the command that the arguments name; its exit status.
 pub fn run() -> ExitCode {
+    STARTED.get_or_init(Instant::now);
     let done = match Cli::parse().command {
         Command::Serve(serve) => serve.run(),
         #[cfg(feature = "ext-proc")]
@@ -151,6 +156,7 @@ pub fn run() -> ExitCode {
         Command::Env(env) => env.run(),
         Command::Exec(exec) => exec.run(),
         Command::Doctor(doctor) => doctor.run(),
+        Command::Healthcheck(healthcheck) => healthcheck.run(),
         Command::Report(report) => report.run(),
         Command::Completions { shell } => completions(shell),
     };
@@ -189,6 +195,13 @@ fn progress(of: Option<u64>, template: &str) -> ProgressBar {
     );
     bar
 }
+
+/// How long this process has been there.
+fn running_for() -> Duration {
+    STARTED.get().map_or(Duration::ZERO, Instant::elapsed)
+}
+
+static STARTED: OnceLock<Instant> = OnceLock::new();
 
 /// How long the end waits for tasks that were cut.
 const LAST_TASKS: Duration = Duration::from_millis(500);

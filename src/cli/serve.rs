@@ -208,6 +208,7 @@ async fn serve(
     tracing::info!(
         address = %server.address(),
         upstream = %format_args!("{}://{}", config.upstream.scheme, config.upstream.authority),
+        ready_in_ms = super::running_for().as_secs_f64() * 1000.0,
         version = env!("CARGO_PKG_VERSION"),
         "started"
     );

@@ -24,7 +24,11 @@ use crate::proxy::error::Problem;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Mode {
     None,
+    /// Whole: its length is known, and Envoy holds so much.
     Buffered,
+    /// As much of it as Envoy holds. Of a body that nobody announced, BUFFERED could be more than that: Envoy would
+    /// refuse it, or hang if it comes before the answer to the head.
+    BufferedPartial,
 }
 
 /// A field's value: Envoy sends bytes, its older versions text.
@@ -85,6 +89,7 @@ pub(super) fn head(mode: Mode) -> ProcessingResponse {
     let body = match mode {
         Mode::None => BodySendMode::None,
         Mode::Buffered => BodySendMode::Buffered,
+        Mode::BufferedPartial => BodySendMode::BufferedPartial,
     };
     let mode = ProcessingMode { request_body_mode: body as i32, ..ProcessingMode::default() };
     ProcessingResponse {

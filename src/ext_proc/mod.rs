@@ -1,14 +1,15 @@
 //! The same inspection for an Envoy that is there already: `envoy.service.ext_proc.v3`.
 //!
 //! Envoy asks about each request in a stream of its own. The head decides: only the body of a contact write is asked for,
-//! whole (BUFFERED), and what goes back is the body to send, with its length. Answers' heads get the report. Envoy
+//! whole (BUFFERED, or BUFFERED_PARTIAL where nothing announces its length), and what goes back is the body to send, with its length. Answers' heads get the report. Envoy
 //! sends requests itself, so nothing is retried here: that takes a hop through `optin-proxy serve`.
 
 mod messages;
 
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use bytes::Bytes;
 use envoy_types::pb::envoy::service::ext_proc::v3::external_processor_server::{
@@ -21,11 +22,14 @@ use envoy_types::pb::envoy::service::ext_proc::v3::{
 };
 use http::HeaderMap;
 use http::header::CONTENT_LENGTH;
+use hyper::server::conn::http2;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::service::TowerToHyperService;
 use tokio::net::TcpListener;
 use tokio_stream::Stream;
-use tokio_stream::wrappers::TcpListenerStream;
 use tokio_util::sync::CancellationToken;
-use tonic::{Request, Response, Status, Streaming};
+use tokio_util::task::TaskTracker;
+use tonic::{Code, Request, Response, Status, Streaming};
 
 use self::messages::Mode;
 use crate::config::Config;
@@ -38,8 +42,14 @@ use crate::proxy::error::Error;
 use crate::proxy::route::Route;
 use crate::proxy::sanitize::{DIGESTS, Found, look, own_host};
 
-/// What a message may have beside a body, in bytes.
-const AROUND_A_BODY: usize = 1024 * 1024;
+/// The longest message: a body that came before Envoy knew that it is wanted may be twice as long as what Envoy
+/// holds, and it holds more than `sanitize.max_body`.
+const fn longest_message(max_body: usize) -> usize {
+    max_body.saturating_mul(4).saturating_add(4 * 1024 * 1024)
+}
+
+/// How often a silent connection is asked whether anybody is there, and how long that may take.
+const PING: Duration = Duration::from_secs(30);
 
 /// Answers an Envoy.
 pub struct Processor {
@@ -52,24 +62,55 @@ pub struct Processor {
 }
 
 impl Processor {
-    /// Serves until `stop`, and then what has begun.
-    ///
-    /// # Errors
-    /// If the listener fails.
-    pub async fn serve(
-        self,
-        listener: TcpListener,
-        stop: CancellationToken,
-    ) -> Result<(), tonic::transport::Error> {
-        let largest = self.control.config().sanitize.max_body.saturating_add(AROUND_A_BODY);
+    /// Serves until `stop`, and then what has begun, within `listen.drain_timeout`. Returns how many connections were cut
+    /// because they did not end by then.
+    pub async fn serve(self, listener: TcpListener, stop: CancellationToken) -> usize {
+        let control = self.control.clone();
+        let longest = longest_message(control.config().sanitize.max_body);
         let service = ExternalProcessorServer::new(self)
-            .max_decoding_message_size(largest)
-            .max_encoding_message_size(largest);
-        tonic::transport::Server::builder()
-            .tcp_nodelay(true)
-            .add_service(service)
-            .serve_with_incoming_shutdown(TcpListenerStream::new(listener), stop.cancelled_owned())
-            .await
+            .max_decoding_message_size(longest)
+            .max_encoding_message_size(longest);
+        let mut http2 = http2::Builder::new(TokioExecutor::new());
+        http2.timer(TokioTimer::new()).keep_alive_interval(PING).keep_alive_timeout(PING);
+        // Envoy puts all that it asks on few connections.
+        http2.max_concurrent_streams(None);
+        let connections = TaskTracker::new();
+        loop {
+            let accepted = tokio::select! {
+                () = stop.cancelled() => break,
+                accepted = listener.accept() => accepted,
+            };
+            let Ok((stream, _)) = accepted else {
+                // No descriptors are left: it would fail again at once.
+                tokio::time::sleep(Duration::from_secs(1)).await;
+                continue;
+            };
+            let _ = stream.set_nodelay(true);
+            let service = TowerToHyperService::new(service.clone());
+            let connection = http2.serve_connection(TokioIo::new(stream), service);
+            let stop = stop.clone();
+            connections.spawn(async move {
+                let mut connection = pin!(connection);
+                let ended = tokio::select! {
+                    ended = connection.as_mut() => ended,
+                    () = stop.cancelled() => {
+                        connection.as_mut().graceful_shutdown();
+                        connection.await
+                    }
+                };
+                if let Err(error) = ended {
+                    tracing::debug!(%error, "connection ended");
+                }
+            });
+        }
+        drop(listener);
+        control.drain();
+        connections.close();
+        let limit = control.config().listen.drain_timeout;
+        match tokio::time::timeout(limit, connections.wait()).await {
+            Ok(()) => 0,
+            Err(_) => connections.len(),
+        }
     }
 }
 
@@ -109,6 +150,8 @@ struct Begun {
     headers: HeaderMap,
     /// Whether its body is to be looked at, as an update or a create.
     update: Option<bool>,
+    /// How it was asked for.
+    mode: Mode,
 }
 
 impl Stream for Conversation {
@@ -116,9 +159,13 @@ impl Stream for Conversation {
 
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         loop {
-            // Envoy resets the stream of a request that was given up: its record says so.
-            let Some(Ok(message)) = ready!(Pin::new(&mut self.messages).poll_next(cx)) else {
-                return Poll::Ready(None);
+            let message = match ready!(Pin::new(&mut self.messages).poll_next(cx)) {
+                Some(Ok(message)) => message,
+                Some(Err(status)) => {
+                    self.broke(&status);
+                    return Poll::Ready(None);
+                }
+                None => return Poll::Ready(None),
             };
             let only_watches = message.observability_mode;
             let answer = self.answer(message);
@@ -164,30 +211,35 @@ impl Conversation {
         let length = headers.get(CONTENT_LENGTH).and_then(|it| it.to_str().ok()?.parse().ok());
         let is_too_large = length.is_some_and(|it: usize| it > self.config.sanitize.max_body);
         let update = (is_subject && !is_too_large).then_some(route == Route::Update);
-        let begun = self.exchange.insert(Begun { line, headers, update });
+        let mode = match (update, length) {
+            (None, _) => Mode::None,
+            (Some(_), Some(_)) => Mode::Buffered,
+            (Some(_), None) => Mode::BufferedPartial,
+        };
+        let begun = self.exchange.insert(Begun { line, headers, update, mode });
         if is_subject && is_too_large {
             let found = Found::Uninspectable(Uninspectable::TooLarge);
             if let Err(error) = found.report(Some(&begun.line.exchange), &self.config) {
                 return self.refuse(&error);
             }
         }
-        messages::head(if update.is_some() { Mode::Buffered } else { Mode::None })
+        messages::head(mode)
     }
 
     /// Looks at a body, and answers with the one to send if it is another.
     fn body(&mut self, body: HttpBody) -> ProcessingResponse {
-        let Some(Begun { line, headers, update: Some(update) }) = &mut self.exchange else {
+        let Some(Begun { line, headers, update: Some(update), mode }) = &mut self.exchange else {
             return messages::go_on(Answer::RequestBody);
         };
         let exchange = Arc::clone(&line.exchange);
-        let update = *update;
+        let (update, mode) = (*update, *mode);
         // It is looked at once.
         let headers = std::mem::take(headers);
         if let Some(begun) = &mut self.exchange {
             begun.update = None;
         }
         let received = Bytes::from(body.body);
-        let found = if body.end_of_stream || self.is_whole() {
+        let found = if body.end_of_stream || self.is_whole(mode) {
             look(&received, &headers, own_host(&headers), update, &self.config)
         } else {
             Found::Uninspectable(Uninspectable::TooLarge)
@@ -210,8 +262,20 @@ impl Conversation {
     }
 
     /// Whether a body comes in one message even if more follows, as trailers do.
-    fn is_whole(&self) -> bool {
-        self.configured.as_ref().is_none_or(|configured| messages::is_whole(configured))
+    fn is_whole(&self, mode: Mode) -> bool {
+        mode == Mode::Buffered && self.configured.as_ref().is_none_or(messages::is_whole)
+    }
+
+    /// Envoy resets the stream of a request that was given up, which its record says. A message that is too long is
+    /// a body that nobody looks at; what becomes of it is Envoy's to decide.
+    fn broke(&mut self, status: &Status) {
+        if let Some(Begun { line, update: Some(_), .. }) = &self.exchange
+            && status.code() == Code::OutOfRange
+        {
+            // There is no way to answer any more, whatever is to become of it.
+            let found = Found::Uninspectable(Uninspectable::TooLarge);
+            let _ = found.report(Some(&line.exchange), &self.config);
+        }
     }
 
     /// Adds the report to an answer's head.

@@ -447,7 +447,9 @@ pub(super) fn tls(upstream: &config::Upstream) -> Result<ClientConfig, SetupErro
     } else {
         let system = rustls_native_certs::load_native_certs().certs;
         roots.add_parsable_certificates(system.into_iter().filter(foreign));
-        if roots.is_empty() {
+        if !roots.is_empty() {
+            tracing::info!(roots = roots.len(), "trusting this system's certificate authorities");
+        } else {
             tracing::warn!(
                 "no certificate authorities on this system: trusting the bundled Mozilla roots"
             );

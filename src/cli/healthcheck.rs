@@ -1,0 +1,71 @@
+//! `optin-proxy healthcheck`
+
+use std::io::{self, Read, Write};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream, ToSocketAddrs};
+use std::time::Duration;
+
+use clap::Args;
+
+use super::{ConfigArgs, Failure};
+
+/// How long the answer may take in all; probes and HEALTHCHECK have their own limits beyond it.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+/// The longest answer that is read, in bytes.
+const LONGEST: u64 = 16 * 1024;
+
+#[derive(Debug, Args)]
+pub(super) struct Healthcheck {
+    #[command(flatten)]
+    config: ConfigArgs,
+    /// Where the running proxy listens for operators [admin.address]
+    #[arg(long, value_name = "ADDRESS")]
+    admin: Option<String>,
+}
+
+impl Healthcheck {
+    pub fn run(self) -> Result<(), Failure> {
+        let flag = self.admin.map(|admin| ("--admin", format!("admin.address={admin}")));
+        let config = self.config.load(flag.as_slice())?;
+        let address = &config.admin.address;
+        let answer = ask(address).map_err(|error| {
+            Failure::Failed(format!(
+                "no answer at {address}: {error}; is that admin.address of the proxy that runs?"
+            ))
+        })?;
+        let (head, body) = answer.split_once("\r\n\r\n").unwrap_or((&answer, ""));
+        let mut out = io::stdout();
+        write!(out, "{body}")?;
+        match head.split(' ').nth(1) {
+            Some("200") => Ok(out.flush()?),
+            Some(status) => {
+                Err(Failure::Failed(format!("not ready: /readyz at {address} says {status}")))
+            }
+            None => Err(Failure::Failed(format!("what listens at {address} speaks no HTTP"))),
+        }
+    }
+}
+
+/// What `/readyz` answers.
+fn ask(address: &str) -> io::Result<String> {
+    let mut resolved = address.to_socket_addrs()?;
+    let bound = resolved.next().ok_or(io::ErrorKind::AddrNotAvailable)?;
+    let mut stream = TcpStream::connect_timeout(&reachable(bound), PATIENCE)?;
+    stream.set_read_timeout(Some(PATIENCE))?;
+    stream.set_write_timeout(Some(PATIENCE))?;
+    write!(stream, "GET /readyz HTTP/1.1\r\nHost: {bound}\r\nConnection: close\r\n\r\n")?;
+    let mut answer = String::new();
+    stream.take(LONGEST).read_to_string(&mut answer)?;
+    Ok(answer)
+}
+
+/// Where something that is bound to all addresses is reached from this machine.
+fn reachable(mut bound: SocketAddr) -> SocketAddr {
+    if bound.ip().is_unspecified() {
+        bound.set_ip(match bound.ip() {
+            IpAddr::V4(_) => Ipv4Addr::LOCALHOST.into(),
+            IpAddr::V6(_) => Ipv6Addr::LOCALHOST.into(),
+        });
+    }
+    bound
+}
