@@ -16,7 +16,7 @@ mod simulate;
 mod steer;
 
 use std::io::{self, IsTerminal, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
@@ -66,6 +66,12 @@ enum Command {
     Completions {
         /// The shell to complete for
         shell: clap_complete::Shell,
+    },
+    /// Write the manual pages into a folder, for packages
+    #[command(hide = true)]
+    Manual {
+        /// The folder; it is made if it is not there
+        folder: PathBuf,
     },
 }
 
@@ -159,6 +165,7 @@ pub fn run() -> ExitCode {
         Command::Healthcheck(healthcheck) => healthcheck.run(),
         Command::Report(report) => report.run(),
         Command::Completions { shell } => completions(shell),
+        Command::Manual { folder } => manual(&folder),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
@@ -183,6 +190,13 @@ fn completions(shell: clap_complete::Shell) -> Result<(), Failure> {
     let mut script = Vec::new();
     clap_complete::generate(shell, &mut Cli::command(), "optin-proxy", &mut script);
     Ok(io::stdout().write_all(&script)?)
+}
+
+fn manual(folder: &Path) -> Result<(), Failure> {
+    std::fs::create_dir_all(folder)?;
+    let mut command = Cli::command().disable_help_subcommand(true);
+    command.build();
+    Ok(clap_mangen::generate_to(command, folder)?)
 }
 
 /// A bar of so much, on a terminal only; none where that is not known or not worth one.

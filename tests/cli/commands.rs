@@ -109,3 +109,38 @@ fn the_simulator_says_where_it_is_and_whose_account_it_has() {
     running.signal("TERM");
     assert_eq!(running.finish().0.code(), Some(0));
 }
+
+#[test]
+fn healthcheck_says_whether_the_proxy_is_ready_and_why_not() {
+    let mut serving = command(&["serve", "--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0"]);
+    let mut running = Running::start(&mut serving);
+    let admin = running.admin().to_string();
+    let ready = run(&["healthcheck", "--admin", &admin], b"");
+    assert_eq!((ready.code, &ready.stdout[..]), (Some(0), &b"ready\n"[..]), "{}", ready.stderr);
+    // Bound to all addresses, it is asked on one.
+    let port = admin.rsplit(':').next().expect("a port");
+    let ready = run(&["healthcheck", "--admin", &format!("0.0.0.0:{port}")], b"");
+    assert_eq!(ready.code, Some(0), "{}", ready.stderr);
+    drop(running);
+    let none = run(&["healthcheck", "--admin", &admin], b"");
+    assert_eq!(none.code, Some(1));
+    assert!(
+        none.stderr.contains("no answer at") && none.stderr.contains("admin.address"),
+        "{}",
+        none.stderr
+    );
+}
+
+#[test]
+fn manual_pages_are_written_for_every_command() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let place = folder.path().join("man");
+    let written = run(&["manual", place.to_str().expect("UTF-8")], b"");
+    assert_eq!(written.code, Some(0), "{}", written.stderr);
+    for name in
+        ["optin-proxy", "optin-proxy-serve", "optin-proxy-healthcheck", "optin-proxy-report"]
+    {
+        let page = std::fs::read_to_string(place.join(format!("{name}.1"))).expect("a page");
+        assert!(page.contains(".TH"), "{page}");
+    }
+}
