@@ -205,7 +205,13 @@ impl Layers {
         let file: File =
             serde_path_to_error::deserialize(self.values.clone()).map_err(|error| {
                 let key = error.path().to_string();
-                let message = error.inner().message().to_owned();
+                // serde tells what was there instead.
+                let message = match key.as_str() {
+                    "admin.token" | "listen.proxy_auth" => {
+                        "this has to be text: put it in quotes".to_owned()
+                    }
+                    _ => error.inner().message().to_owned(),
+                };
                 ConfigError(vec![format!("{}: {key}: {message}", place(&key))])
             })?;
         let mut config = Config::build(file).map_err(|(key, message)| {

@@ -316,6 +316,7 @@ impl Exchange {
     /// The proxy answers by itself.
     pub(crate) fn failed(&self, name: &'static str, error: &Error) {
         let _ = self.error.set(name);
+        self.metrics.problem(name);
         tracing::warn!(request_id = %self.id(), problem = name, error = %error, "problem");
     }
 
@@ -361,7 +362,11 @@ impl Exchange {
         let decision = self.target.get().map(|_| {
             let is_fault = self.status.get().is_some_and(|status| status.is_server_error());
             let without = if is_fault { "failed" } else { "refused" };
-            let decision = self.decision.get().map_or(without, |it| it.as_str());
+            // Whether its address is one that may be reached shows only once its name is resolved.
+            let decision = match self.decision.get() {
+                Some(Decision::Forwarded) if self.error.get().is_some() => without,
+                decision => decision.map_or(without, |it| it.as_str()),
+            };
             self.metrics.forward(decision);
             decision
         });

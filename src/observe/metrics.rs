@@ -41,6 +41,8 @@ pub struct Metrics {
     pub retries: Family<RetryLabel, Counter>,
     /// Refusals not retried for want of budget.
     pub budget_exhausted: Counter,
+    /// Answers of the proxy's own, by their problem.
+    problems: Family<ProblemLabel, Counter>,
     /// Heads that could not be read as a request.
     pub malformed: Counter,
     /// Open downstream connections.
@@ -65,6 +67,10 @@ pub struct Metrics {
     audit_lost: Family<ReasonLabel, Counter>,
     /// When the certificate authority ends, in seconds since 1970; 0 if there is none.
     authority_end: Gauge,
+    /// 1 if mismatches are mended.
+    enforcing: Gauge,
+    /// 1 if connections close after their answer.
+    draining: Gauge,
 }
 
 /// The label of `optin_proxy_mismatches_total`.
@@ -95,6 +101,11 @@ pub struct VerdictLabel {
 pub struct RetryLabel {
     /// `rescued`, `refused` or `failed`.
     pub outcome: Name,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ProblemLabel {
+    problem: Name,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -156,6 +167,7 @@ impl Default for Metrics {
             refusals: Family::default(),
             retries: Family::default(),
             budget_exhausted: Counter::default(),
+            problems: Family::default(),
             malformed: Counter::default(),
             connections: Gauge::default(),
             forwards: Family::default(),
@@ -168,6 +180,8 @@ impl Default for Metrics {
             audit_lines: Counter::default(),
             audit_lost: Family::default(),
             authority_end: Gauge::default(),
+            enforcing: Gauge::default(),
+            draining: Gauge::default(),
         };
         metrics.registry.register_collector(Box::new(Process));
         let registry = metrics.registry.sub_registry_with_prefix("optin_proxy");
@@ -199,6 +213,11 @@ impl Default for Metrics {
             "retry_budget_exhausted",
             "Refusals not retried for want of budget",
             metrics.budget_exhausted.clone(),
+        );
+        registry.register(
+            "problems",
+            "Answers of the proxy's own, for want of the API's",
+            metrics.problems.clone(),
         );
         registry.register(
             "malformed_requests",
@@ -257,6 +276,16 @@ impl Default for Metrics {
             "When the certificate authority ends, since 1970; 0 if there is none",
             metrics.authority_end.clone(),
         );
+        registry.register(
+            "enforcing",
+            "1 if mismatches are mended, 0 if they are only reported or not looked for",
+            metrics.enforcing.clone(),
+        );
+        registry.register(
+            "draining",
+            "1 if connections close after their answer",
+            metrics.draining.clone(),
+        );
         let build = Build { version: env!("CARGO_PKG_VERSION") };
         registry.register("build", "The running program", Info::new(build));
         metrics.begin_series();
@@ -267,6 +296,9 @@ impl Default for Metrics {
 impl Metrics {
     /// Series that can be alerted on before anything happened.
     fn begin_series(&self) {
+        for problem in ["upstream-connection-refused", "upstream-response-timeout", "overloaded"] {
+            drop(self.problems.get_or_create(&ProblemLabel { problem: Name(problem) }));
+        }
         for verdict in [Verdict::Transient, Verdict::Legitimate] {
             drop(self.refusals.get_or_create(&VerdictLabel { verdict: Name(verdict.as_str()) }));
         }
@@ -297,6 +329,17 @@ impl Metrics {
     /// Findings of one kind.
     pub fn mismatches(&self, kind: Kind) -> &Counter {
         &self.mismatches[kind as usize]
+    }
+
+    /// An answer of the proxy's own.
+    pub(crate) fn problem(&self, name: &'static str) {
+        self.problems.get_or_create(&ProblemLabel { problem: Name(name) }).inc();
+    }
+
+    /// Whether mismatches are mended, and whether new requests are welcome.
+    pub(crate) fn is(&self, enforcing: bool, draining: bool) {
+        self.enforcing.set(i64::from(enforcing));
+        self.draining.set(i64::from(draining));
     }
 
     /// A contact write ended so; what is none is not counted.

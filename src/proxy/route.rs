@@ -25,18 +25,21 @@ pub(crate) struct Resource<'a> {
 }
 
 impl<'a> Resource<'a> {
-    /// Reads a path without regard to case; one slash at the end is allowed.
+    /// Reads a path without regard to case, and to slashes beside one another or at the end: a base URL that ends with one
+    /// is easily written.
     pub fn of(path: &'a str) -> Option<Self> {
-        let mut segments = path.strip_suffix('/').unwrap_or(path).split('/');
-        let fixed = ["", "ws", "customers"];
-        if !fixed.iter().all(|name| segments.next().is_some_and(|it| it.eq_ignore_ascii_case(name)))
+        let mut segments = path.split('/').filter(|segment| !segment.is_empty());
+        if !path.starts_with('/')
+            || !["ws", "customers"]
+                .iter()
+                .all(|name| segments.next().is_some_and(|it| it.eq_ignore_ascii_case(name)))
         {
             return None;
         }
-        let account = segments.next().filter(|segment| !segment.is_empty())?;
+        let account = segments.next()?;
         let collection = segments.next()?;
         let id = segments.next();
-        if segments.next().is_some() || id == Some("") {
+        if segments.next().is_some() {
             return None;
         }
         Some(Self { account, collection, id })

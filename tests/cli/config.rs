@@ -243,3 +243,21 @@ fn variables_that_only_begin_like_ours_are_not_ours() {
         assert_eq!(run_command(check, b"").code, Some(if ours { 2 } else { 0 }), "{name}");
     }
 }
+
+/// Regression: a secret without its quotes stood in the error, in the log at a reload, and in its answer.
+#[test]
+fn a_secret_that_is_no_text_is_not_repeated() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = folder.path().join("proxy.toml");
+    for (section, line) in [
+        ("admin", "token = 1234567890123456789"),
+        ("admin", "token = 12345.6789"),
+        ("listen", "proxy_auth = 1234567890123456789"),
+    ] {
+        std::fs::write(&file, format!("[{section}]\n{line}\n")).expect("ours");
+        let output = run(&["check", "-c", file.to_str().expect("UTF-8")], b"");
+        assert_eq!(output.code, Some(2));
+        assert!(output.stderr.contains("put it in quotes"), "{}", output.stderr);
+        assert!(!output.stderr.contains("12345"), "{}", output.stderr);
+    }
+}

@@ -384,3 +384,46 @@ async fn only_the_last_exchanges_are_kept() {
     assert_eq!(contacts, ["5", "4", "3"]);
     assert_eq!(json(admin, "/api/stats").await["totals"]["requests"], 5);
 }
+
+/// Regression: connections that were silent, or never ended their heads, kept probes out for half a minute.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn connections_that_are_silent_make_room_for_a_probe() {
+    let origin = Origin::start([]).await;
+    let (_running, admin) = serve(&origin, &[]);
+    let mut silent = Vec::new();
+    for number in 0..80 {
+        let mut client = Client::connect(admin).await;
+        if number % 2 == 0 {
+            client.send(b"GET /metrics HTTP/1.1\r\nHost: x\r\n").await;
+        } else {
+            assert_eq!(client.ask(b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n").await.status, 200);
+        }
+        silent.push(client);
+    }
+    assert_eq!(get(admin, "/livez").await.status, 200);
+    // Those that were not the oldest are served still.
+    let last = silent.last_mut().expect("one");
+    assert_eq!(last.ask(b"GET /readyz HTTP/1.1\r\nHost: x\r\n\r\n").await.status, 200);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn own_answers_are_counted_by_their_problem_and_the_mode_can_be_alerted_on() {
+    let origin = Origin::start([Reply::WriteAndClose(vec![])]).await;
+    let (running, admin) = serve(&origin, &["sanitize.mode=observe"]);
+    let mut client = Client::connect(running.address).await;
+    assert_eq!(client.ask(b"GET /x HTTP/1.1\r\nHost: p\r\n\r\n").await.status, 502);
+    let denied = b"GET http://169.254.169.254/ HTTP/1.1\r\nHost: x\r\n\r\n";
+    assert_eq!(client.ask(denied).await.status, 403);
+    let metrics = String::from_utf8(get(admin, "/metrics").await.body).expect("text");
+    for series in [
+        "optin_proxy_problems_total{problem=\"upstream-connection-closed\"} 1",
+        "optin_proxy_problems_total{problem=\"target-denied\"} 1",
+        // Regression: it was told as forwarded.
+        "optin_proxy_forward_targets_total{decision=\"refused\"} 1",
+        "optin_proxy_forward_targets_total{decision=\"forwarded\"} 0",
+        "optin_proxy_enforcing 0",
+        "optin_proxy_draining 0",
+    ] {
+        assert!(metrics.contains(series), "{series}: {metrics}");
+    }
+}

@@ -19,6 +19,7 @@ use tokio::sync::oneshot;
 use super::events::{self, Body};
 use super::guard::{self, Access, Ends, Refused};
 use super::{Asked, Desk, Order};
+use crate::contact::Mode;
 use crate::intercept::trust::Export;
 use crate::observe::record::Record;
 
@@ -188,6 +189,8 @@ impl Desk {
     fn metrics(&self) -> Answer {
         let end = self.control.authority_end().ok().flatten();
         self.metrics.authority_ends(end);
+        let is_enforcing = self.control.config().sanitize.policy.mode == Mode::Enforce;
+        self.metrics.is(is_enforcing, self.control.is_draining());
         let format = "application/openmetrics-text; version=1.0.0; charset=utf-8";
         reply(StatusCode::OK, format, self.metrics.encode().into())
     }

@@ -5,10 +5,12 @@ mod answer;
 mod events;
 mod guard;
 
+use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::io;
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -16,7 +18,7 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::TcpListener;
-use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio::sync::{Notify, mpsc, oneshot};
 
 use super::journal::Journal;
 use super::metrics::Metrics;
@@ -101,30 +103,74 @@ impl Admin {
     /// Serves for as long as the process lives: probes must be answered while it drains.
     pub async fn run(self, desk: Desk) {
         let desk = Arc::new(desk);
-        let room = Arc::new(Semaphore::new(MAX_CONNECTIONS));
-        // Closed by nobody, so a permit always comes.
-        while let Ok(permit) = Arc::clone(&room).acquire_owned().await {
+        let places = Places::default();
+        loop {
             let Ok((stream, peer)) = self.listener.accept().await else {
                 tokio::time::sleep(Duration::from_secs(1)).await;
                 continue;
             };
+            // Nobody is idle, and all are served this moment: whoever asks has to ask again.
+            let Some(place) = places.take() else { continue };
             let local = stream.local_addr().unwrap_or(self.address);
             let ends = guard::Ends { peer: peer.ip(), local: local.ip() };
-            let desk = Arc::clone(&desk);
+            let (desk, asked) = (Arc::clone(&desk), Arc::clone(&place));
+            let places = places.clone();
             tokio::spawn(async move {
-                let _permit = permit;
                 let service = service_fn(move |request| {
-                    let desk = Arc::clone(&desk);
-                    async move { Ok::<_, Infallible>(desk.handle(request, ends).await) }
+                    let (desk, place) = (Arc::clone(&desk), Arc::clone(&asked));
+                    async move {
+                        place.is_busy.store(true, Ordering::Relaxed);
+                        let answer = desk.handle(request, ends).await;
+                        place.is_busy.store(false, Ordering::Relaxed);
+                        Ok::<_, Infallible>(answer)
+                    }
                 });
                 let stream = Downstream::new(stream, Bytes::new(), STALLED, Arc::default());
-                // Who asks and goes away loses nothing but the answer.
-                let _ = http1::Builder::new()
+                let serving = http1::Builder::new()
                     .timer(TokioTimer::new())
                     .header_read_timeout(IDLE)
-                    .serve_connection(TokioIo::new(stream), service)
-                    .await;
+                    .serve_connection(TokioIo::new(stream), service);
+                tokio::select! {
+                    // Who asks and goes away loses nothing but the answer.
+                    _ = serving => {}
+                    () = place.given_up.notified() => {}
+                }
+                places.leave(&place);
             });
         }
+    }
+}
+
+/// The connections that are served, the oldest first. Those that are silent, or slow to read, must not keep a probe out:
+/// the oldest of them makes room.
+#[derive(Clone, Default)]
+struct Places(Arc<Mutex<VecDeque<Arc<Place>>>>);
+
+#[derive(Default)]
+struct Place {
+    /// A request on it is being answered.
+    is_busy: AtomicBool,
+    given_up: Notify,
+}
+
+impl Places {
+    fn take(&self) -> Option<Arc<Place>> {
+        let mut taken = self.lock();
+        if taken.len() >= MAX_CONNECTIONS {
+            let idle = taken.iter().position(|place| !place.is_busy.load(Ordering::Relaxed))?;
+            taken.remove(idle)?.given_up.notify_one();
+        }
+        let place = Arc::<Place>::default();
+        taken.push_back(Arc::clone(&place));
+        Some(place)
+    }
+
+    fn leave(&self, place: &Arc<Place>) {
+        self.lock().retain(|it| !Arc::ptr_eq(it, place));
+    }
+
+    fn lock(&self) -> MutexGuard<'_, VecDeque<Arc<Place>>> {
+        // Each change is one step: a poisoned lock is as good as any.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
