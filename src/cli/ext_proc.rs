@@ -43,7 +43,7 @@ impl ExtProc {
         let config = Arc::new(source.load()?);
         let level = log::start(&config.log);
         set_process_limits();
-        let (ended, journal) = super::block_on(process(source, config, level, &self.listen))??;
+        let (ended, journal) = super::block_on_one(process(source, config, level, &self.listen))??;
         super::block_on(ended.finish(journal))?
     }
 }

@@ -222,7 +222,16 @@ const LAST_TASKS: Duration = Duration::from_millis(500);
 
 /// Runs what speaks HTTP, on a runtime of its own.
 fn block_on<T>(future: impl Future<Output = T>) -> io::Result<T> {
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    run_on(tokio::runtime::Builder::new_multi_thread().enable_all().build()?, future)
+}
+
+/// The same on this thread alone: for what waits more than it works, being handed from thread to thread costs more.
+#[cfg(feature = "ext-proc")]
+fn block_on_one<T>(future: impl Future<Output = T>) -> io::Result<T> {
+    run_on(tokio::runtime::Builder::new_current_thread().enable_all().build()?, future)
+}
+
+fn run_on<T>(runtime: tokio::runtime::Runtime, future: impl Future<Output = T>) -> io::Result<T> {
     let done = runtime.block_on(future);
     // Tasks end here, and leave their records. A look-up that nobody waits for any more must not hold up the end.
     runtime.shutdown_timeout(LAST_TASKS);

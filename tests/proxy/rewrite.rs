@@ -38,6 +38,7 @@ async fn a_create_is_rewritten_too_and_paths_may_be_in_any_case_with_a_slash_at_
         ("PUT", CONTACT.to_uppercase()),
         ("PUT", format!("{CONTACT}/")),
         ("PUT", "/WS/Customers/jo%40example.org/Contacts/12?x=1".to_owned()),
+        ("PUT", "//ws/customers/joesflowers//contacts/1/".to_owned()),
     ] {
         let origin = origin().await;
         let proxy = Proxy::before(&origin, &[]).await;
