@@ -1,0 +1,49 @@
+//! What the rewrite costs in instructions: a program for `valgrind --tool=callgrind`, which counts them.
+//!
+//! `benches/instructions/run` runs it and holds the counts against the table beside it. Times differ with the
+//! machine and with what else it does; instructions of the same code by the same compiler do not.
+#![allow(missing_docs, clippy::print_stdout, reason = "a program for people")]
+
+use std::hint::black_box;
+
+use bytes::Bytes;
+use optin_proxy::contact::{Policy, Request, Sanitized, sanitize};
+
+const ROUNDS: usize = 50;
+
+fn update(lists: usize, listed: &str) -> Bytes {
+    let recipe = include_str!("../tests/corpus/in/recipe.xml");
+    let (start, end) = recipe.split_once("</ContactLists>").expect("lists");
+    let list = "<ContactList id=\"http://api.constantcontact.com/ws/customers/oakmill/lists/21\">\
+                <OptInSource>ACTION_BY_CUSTOMER</OptInSource></ContactList>\n";
+    let body = [start, &list.repeat(lists - 2), "</ContactLists>", end].concat();
+    body.replace("ACTION_BY_CUSTOMER", listed).into()
+}
+
+/// What is counted: this function and what it calls.
+#[inline(never)]
+fn measured(body: &Bytes, policy: &Policy) -> usize {
+    let request = Request { update: true, own_host: Some("127.0.0.1:8080"), charset: None };
+    match sanitize(black_box(body), &request, policy) {
+        Sanitized::Contact(contact) => black_box(contact.body.len()),
+        other => unreachable!("{other:?}"),
+    }
+}
+
+fn main() {
+    let Some(case) = std::env::args().find(|argument| argument.contains("lists")) else { return };
+    let (lists, listed) = match case.as_str() {
+        "8-lists-edited" => (8, "ACTION_BY_CUSTOMER"),
+        "8-lists-clean" => (8, "ACTION_BY_CONTACT"),
+        "1500-lists-edited" => (1500, "ACTION_BY_CUSTOMER"),
+        "1500-lists-clean" => (1500, "ACTION_BY_CONTACT"),
+        other => unreachable!("{other} is none of the cases"),
+    };
+    let (body, policy) = (update(lists, listed), Policy::default());
+    // Whatever is set up once is set up by the first.
+    measured(&body, &policy);
+    for _ in 0..ROUNDS {
+        measured(&body, &policy);
+    }
+    println!("{} {}", body.len(), ROUNDS + 1);
+}
