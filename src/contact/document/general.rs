@@ -12,7 +12,7 @@ use quick_xml::events::attributes::Attributes;
 use quick_xml::events::{BytesDecl, BytesStart, Event};
 use quick_xml::name::{NamespaceResolver, ResolveResult};
 
-use super::walk::{Tag, Walk};
+use super::walk::{Name, Tag, Walk};
 use super::{Document, NAMESPACE, Uninspectable, is_inspectable_charset, value};
 
 /// Reads `text`, which stands for `bytes` and starts at `base` in the body.
@@ -59,11 +59,11 @@ fn open(
     check_tag(text[span.clone()].as_bytes())?;
     let qname = tag.name();
     let name = span.start + 1..span.start + 1 + qname.as_ref().len();
-    let local = name.end - qname.local_name().as_ref().len();
+    let (local, end) = (name.end - qname.local_name().as_ref().len(), name.end);
     let raw = &text[span.clone()];
     let start = span.start;
     walk.start(
-        Tag { span, name, local, self_closing },
+        Tag { span, name, known: Name::of(&text.as_bytes()[local..end]), self_closing },
         || is_ours(&namespaces.resolve_element(qname).0),
         || id_attribute(raw).map(|id| start + id.start..start + id.end),
     )

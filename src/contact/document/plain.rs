@@ -10,11 +10,27 @@ use quick_xml::Reader;
 use quick_xml::events::Event;
 
 use super::general::check_declared_encoding;
-use super::walk::{Tag, Walk};
+use super::walk::{Name, Tag, Walk};
 use super::{Document, NAMESPACE, value};
 
 /// The most namespace declarations in scope at once, as in the general reader.
 const MAX_BINDINGS: usize = 128;
+
+/// The names of tags of which a list has one each, as nearly all clients write them, and their lengths. Lists are many,
+/// and to know these at a glance is a tenth of the whole time.
+#[inline]
+fn repeated(tag: &[u8]) -> Option<(usize, Name)> {
+    // What ends the name is looked at, and is not part of it.
+    if tag.starts_with(b"OptInSource>") {
+        Some(("OptInSource".len(), Name::OptInSource))
+    } else if tag.starts_with(b"ContactList ") {
+        Some(("ContactList".len(), Name::ContactList))
+    } else if tag.starts_with(b"OptInTime>") {
+        Some(("OptInTime".len(), Name::OptInTime))
+    } else {
+        None
+    }
+}
 
 /// Reads `text`, or gives up.
 pub(super) fn read(text: &str, own_host: Option<&str>) -> Option<Document> {
@@ -115,25 +131,30 @@ impl<'t> Plain<'t> {
     /// Passes a start tag with whatever attributes it has.
     #[inline]
     fn start_tag(&mut self, start: usize) -> Option<usize> {
-        let mut local = start + 1;
-        let mut at = start + 1;
-        loop {
-            let byte = *self.bytes.get(at)?;
-            if byte == b':' {
-                match at == start + 1 {
-                    true => return None,
-                    false if local == start + 1 => local = at + 1,
-                    false => {}
+        let (mut local, mut at) = (start + 1, start + 1);
+        let known = repeated(&self.bytes[at..]);
+        if let Some((length, _)) = known {
+            at += length;
+        } else {
+            loop {
+                let byte = *self.bytes.get(at)?;
+                if byte == b':' {
+                    match at == start + 1 {
+                        true => return None,
+                        false if local == start + 1 => local = at + 1,
+                        false => {}
+                    }
+                } else if !value::is_name_byte(byte) {
+                    break;
                 }
-            } else if !value::is_name_byte(byte) {
-                break;
+                at += 1;
             }
-            at += 1;
         }
         let name = start + 1..at;
         if !matches!(self.bytes[at], b'>' | b'/' | b' ' | b'\t' | b'\r' | b'\n') {
             return None;
         }
+        let known = known.map_or_else(|| Name::of(&self.bytes[local..at]), |(_, name)| name);
         let mut id = None;
         let self_closing = loop {
             match self.bytes.get(at)? {
@@ -152,7 +173,7 @@ impl<'t> Plain<'t> {
             }
         };
         let span = start..at + 1;
-        let tag = Tag { span, name: name.clone(), local, self_closing };
+        let tag = Tag { span, name: name.clone(), known, self_closing };
         let prefix = &self.bytes[name.start..(local - 1).max(name.start)];
         let (bytes, bindings) = (self.bytes, &self.bindings);
         let is_ours = || {

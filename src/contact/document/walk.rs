@@ -35,13 +35,39 @@ enum Element {
     Other,
 }
 
+/// The local names that matter.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Name {
+    OptInSource,
+    OptInTime,
+    ContactList,
+    ContactLists,
+    Contact,
+    Id,
+    Other,
+}
+
+impl Name {
+    pub fn of(local: &[u8]) -> Self {
+        match local {
+            b"OptInSource" => Self::OptInSource,
+            b"OptInTime" => Self::OptInTime,
+            b"ContactList" => Self::ContactList,
+            b"ContactLists" => Self::ContactLists,
+            b"Contact" => Self::Contact,
+            b"id" => Self::Id,
+            _ => Self::Other,
+        }
+    }
+}
+
 /// A start tag as a reader sees it.
 pub(super) struct Tag {
     /// From `<` to behind `>`.
     pub span: Range<usize>,
     pub name: Range<usize>,
-    /// Where the local part of the name starts.
-    pub local: usize,
+    /// What its local part is.
+    pub known: Name,
     pub self_closing: bool,
 }
 
@@ -150,12 +176,14 @@ impl<'t> Walk<'t> {
         parent: Element,
         is_ours: impl Fn() -> bool,
     ) {
-        match &self.text[tag.local..tag.name.end] {
-            "OptInSource" if matches!(parent, Element::Contact | Element::List) && is_ours() => {
+        match tag.known {
+            Name::OptInSource
+                if matches!(parent, Element::Contact | Element::List) && is_ours() =>
+            {
                 open.kind = Element::Source;
             }
-            "OptInTime" if parent == Element::List && is_ours() => open.kind = Element::Time,
-            "ContactList" => {
+            Name::OptInTime if parent == Element::List && is_ours() => open.kind = Element::Time,
+            Name::ContactList => {
                 if let Some(contact) = open.contact
                     && is_ours()
                 {
@@ -167,8 +195,10 @@ impl<'t> Walk<'t> {
                     }
                 }
             }
-            "ContactLists" if parent == Element::Contact && is_ours() => open.kind = Element::Lists,
-            "Contact" if is_ours() => {
+            Name::ContactLists if parent == Element::Contact && is_ours() => {
+                open.kind = Element::Lists
+            }
+            Name::Contact if is_ours() => {
                 open.kind = Element::Contact;
                 open.contact = Some(self.found.contacts.len() as u32);
                 open.list = None;
@@ -179,7 +209,7 @@ impl<'t> Walk<'t> {
                     holds_list: false,
                 });
             }
-            "id" => open.kind = Element::Id,
+            Name::Id => open.kind = Element::Id,
             _ => {}
         }
     }
@@ -282,6 +312,12 @@ impl<'t> Walk<'t> {
     fn own_id(&mut self, open: &Open, content: Range<usize>) {
         let Some(host) = self.own_host else { return };
         let raw = &self.bytes[content.clone()];
+        // Nearly all ids are the API's own, and written plainly: that shows at their start.
+        let start = raw.trim_ascii_start();
+        let start = &start[..start.len().min("https://".len() + host.len() + 1)];
+        if memchr::memchr2(b'<', b'&', start).is_none() && own_origin(start, host).is_none() {
+            return;
+        }
         let Some(value) = value::read(raw, content.start) else { return };
         let Some(length) = own_origin(&value.text, host) else { return };
         if let Some((origin, bridge)) = value.head(raw, content.start, length) {
