@@ -23,7 +23,7 @@
 //!
 //! [`contact`] is the domain: pure functions over bytes, which know nothing of HTTP. [`proxy`] asks it and
 //! acts. [`intercept`] says where a client of the forward proxy may go, and vouches for the API's host.
-//! [`config`] says what is wanted, [`observe`] what happened, [`cli`] are the commands, and
+//! `ext_proc` (a cargo feature) asks the same domain for an Envoy. [`config`] says what is wanted, [`observe`] what happened, [`cli`] are the commands, and
 //! [`simulator`] is an API to try it all against.
 
 pub mod cli;
