@@ -442,13 +442,20 @@ fn plan_stripping(
     stripped
 }
 
-impl fmt::Display for Written {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
+impl Written {
+    /// As it is shown: the value, or what was done in its place.
+    pub const fn as_str(self) -> &'static str {
+        match self {
             Self::Nothing => "",
             Self::Value(source) => source.as_str(),
             Self::Removed => "removed",
             Self::ApiOrigin => ID_ORIGIN,
-        })
+        }
+    }
+}
+
+impl fmt::Display for Written {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
     }
 }

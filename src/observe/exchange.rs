@@ -239,10 +239,11 @@ impl Exchange {
     }
 
     fn count(&self, findings: &[Finding]) {
-        for kind in Kind::ALL {
-            let found = findings.iter().filter(|finding| finding.kind == kind).count();
+        let mut found = [0; Kind::ALL.len()];
+        findings.iter().for_each(|finding| found[finding.kind as usize] += 1);
+        for (kind, found) in Kind::ALL.into_iter().zip(found) {
             if found > 0 {
-                self.metrics.mismatches(kind).inc_by(found as u64);
+                self.metrics.mismatches(kind).inc_by(found);
             }
         }
     }
@@ -254,7 +255,7 @@ impl Exchange {
             request_id = %self.id(),
             account = self.account().map(display),
             contact_id = self.contact_id().map(display),
-            list_id = list_id(finding, original).as_deref().map(Id).map(display),
+            list_id = list_id(finding, original).map(Id).map(display),
             was = %Value(&finding.was),
             now = %Now(finding),
             user_agent = self.user_agent().map(display),

@@ -16,7 +16,7 @@ use super::exchange::{Decision, method_name};
 use super::ids::Trace;
 use super::redact::{Account, Agent, Id, Value};
 use crate::config::Config;
-use crate::contact::{Edit, Finding, Kind, Source, Written, edit};
+use crate::contact::{Edit, Finding, Kind, Source, Was, Written, edit};
 use crate::proxy::connect::Target;
 use crate::proxy::route::{self, Resource};
 
@@ -327,15 +327,18 @@ impl Record {
 
 impl Found {
     fn new(finding: &Finding, finished: &Finished) -> Self {
-        let was = shown(&Value(&finding.was));
+        let was = match &finding.was {
+            Was::OwnOrigin(_) => Cow::Owned(Value(&finding.was).as_str().to_owned()),
+            was => Cow::Borrowed(Value::known(was)),
+        };
         let now = match finding.now {
             Written::Nothing => was.clone(),
-            written => shown(&written),
+            written => Cow::Borrowed(written.as_str()),
         };
         Self {
             kind: finding.kind,
             list_id: list_id(finding, finished.part(Part::Original))
-                .map(|id| Id(&id).to_string().into_boxed_str()),
+                .map(|id| Id(id).as_str().into()),
             was,
             now,
             changed: finding.acted_on(),
@@ -348,18 +351,8 @@ impl Found {
     }
 }
 
-/// Its text, without a copy of those that nearly all are.
-fn shown(value: &dyn std::fmt::Display) -> Cow<'static, str> {
-    let text = value.to_string();
-    let known = ["", Source::Contact.as_str(), Source::Customer.as_str()];
-    match known.into_iter().find(|known| *known == text) {
-        Some(known) => Cow::Borrowed(known),
-        None => Cow::Owned(text),
-    }
-}
-
-/// A list's number: the end of its id.
-pub(super) fn list_id(finding: &Finding, original: &[u8]) -> Option<String> {
-    let id = String::from_utf8_lossy(&original[finding.list_id?.range()]);
-    id.trim_end_matches('/').rsplit('/').next().map(str::to_owned)
+/// A list's number: the end of its id. What is no UTF-8 is no number either.
+pub(super) fn list_id<'o>(finding: &Finding, original: &'o [u8]) -> Option<&'o str> {
+    let id = std::str::from_utf8(&original[finding.list_id?.range()]).unwrap_or_default();
+    id.trim_end_matches('/').rsplit('/').next()
 }

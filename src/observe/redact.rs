@@ -51,10 +51,17 @@ impl fmt::Display for Account<'_> {
     }
 }
 
+impl<'a> Id<'a> {
+    /// What may be printed of it.
+    pub fn as_str(&self) -> &'a str {
+        let is_number = !self.0.is_empty() && self.0.bytes().all(|byte| byte.is_ascii_digit());
+        if is_number && self.0.len() <= LONGEST { self.0 } else { "(unprintable)" }
+    }
+}
+
 impl fmt::Display for Id<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let is_number = !self.0.is_empty() && self.0.bytes().all(|byte| byte.is_ascii_digit());
-        f.write_str(if is_number && self.0.len() <= LONGEST { self.0 } else { "(unprintable)" })
+        f.write_str(self.as_str())
     }
 }
 
@@ -77,19 +84,36 @@ impl fmt::Display for Agent<'_> {
     }
 }
 
-impl fmt::Display for Value<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self.0 {
+impl<'a> Value<'a> {
+    /// What may be printed of it.
+    pub fn as_str(&self) -> &'a str {
+        match self.0 {
+            // A host, once more: it was held against the request's own.
+            Was::OwnOrigin(origin) if is_made_of(origin, ":/.-_[]") => origin,
+            value => Self::known(value),
+        }
+    }
+
+    /// The same, of all that needs no text of a client's.
+    pub fn known(value: &Was) -> &'static str {
+        match value {
             Was::Empty => "",
             Was::Known(source) => source.as_str(),
             Was::Several => "(several)",
-            // A host, once more: it was held against the request's own.
-            Was::OwnOrigin(origin) if is_made_of(origin, ":/.-_[]") => origin,
             Was::OwnOrigin(_) => "(own origin)",
             // Seen on the wire (API-V1: "What the values mean"); anything else may be anybody's text.
-            Was::Other(text) if matches!(&**text, "ACTION_BY_CLIENT" | "ACTION_BY_SYSTEM") => text,
-            Was::Other(_) => "(unknown)",
-        })
+            Was::Other(text) => match &**text {
+                "ACTION_BY_CLIENT" => "ACTION_BY_CLIENT",
+                "ACTION_BY_SYSTEM" => "ACTION_BY_SYSTEM",
+                _ => "(unknown)",
+            },
+        }
+    }
+}
+
+impl fmt::Display for Value<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
     }
 }
 
