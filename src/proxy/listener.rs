@@ -4,6 +4,7 @@ use std::convert::Infallible;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
+use std::thread;
 use std::time::{Duration, SystemTime};
 
 use arc_swap::ArcSwap;
@@ -56,13 +57,19 @@ struct Wanted {
 impl Wanted {
     /// `before` is what was wanted until now: what has not changed is kept.
     fn new(config: Arc<Config>, before: Option<&Self>) -> Result<Self, SetupError> {
-        let tls = tls(&config.upstream)?;
         let (folder, hosts) = (&config.intercept.ca_dir, &config.intercept.rules.hosts);
         let kept = before.map(|before| &before.leaves).filter(|it| it.are_for(folder, hosts));
         let leaves =
             kept.map_or_else(|| Arc::new(Leaves::new(folder.clone(), hosts.clone())), Arc::clone);
+        // The one reads some hundred certificates, the other waits for its first random number.
+        let (tls, authority) = thread::scope(|scope| {
+            let checking = scope.spawn(|| leaves.check().map_err(|error| error.to_string()));
+            let tls = tls(&config.upstream);
+            let checked = checking.join();
+            (tls, checked.unwrap_or_else(|_| Err("it could not be looked at".into())))
+        });
+        let tls = tls?;
         // Who uses the proxy as a base URL loses nothing by it.
-        let authority = leaves.check().map_err(|error| error.to_string());
         if let Err(error) = &authority {
             tracing::error!(%error, "HTTPS_PROXY mode will not work");
         }
