@@ -217,16 +217,6 @@ impl Config {
         Self::build(file).map_err(|(key, why)| format!("{key}: {why}"))
     }
 
-    /// The same, but that it changes no body.
-    #[cfg(feature = "ext-proc")]
-    pub(crate) fn observing(&self) -> std::sync::Arc<Self> {
-        let mut config = self.clone();
-        if config.sanitize.policy.mode == crate::contact::Mode::Enforce {
-            config.sanitize.policy.mode = crate::contact::Mode::Observe;
-        }
-        std::sync::Arc::new(config)
-    }
-
     /// Validates what was written.
     ///
     /// # Errors

@@ -26,6 +26,7 @@ use hyper::server::conn::http2;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use tokio::net::TcpListener;
+use tokio::sync::Semaphore;
 use tokio_stream::Stream;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -46,6 +47,15 @@ use crate::proxy::sanitize::{DIGESTS, Found, look, own_host};
 /// holds, and it holds more than `sanitize.max_body`.
 const fn longest_message(max_body: usize) -> usize {
     max_body.saturating_mul(4).saturating_add(4 * 1024 * 1024)
+}
+
+/// The same configuration, but that it changes no body.
+fn observing(config: &Config) -> Arc<Config> {
+    let mut config = config.clone();
+    if config.sanitize.policy.mode == contact::Mode::Enforce {
+        config.sanitize.policy.mode = contact::Mode::Observe;
+    }
+    Arc::new(config)
 }
 
 /// How often a silent connection is asked whether anybody is there, and how long that may take.
@@ -73,14 +83,21 @@ impl Processor {
         let mut http2 = http2::Builder::new(TokioExecutor::new());
         http2.timer(TokioTimer::new()).keep_alive_interval(PING).keep_alive_timeout(PING);
         // Envoy puts all that it asks on few connections.
-        http2.max_concurrent_streams(None);
+        let limits = control.config().limits.clone();
+        http2.max_concurrent_streams(u32::try_from(limits.max_requests).unwrap_or(u32::MAX));
+        let room = Arc::new(Semaphore::new(limits.max_connections));
         let connections = TaskTracker::new();
         loop {
+            let accept = async {
+                // Never closed, so a permit always comes.
+                let permit = Arc::clone(&room).acquire_owned().await.ok();
+                listener.accept().await.map(|(stream, _)| (stream, permit))
+            };
             let accepted = tokio::select! {
                 () = stop.cancelled() => break,
-                accepted = listener.accept() => accepted,
+                accepted = accept => accepted,
             };
-            let Ok((stream, _)) = accepted else {
+            let Ok((stream, permit)) = accepted else {
                 // No descriptors are left: it would fail again at once.
                 tokio::time::sleep(Duration::from_secs(1)).await;
                 continue;
@@ -90,6 +107,7 @@ impl Processor {
             let connection = http2.serve_connection(TokioIo::new(stream), service);
             let stop = stop.clone();
             connections.spawn(async move {
+                let _permit = permit;
                 let mut connection = pin!(connection);
                 let ended = tokio::select! {
                     ended = connection.as_mut() => ended,
@@ -180,7 +198,7 @@ impl Stream for Conversation {
 impl Conversation {
     fn answer(&mut self, message: ProcessingRequest) -> ProcessingResponse {
         if message.observability_mode && self.exchange.is_none() {
-            self.config = self.config.observing();
+            self.config = observing(&self.config);
         }
         if let Some(configured) = message.protocol_config {
             self.configured = Some(configured);

@@ -134,6 +134,34 @@ for (const [name, width, colorScheme] of [["desktop", 1280, "light"], ["dark", 1
   await shown.close();
 }
 
+// What is not there any more is said so, and stays said while the counts go on. Regression: the next count erased it.
+const lost = await open({}, "#exchange/0123456789abcdef");
+await lost.waitForSelector("#notice:not([hidden])");
+const said = await lost.locator("#notice").textContent();
+const counted = await lost.locator("#tiles").textContent();
+await update(10, differing);
+await lost.waitForFunction((before) => document.getElementById("tiles").textContent !== before, counted, { timeout: 3000 });
+assert.equal(await lost.locator("#notice").textContent(), said);
+await lost.close();
+assert.match(faults.pop() ?? "", /404/, "the browser's own word on it");
+
+// An exchange that is open stays, whatever comes after it. Regression: it went with the oldest.
+const kept = await open({}, `#exchange/${id}`);
+await kept.waitForSelector(".diff");
+const entries = () => kept.locator("#exchanges > li").count();
+for (let before; (before = await entries()) < 200;) {
+  // Not more at once than are listed.
+  await Promise.all(Array.from({ length: 15 }, () => update(13, differing)));
+  await kept.waitForFunction((count) => document.querySelectorAll("#exchanges > li").length > count, before, { timeout: 3000 });
+}
+for (let more = 0; more < 2; more++) {
+  const newest = await kept.locator("#exchanges > li").first().getAttribute("id");
+  await update(13, differing);
+  await kept.waitForFunction((id) => document.querySelector("#exchanges > li").id !== id, newest, { timeout: 3000 });
+}
+assert.ok(await kept.locator(".diff").isVisible());
+await kept.close();
+
 assert.deepEqual(faults, [], "errors on the console");
 assert.deepEqual(foreign, [], "requests to elsewhere");
 await browser.close();

@@ -14,14 +14,15 @@ import pathlib
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
-import time
 
 import kubernetes_validate
 import yaml
+
+sys.path.insert(0, str(pathlib.Path(__file__).parents[1] / "support"))
+from waiting import free_port, until
 
 PROGRAM, HELM = sys.argv[1:3]
 DEPLOY = pathlib.Path(__file__).parents[2] / "deploy"
@@ -76,20 +77,6 @@ def rendered(mode, *more):
 def one(documents, kind):
     (found,) = [it for it in documents if it["kind"] == kind]
     return found
-
-
-def until(what, patience=30):
-    end = time.monotonic() + patience
-    while not (found := what()):
-        assert time.monotonic() < end, "it takes too long"
-        time.sleep(0.02)
-    return found
-
-
-def free_port():
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
 
 
 class Pod:

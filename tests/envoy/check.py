@@ -14,9 +14,11 @@ import subprocess
 import sys
 import tempfile
 import threading
-import time
 
 import yaml
+
+sys.path.insert(0, str(pathlib.Path(__file__).parents[1] / "support"))
+from waiting import free_port, until
 
 PROGRAM, ENVOY = sys.argv[1:3]
 DEPLOY = pathlib.Path(__file__).parents[2] / "deploy" / "envoy"
@@ -83,20 +85,6 @@ class Origin(http.server.ThreadingHTTPServer):
 
         super().__init__(("127.0.0.1", 0), Handler)
         threading.Thread(target=self.serve_forever, daemon=True).start()
-
-
-def free_port():
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
-
-
-def until(what, patience=30):
-    end = time.monotonic() + patience
-    while not (found := what()):
-        assert time.monotonic() < end, "it takes too long"
-        time.sleep(0.02)
-    return found
 
 
 class Program:
