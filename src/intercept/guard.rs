@@ -23,6 +23,26 @@ pub(crate) struct Guard {
     /// Each look-up blocks a thread of the runtime's, for longer than anybody waits for it if a name server
     /// is silent. Those for the API come from the same pool.
     lookups: Arc<Semaphore>,
+    resolver: Arc<dyn Resolve>,
+}
+
+/// Knows what names stand for.
+pub trait Resolve: Send + Sync {
+    /// The addresses of `name`, each with `port`. May take its time: it is called on a thread that may block.
+    ///
+    /// # Errors
+    /// If nobody knows the name.
+    fn resolve(&self, name: &str, port: u16) -> io::Result<Vec<SocketAddr>>;
+}
+
+/// The operating system's own resolver.
+#[derive(Debug, Clone, Copy)]
+pub struct System;
+
+impl Resolve for System {
+    fn resolve(&self, name: &str, port: u16) -> io::Result<Vec<SocketAddr>> {
+        Ok((name, port).to_socket_addrs()?.collect())
+    }
 }
 
 /// The most look-ups at once for hosts of the clients' choosing.
@@ -42,9 +62,14 @@ pub(crate) enum ConnectError {
 }
 
 impl Guard {
-    pub fn new(rules: Rules, own: Vec<SocketAddr>, timeout: Duration) -> Self {
+    pub fn new(
+        rules: Rules,
+        own: Vec<SocketAddr>,
+        timeout: Duration,
+        resolver: Arc<dyn Resolve>,
+    ) -> Self {
         let lookups = Arc::new(Semaphore::new(MAX_LOOKUPS));
-        Self { rules: Arc::new(rules), own: own.into(), timeout, lookups }
+        Self { rules: Arc::new(rules), own: own.into(), timeout, lookups, resolver }
     }
 
     pub fn rules(&self) -> &Rules {
@@ -88,9 +113,10 @@ impl Guard {
             Host::Name(name) => name.clone(),
         };
         let permit = Arc::clone(&self.lookups).acquire_owned().await.map_err(io::Error::other)?;
+        let resolver = Arc::clone(&self.resolver);
         let lookup = tokio::task::spawn_blocking(move || {
             let _until_it_ends = permit;
-            Ok((&*name, port).to_socket_addrs()?.collect())
+            resolver.resolve(&name, port)
         });
         lookup.await.map_err(io::Error::other)?
     }

@@ -14,4 +14,5 @@ pub(crate) mod tunnel;
 
 pub(crate) use certificates::is_ours;
 pub use decide::{Denied, OtherHosts, Private, Rules, Way};
+pub use guard::{Resolve, System};
 pub use host::{Host, HostError, Pattern};

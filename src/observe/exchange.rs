@@ -1,6 +1,6 @@
 //! One request and its answer, as the operator hears of them.
 
-use std::fmt;
+use std::cell::Cell;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Instant, SystemTime};
@@ -14,9 +14,9 @@ use super::ids::{RequestId, Trace, hexadecimal};
 use super::journal::Journal;
 use super::metrics::{BodyLabel, Metrics, Name, RetryLabel, VerdictLabel};
 use super::record::{Inspected, Part, list_id};
-use super::redact::{Account, Agent, Id, Value};
+use super::redact::{Account, Agent, Id, Now, Value};
 use crate::contact::refusal::Verdict;
-use crate::contact::{Finding, Kind, Uninspectable, Written};
+use crate::contact::{Finding, Kind, Uninspectable};
 use crate::proxy::connect::{Peer, Target};
 use crate::proxy::error::Error;
 use crate::proxy::route::{self, Resource};
@@ -204,7 +204,7 @@ impl Exchange {
                     request_id = %self.id(),
                     account = self.account().map(display),
                     contact_id = self.contact_id().map(display),
-                    user_agent = self.user_agent().map(display),
+                    user_agent = self.user_agent().map(|it| it.to_string()),
                     reason = reason.as_str(),
                     "uninspected"
                 );
@@ -258,7 +258,7 @@ impl Exchange {
             list_id = list_id(finding, original).map(Id).map(display),
             was = %Value(&finding.was),
             now = %Now(finding),
-            user_agent = self.user_agent().map(display),
+            user_agent = self.user_agent().map(|it| it.to_string()),
             "mismatch"
         );
     }
@@ -381,6 +381,9 @@ impl Exchange {
         if let Some(outcome) = outcome {
             self.metrics.wrote(outcome);
         }
+        // Nobody was left to answer, or the proxy did not wait any longer.
+        let is_unanswered = self.status.get().is_none();
+        let is_cut = is_unanswered && (CUTTING.get() || self.peer().is_some_and(Peer::is_cut));
         tracing::info!(
             request_id = %self.id(),
             trace_id = self.trace.map(|it| display(format!("{:032x}", it.id))),
@@ -398,12 +401,12 @@ impl Exchange {
             reason,
             attempts = self.attempts.load(Ordering::Relaxed),
             problem = self.error.get(),
-            // Nothing was answered: the connection ended before there was anything to answer with.
-            client_gone = self.status.get().is_none().then_some(true),
+            client_gone = (is_unanswered && !is_cut).then_some(true),
+            cut = is_cut.then_some(true),
             sent,
             complete,
             duration_ms = elapsed.as_micros() as f64 / 1000.0,
-            user_agent = self.user_agent().map(display),
+            user_agent = self.user_agent().map(|it| it.to_string()),
             "request"
         );
         if let Some(journal) = &self.journal {
@@ -459,23 +462,24 @@ impl Exchange {
     }
 }
 
-/// What stands in the place of a finding now.
-struct Now<'a>(&'a Finding);
-
-impl fmt::Display for Now<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.0.now {
-            Written::Nothing => Value(&self.0.was).fmt(f),
-            written => written.fmt(f),
-        }
-    }
-}
-
 /// Writes the line of an exchange once nothing holds it any more, however it ended.
 pub(crate) struct Line {
     pub exchange: Arc<Exchange>,
     pub complete: bool,
     pub sent: u64,
+}
+
+thread_local! {
+    /// What this thread drops is ended by the proxy itself.
+    static CUTTING: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Drops what takes too long. Its exchanges are logged as cut, where others that end without an answer are taken for
+/// those of clients that went away.
+pub(crate) fn cut<T>(ended: T) {
+    CUTTING.set(true);
+    drop(ended);
+    CUTTING.set(false);
 }
 
 impl Drop for Line {

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use crate::contact::Was;
+use crate::contact::{Finding, Was, Written};
 
 /// The user name in a path. One that is an e-mail address is not printed.
 #[derive(Clone, Copy)]
@@ -114,6 +114,19 @@ impl<'a> Value<'a> {
 impl fmt::Display for Value<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.as_str())
+    }
+}
+
+/// What stands in the place of a finding now.
+#[derive(Clone, Copy)]
+pub struct Now<'a>(pub &'a Finding);
+
+impl fmt::Display for Now<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0.now {
+            Written::Nothing => Value(&self.0.was).fmt(f),
+            written => written.fmt(f),
+        }
     }
 }
 

@@ -12,15 +12,16 @@ use hyper::body::Incoming;
 use rustls::{AlertDescription, ServerConfig};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
-use tokio::sync::mpsc;
+use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use tokio_rustls::TlsAcceptor;
+use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::body::Body;
 use super::connection::TakesOver;
 use super::error::Error;
-use super::listener::Open;
 use super::socket::Watch;
+use crate::config::Config;
 use crate::intercept::guard::{ConnectError, Guard};
 use crate::intercept::leaf::Leaves;
 use crate::intercept::tunnel::relay;
@@ -41,7 +42,52 @@ pub(crate) struct Peer {
     /// Sees whether the client is still there.
     pub(super) watch: Watch,
     /// Whatever comes of the connection keeps it counted.
-    pub(super) _open: Arc<Open>,
+    pub(super) open: Arc<Open>,
+}
+
+impl Peer {
+    /// Who is at the other end of a connection that was just accepted.
+    pub(super) fn new(address: SocketAddr, watch: Watch, open: Open, config: &Config) -> Self {
+        let allow = &config.listen.allow_from;
+        let ip = address.ip().to_canonical();
+        let is_allowed = allow.is_empty() || allow.iter().any(|net| net.contains(&ip));
+        Self { address, is_allowed, tunnel: None, watch, open: Arc::new(open) }
+    }
+
+    /// Whether the proxy has come to its end, and ends the connection with it.
+    pub fn is_cut(&self) -> bool {
+        self.open.is_cut()
+    }
+}
+
+/// A connection of a client, in the gauge and under the limit until all that came of it has ended.
+#[derive(Debug)]
+pub(super) struct Open {
+    metrics: Arc<Metrics>,
+    /// The time to drain is over.
+    cut: CancellationToken,
+    _permit: Option<OwnedSemaphorePermit>,
+}
+
+impl Open {
+    pub fn new(
+        metrics: Arc<Metrics>,
+        cut: CancellationToken,
+        permit: Option<OwnedSemaphorePermit>,
+    ) -> Self {
+        metrics.connections.inc();
+        Self { metrics, cut, _permit: permit }
+    }
+
+    fn is_cut(&self) -> bool {
+        self.cut.is_cancelled()
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.metrics.connections.dec();
+    }
 }
 
 /// What a client asked to be connected to.
@@ -224,7 +270,7 @@ impl Handshake {
             Err(refused) => tracing::warn!(
                 client = %peer.address,
                 host = %target.host,
-                user_agent = agent.map(Agent).map(tracing::field::display),
+                user_agent = agent.map(|it| Agent(it).to_string()),
                 reason = refused.name(),
                 alert = refused.alert().map(tracing::field::debug),
                 remedy = refused.remedy(agent),

@@ -35,6 +35,7 @@ use super::stage::Handle;
 use super::streams::{self, Streams};
 use crate::config::Config;
 use crate::intercept::tunnel::Rewound;
+use crate::observe::exchange::cut;
 use crate::observe::metrics::Metrics;
 
 /// How long, from the last sign of life of a connection on, a request may be on its way when the proxy is to stop.
@@ -203,6 +204,11 @@ where
             builder.timer(HeadTimer(Arc::clone(&head)));
             let mut connection = builder.serve_connection(TokioIo::new(io), service);
             let end = self.drive(&mut connection, &head, begun).await;
+            if let End::Overdue = end {
+                tracing::warn!(%client, "a request took longer than limits.request_timeout: its connection is closed");
+                cut(connection);
+                return None;
+            }
             let parts = connection.into_parts();
             (io, service) = (parts.io.into_inner(), parts.service);
             match end {
@@ -212,10 +218,7 @@ where
                     begun = true;
                 }
                 End::Silent => return Some(io.into_inner()),
-                End::Overdue => {
-                    tracing::warn!(%client, "a request took longer than limits.request_timeout: its connection is closed");
-                    return None;
-                }
+                End::Overdue => return None,
                 End::Late => {
                     let mut stream = io.into_inner();
                     self.refuse(&mut stream, Error::HeadTimeout, client).await;

@@ -12,12 +12,12 @@ use http::Response;
 use rustls::ClientConfig;
 use tokio::io::DuplexStream;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
+use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::connect::{Connect, Opened, Peer, how_to_trust};
+use super::connect::{Connect, Open, Opened, Peer, how_to_trust};
 use super::connection::{ON_ITS_WAY, Protocols, Serving};
 use super::socket::{Socket, Watch};
 use super::stack::{Arrived, Observed, stack};
@@ -25,7 +25,7 @@ use super::stage::Handle;
 use super::upstream::{SetupError, Upstream, tls};
 use crate::config::{CLOSE_IT, Config};
 use crate::intercept::ca::{Authority, CaError};
-use crate::intercept::guard::Guard;
+use crate::intercept::guard::{Guard, Resolve, System};
 use crate::intercept::leaf::Leaves;
 use crate::observe::journal::Journal;
 use crate::observe::metrics::Metrics;
@@ -40,6 +40,7 @@ pub struct Server {
     entrance: (Entrance, mpsc::Receiver<DuplexStream>),
     metrics: Arc<Metrics>,
     journal: Option<Journal>,
+    resolver: Arc<dyn Resolve>,
     /// What is wanted now, and changed by a [`Control`].
     wanted: watch::Sender<Arc<Wanted>>,
     drain: CancellationToken,
@@ -235,6 +236,7 @@ impl Server {
             entrance,
             metrics,
             journal: None,
+            resolver: Arc::new(System),
             wanted,
             drain: CancellationToken::new(),
         })
@@ -256,6 +258,11 @@ impl Server {
         self.journal = Some(journal);
     }
 
+    /// Has the names of hosts of the clients' choosing looked up by this, instead of by the system.
+    pub fn resolve_by(&mut self, resolver: Arc<dyn Resolve>) {
+        self.resolver = resolver;
+    }
+
     /// The way in that needs no socket.
     pub fn entrance(&self) -> Entrance {
         self.entrance.0.clone()
@@ -275,6 +282,7 @@ impl Server {
             entrance: (_, mut entering),
             metrics,
             journal,
+            resolver,
             wanted,
             drain,
             ..
@@ -285,7 +293,8 @@ impl Server {
         let assemble = |wanted: &Wanted| {
             let config = &wanted.config;
             let rules = config.intercept.rules.clone();
-            let guard = Guard::new(rules, own.clone(), config.upstream.connect_timeout);
+            let timeout = config.upstream.connect_timeout;
+            let guard = Guard::new(rules, own.clone(), timeout, Arc::clone(&resolver));
             let upstream = Upstream::new(Arc::clone(config), wanted.tls.clone(), guard.clone());
             let connect = Connect {
                 guard,
@@ -309,6 +318,8 @@ impl Server {
         };
         drop(first);
         let room = Arc::new(Semaphore::new(config.limits.max_connections));
+        let cut = CancellationToken::new();
+        let open = |permit| Open::new(Arc::clone(&metrics), cut.clone(), permit);
         let mut full = Seldom::default();
         loop {
             let room = async {
@@ -348,11 +359,11 @@ impl Server {
             match accepted {
                 Ok((Accepted::Socket(stream, address), permit)) => {
                     let stream = ready(stream);
-                    let peer = peer(address, stream.watch(), permit, &config, &metrics);
+                    let peer = Peer::new(address, stream.watch(), open(permit), &config);
                     connections.spawn(serving.clone().connection(stream, peer));
                 }
                 Ok((Accepted::InMemory(stream), permit)) => {
-                    let peer = peer(IN_MEMORY, Watch::default(), permit, &config, &metrics);
+                    let peer = Peer::new(IN_MEMORY, Watch::default(), open(permit), &config);
                     connections.spawn(serving.clone().connection(stream, peer));
                 }
                 Err(error) => pause_after(&error).await,
@@ -364,7 +375,7 @@ impl Server {
             let Ok((stream, address)) = listener.accept() else { break };
             let Ok(stream) = nonblocking(stream) else { continue };
             let stream = ready(stream);
-            let peer = peer(address, stream.watch(), Some(permit), &config, &metrics);
+            let peer = Peer::new(address, stream.watch(), open(Some(permit)), &config);
             connections.spawn(serving.clone().connection(stream, peer));
         }
         drop(listener);
@@ -382,7 +393,11 @@ impl Server {
             }
         };
         let drained = tokio::time::timeout(config.listen.drain_timeout, draining).await;
-        if drained.is_ok() { 0 } else { connections.len() }
+        if drained.is_ok() {
+            return 0;
+        }
+        cut.cancel();
+        connections.len()
     }
 }
 
@@ -400,43 +415,8 @@ fn ready(stream: TcpStream) -> Socket {
     Socket::new(stream)
 }
 
-/// Who is at the other end of a connection that was just accepted.
-fn peer(
-    address: SocketAddr,
-    watch: Watch,
-    permit: Option<OwnedSemaphorePermit>,
-    config: &Config,
-    metrics: &Arc<Metrics>,
-) -> Peer {
-    let allow = &config.listen.allow_from;
-    let ip = address.ip().to_canonical();
-    let is_allowed = allow.is_empty() || allow.iter().any(|net| net.contains(&ip));
-    let open = Arc::new(Open::new(Arc::clone(metrics), permit));
-    Peer { address, is_allowed, tunnel: None, watch, _open: open }
-}
-
 /// How many opened tunnels may wait to be served. Each has its task, which waits with it.
 const OPENED: usize = 64;
-
-/// A connection of a client, in the gauge and under the limit until all that came of it has ended.
-#[derive(Debug)]
-pub(super) struct Open {
-    metrics: Arc<Metrics>,
-    _permit: Option<OwnedSemaphorePermit>,
-}
-
-impl Open {
-    fn new(metrics: Arc<Metrics>, permit: Option<OwnedSemaphorePermit>) -> Self {
-        metrics.connections.inc();
-        Self { metrics, _permit: permit }
-    }
-}
-
-impl Drop for Open {
-    fn drop(&mut self) {
-        self.metrics.connections.dec();
-    }
-}
 
 /// Says that the limit is reached, once a second at most.
 #[derive(Default)]
@@ -475,7 +455,7 @@ where
             let agent = user_agent.as_ref().and_then(|agent| agent.to_str().ok());
             tracing::warn!(
                 %client,
-                user_agent = agent.map(Agent).map(tracing::field::display),
+                user_agent = agent.map(|it| Agent(it).to_string()),
                 remedy = how_to_trust(agent),
                 "a client went away right after the TLS handshake"
             );

@@ -10,7 +10,7 @@ use super::error::Error;
 use super::stage::Handle;
 use super::upstream::{Upstream, tls};
 use crate::config::Config;
-use crate::intercept::guard::Guard;
+use crate::intercept::guard::{Guard, System};
 
 /// The head of an answer.
 #[derive(Debug)]
@@ -46,7 +46,12 @@ pub async fn probe(
 ) -> Result<Probe, ProbeError> {
     let uri: Uri = origin.parse().map_err(|_| ProbeError(Error::BadTarget))?;
     let tls = tls(&config.upstream).map_err(|error| ProbeError(Error::Setup(error)))?;
-    let guard = Guard::new(config.intercept.rules.clone(), vec![], config.upstream.connect_timeout);
+    let guard = Guard::new(
+        config.intercept.rules.clone(),
+        vec![],
+        config.upstream.connect_timeout,
+        Arc::new(System),
+    );
     let upstream = Upstream::new(Arc::clone(config), tls, guard);
     let mut request = Request::new(Body::empty());
     if let Some(host) = uri.authority().and_then(|it| HeaderValue::from_str(it.as_str()).ok()) {

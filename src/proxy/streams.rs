@@ -12,6 +12,8 @@ use std::time::Duration;
 use hyper::rt::Executor;
 use tokio::time::{Instant, Sleep, sleep};
 
+use crate::observe::exchange::cut;
+
 thread_local! {
     /// The stream that is polled on this thread has got on with its answer.
     static GOT_ON: Cell<bool> = const { Cell::new(false) };
@@ -37,12 +39,12 @@ where
 {
     fn execute(&self, stream: F) {
         let (whole, limit) = (self.whole, self.stall);
-        // Dropped, a stream is reset and its request with it; its record is then written as that of one whose
-        // client went away.
+        // Dropped, a stream is reset and its request with it.
         drop(tokio::spawn(async move {
-            let stream = Stream { inner: Box::pin(stream), limit, stalled: None };
-            if tokio::time::timeout(whole, stream).await.is_err() {
+            let mut stream = Stream { inner: Box::pin(stream), limit, stalled: None };
+            if tokio::time::timeout(whole, &mut stream).await.is_err() {
                 tracing::warn!("a stream took longer than limits.request_timeout, and was reset");
+                cut(stream);
             }
         }));
     }

@@ -1,10 +1,11 @@
 //! What holds for every body, over generated documents and over arbitrary bytes.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 
 use bytes::Bytes;
 use optin_proxy::contact::{
-    Ambiguous, Kind, Lists, Mode, NAMESPACE, Policy, Removal, Request, Sanitized, Source,
+    Ambiguous, Bridge, Kind, Lists, Mode, NAMESPACE, Policy, Removal, Request, Sanitized, Source,
     Undeclared, sanitize,
 };
 use proptest::prelude::*;
@@ -200,6 +201,28 @@ fn request(update: bool) -> Request<'static> {
     Request { update, own_host: Some("proxy:1"), charset: None }
 }
 
+/// The bytes in which something may change: sources and times within contacts, and ids.
+fn may_change(body: &[u8]) -> Vec<Range<usize>> {
+    let text = raw_text(body);
+    // From the text's offsets to the body's: a byte-order mark is not in the text, and where a byte is a
+    // character, the text may take two for it.
+    let at = |offset: usize| match std::str::from_utf8(body) {
+        Ok(whole) => offset + whole.len() - text.len(),
+        Err(_) => text[..offset].chars().count(),
+    };
+    let document = Document::parse(&text).expect("the generator writes XML");
+    let mut ranges = Vec::new();
+    for node in document.descendants().filter(|node| node.is_element()) {
+        if ["OptInSource", "OptInTime"].iter().any(|name| node.has_tag_name((NAMESPACE, *name)))
+            || node.tag_name().name() == "id"
+        {
+            ranges.push(node.range());
+        }
+        ranges.extend(node.attributes().filter(|it| it.name() == "id").map(|it| it.range_value()));
+    }
+    ranges.into_iter().map(|range| at(range.start)..at(range.end)).collect()
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 600, failure_persistence: None, ..ProptestConfig::default() })]
 
@@ -291,6 +314,32 @@ proptest! {
                 prop_assert!(!(removal && by_contact));
             }
         }
+    }
+
+    #[test]
+    fn under_any_policy_each_byte_outside_sources_times_and_ids_is_the_clients_own(body in document(), update: bool, policy in any_policy()) {
+        let Sanitized::Contact(contact) = sanitize(&body, &request(update), &policy) else {
+            return Err(TestCaseError::fail("not inspected"));
+        };
+        let may_change = may_change(&body);
+        let (mut before, mut after) = (0, 0);
+        for edit in &contact.edits {
+            let span = edit.span.range();
+            // A contact without a declaration may be given one.
+            let is_new = span.is_empty() && edit.with.starts_with('<') && policy.undeclared != Undeclared::Leave;
+            let is_allowed = is_new || may_change.iter().any(|range| range.start <= span.start && span.end <= range.end);
+            prop_assert!(is_allowed, "{:?} is in none of {:?}", span, may_change);
+            // What stands between two edits is the same, and where the one before it ended.
+            let kept = &body[before..span.start];
+            prop_assert_eq!(&contact.body[after..after + kept.len()], kept);
+            after += kept.len();
+            prop_assert!(contact.body[after..].starts_with(edit.with.as_bytes()));
+            after += edit.with.len();
+            let bridge = ["]]>", "<![CDATA["].into_iter().find(|it| edit.bridge != Bridge::None && contact.body[after..].starts_with(it.as_bytes()));
+            after += bridge.map_or(0, str::len);
+            before = span.end;
+        }
+        prop_assert_eq!(&contact.body[after..], &body[before..]);
     }
 
     #[test]

@@ -85,7 +85,11 @@ fn the_constraint_stands_in_the_issuing_authority_and_permits_the_hosts_alone() 
     let excluded = constraints.value.excluded_subtrees.as_ref().expect("IPv6");
     assert!(matches!(excluded[0].base, GeneralName::IPAddress(bytes) if bytes == [0; 32]));
     for certificate in [&root, &issuing] {
-        let usage = certificate.key_usage().expect("one").expect("one").value;
+        assert!(certificate.basic_constraints().expect("one").expect("one").critical);
+        assert!(certificate.raw_serial().len() >= 8, "it cannot be guessed");
+        let usage = certificate.key_usage().expect("one").expect("one");
+        assert!(usage.critical);
+        let usage = usage.value;
         assert!(usage.key_cert_sign() && usage.crl_sign() && !usage.digital_signature());
     }
     assert_eq!(authority.hosts(), hosts(&["api.example", "10.0.0.1"]));
@@ -107,6 +111,8 @@ fn a_leaf_is_what_strict_clients_ask_for() {
     let names = &second.subject_alternative_name().expect("one").expect("one").value.general_names;
     assert!(matches!(names[..], [GeneralName::IPAddress(&[10, 0, 0, 1])]));
     assert_ne!(first.raw_serial(), second.raw_serial());
+    assert!([&first, &second].iter().all(|leaf| leaf.raw_serial().len() >= 8));
+    assert!(first.key_usage().expect("one").expect("one").critical);
     assert!(first.key_usage().expect("one").expect("one").value.digital_signature());
     assert!(first.extended_key_usage().expect("one").expect("one").value.server_auth);
     let has = |oid| first.extensions().iter().any(|extension| extension.oid == oid);

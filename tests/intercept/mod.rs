@@ -1,6 +1,7 @@
 mod authority;
 mod commands;
 mod connect;
+mod names;
 mod open;
 
 /// The name under which the origin of these tests is the API.

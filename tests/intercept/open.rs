@@ -16,7 +16,7 @@ use crate::support::client::Client;
 use crate::support::clock::Clock;
 use crate::support::origin::{Origin, Reply};
 use crate::support::proxy::Proxy;
-use crate::support::tls::{Authority, connect};
+use crate::support::tls::{Authority, connect, connect_with};
 use crate::support::{CONTACT, RECIPE, RECIPE_OUT, answer, no_content, refusal, request};
 
 const TARGET: &str = "api.constantcontact.com:443";
@@ -153,6 +153,45 @@ async fn a_server_name_that_is_not_the_tunnels_is_refused() {
     assert!(error.contains("AccessDenied"), "{error}");
     let series = "optin_proxy_tls_handshakes_total{result=\"wrong_name\"}";
     assert_eq!(proxy.metric(series), 1.0);
+}
+
+/// Such clients leave the name out, and hold the certificate against it all the same.
+#[tokio::test]
+async fn a_client_that_names_no_server_gets_the_certificate_of_the_tunnels_host() {
+    let origin = Origin::start([Reply::Write(no_content())]).await;
+    let proxy = Proxy::before(&origin, &[]).await;
+    drop(open(&proxy).await);
+    let trusted = proxy.folder.path().join("ca.pem");
+    let silent = |config: &mut rustls::ClientConfig| config.enable_sni = false;
+    let stream = connect_with(tunnel(&proxy).await, API, &trusted, &["http/1.1"], silent).await;
+    let mut client = Client::over(stream.expect("it is for the tunnel's host"));
+    assert_eq!(client.ask(&put(API)).await.outcome(), "rewritten");
+    let other = connect_with(tunnel(&proxy).await, "www.example.org", &trusted, &[], silent).await;
+    let error = other.expect_err("it is for no other").to_string();
+    assert!(error.contains("NotValidForName") || error.contains("not valid for name"), "{error}");
+}
+
+/// hyper sees the end of a tunnel's client through TLS only.
+#[tokio::test]
+async fn nothing_is_sent_again_for_a_client_that_has_left_its_tunnel() {
+    let settings = ["retry.base_delay=1h", "retry.max_delay=1h", "retry.deadline=3h"];
+    for says_so in [false, true] {
+        let origin = Origin::start([Reply::Write(refusal()), Reply::Write(no_content())]).await;
+        let proxy = Proxy::before(&origin, &settings).await;
+        let mut client = open(&proxy).await;
+        client.send(&put(API)).await;
+        while proxy.metric("optin_proxy_refusals_total{verdict=\"transient\"}") == 0.0 {
+            tokio::task::yield_now().await;
+        }
+        if says_so {
+            client.stream.shutdown().await.expect("open");
+        }
+        drop(client);
+        while proxy.metric("optin_proxy_contact_writes_total{outcome=\"rewritten\"}") == 0.0 {
+            tokio::task::yield_now().await;
+        }
+        assert_eq!(origin.requests().len(), 1, "close_notify: {says_so}");
+    }
 }
 
 #[tokio::test]

@@ -7,6 +7,7 @@ mod journal;
 #[cfg(feature = "otel")]
 mod otlp;
 mod report;
+mod stalled;
 
 use std::net::SocketAddr;
 

@@ -6,13 +6,14 @@ use std::time::Duration;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
-use crate::support::answer;
 use crate::support::clock::Clock;
 use crate::support::http2::{
-    CONTINUATION, DATA, END_HEADERS, END_STREAM, Fate, HEADERS, Http2, RST_STREAM, fields,
+    CONTINUATION, DATA, END_HEADERS, END_STREAM, Fate, HEADERS, Http2, RST_STREAM, WINDOW_UPDATE,
+    fields,
 };
 use crate::support::origin::{Origin, Reply};
 use crate::support::proxy::Proxy;
+use crate::support::{BARE, CONTACT, answer, refusal};
 
 const WINDOW: u32 = 65_535;
 const GET: [(&str, &str); 4] =
@@ -129,6 +130,68 @@ async fn a_client_that_opens_streams_and_resets_them_at_once_is_closed() {
     let sent = origin.requests().len();
     assert!(sent < 1_000, "{sent} of 10,000 were passed on");
     assert_eq!(proxy.ask(b"GET /x HTTP/1.1\r\nHost: p\r\n\r\n").await.status, 200);
+}
+
+/// MadeYouReset (CVE-2025-8671): it is the server that resets the streams, whose requests go on behind them.
+#[tokio::test]
+async fn a_client_that_has_its_streams_reset_by_the_proxy_is_closed() {
+    let origin = Origin::start([Reply::Hang]).await;
+    let proxy = Proxy::before(&origin, &[]).await;
+    let mut client = Http2::connect(proxy.address, WINDOW).await;
+    let head = fields(&GET);
+    for stream in (1..20_000).step_by(2) {
+        client.send(HEADERS, END_HEADERS | END_STREAM, stream, &head).await;
+        // RFC 9113 section 6.9.1: a window beyond its greatest is an error of the stream.
+        client.send(WINDOW_UPDATE, 0, stream, &0x7fff_ffff_u32.to_be_bytes()).await;
+    }
+    let fate = client.fate(19_999).await;
+    assert!([Fate::Closed(ENHANCE_YOUR_CALM), Fate::Gone].contains(&fate), "{fate:?}");
+    while proxy.metric("optin_proxy_connections") > 0.0 {
+        tokio::task::yield_now().await;
+    }
+    let sent = origin.requests().len();
+    assert!(sent < 2_000, "{sent} of 10,000 were passed on");
+}
+
+#[tokio::test]
+async fn nothing_is_sent_again_for_a_client_that_has_reset_its_stream_or_left() {
+    let settings = ["retry.base_delay=1h", "retry.max_delay=1h", "retry.deadline=3h"];
+    let head = [(":method", "PUT"), (":scheme", "http"), (":path", CONTACT), (":authority", "p")];
+    let refusals = "optin_proxy_refusals_total{verdict=\"transient\"}";
+    for in_backoff in [false, true] {
+        for resets in [false, true] {
+            let go_on = Arc::new(Notify::new());
+            let late = Reply::Pause(vec![], Arc::clone(&go_on), refusal());
+            let origin = Origin::start([late, Reply::Write(answer("200 OK", "", b"mine"))]).await;
+            let proxy = Proxy::before(&origin, &settings).await;
+            let mut client = Http2::connect(proxy.address, WINDOW).await;
+            client.send(HEADERS, END_HEADERS, 1, &fields(&head)).await;
+            client.send(DATA, END_STREAM, 1, BARE).await;
+            origin.arrived(1).await;
+            if in_backoff {
+                go_on.notify_one();
+                while proxy.metric(refusals) == 0.0 {
+                    tokio::task::yield_now().await;
+                }
+            }
+            if resets {
+                client.send(RST_STREAM, 0, 1, &8_u32.to_be_bytes()).await;
+            } else {
+                drop(client);
+                client = Http2::connect(proxy.address, WINDOW).await;
+            }
+            while proxy.metric("optin_proxy_requests_total") == 0.0 {
+                tokio::task::yield_now().await;
+            }
+            go_on.notify_one();
+            // The others go on.
+            client.send(HEADERS, END_HEADERS | END_STREAM, 3, &fields(&GET)).await;
+            assert_eq!(client.fate(3).await, Fate::Answered(200));
+            let puts = origin.requests();
+            let puts = puts.iter().filter(|it| it.head.starts_with("PUT ")).count();
+            assert_eq!(puts, 1, "in backoff: {in_backoff}, resets: {resets}");
+        }
+    }
 }
 
 #[tokio::test]

@@ -26,10 +26,18 @@ async fn requests_beyond_the_limit_get_503_at_once_and_later_ones_are_served() {
         assert_eq!((refused.status, refused.problem()), (503, "overloaded".to_owned()));
         assert_eq!(refused.field("retry-after"), Some("1"));
     }
+    // Who asks whether to send is told at once, and not invited first.
+    let mut asking = proxy.client().await;
+    let head = format!(
+        "PUT {CONTACT} HTTP/1.1\r\nHost: p\r\nContent-Length: 1000\r\nExpect: 100-continue\r\n\r\n"
+    );
+    let refused = asking.ask(head.as_bytes()).await;
+    assert_eq!((refused.status, refused.problem()), (503, "overloaded".to_owned()));
+    assert!(asking.is_closed().await, "what follows may be the body or the next request");
     assert_eq!(origin.requests().len(), 1, "nothing of them was sent on");
     go_on.notify_one();
     assert_eq!(first.answer(false).await.body, b"late");
-    while proxy.metric("optin_proxy_requests_total") < 3.0 {
+    while proxy.metric("optin_proxy_requests_total") < 4.0 {
         tokio::task::yield_now().await;
     }
     assert_eq!(proxy.ask(GET).await.status, 204);

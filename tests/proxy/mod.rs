@@ -5,6 +5,7 @@ mod headers;
 mod http2;
 mod lifecycle;
 mod limits;
+mod log;
 mod reload;
 mod retry;
 mod rewrite;

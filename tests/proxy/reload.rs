@@ -1,12 +1,14 @@
 //! Reloading: whole or not at all, on connections that are open, without a request lost.
 
 use std::path::Path;
+use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::support::binary::{Running, command};
 use crate::support::client::Client;
 use crate::support::origin::{Origin, Reply};
+use crate::support::tls::Authority;
 use crate::support::{BARE, RECIPE, RECIPE_OUT, no_content, put, refusal};
 
 struct Served {
@@ -21,11 +23,17 @@ impl Served {
     }
 
     fn start_with(content: &str, listen: &[&str]) -> Self {
+        Self::start_by(content, listen, |_| {})
+    }
+
+    fn start_by(content: &str, listen: &[&str], change: impl FnOnce(&mut Command)) -> Self {
         let file = tempfile::NamedTempFile::new().expect("a file").into_temp_path();
         std::fs::write(&file, content).expect("ours");
         let named = file.to_str().expect("UTF-8");
         let arguments = [&["serve", "-c", named, "--admin", "127.0.0.1:0"], listen].concat();
-        let mut running = Running::start(&mut command(&arguments));
+        let mut command = command(&arguments);
+        change(&mut command);
+        let mut running = Running::start(&mut command);
         let admin = running.admin();
         Self { running, admin, file }
     }
@@ -127,6 +135,30 @@ async fn a_file_whose_content_has_changed_needs_no_signal_and_what_needs_a_resta
     let line = log.lines().find(|line| line.contains("limits.max_connections"));
     assert!(line.is_some_and(|line| line.contains("heeded at the next start only")), "{log}");
     assert!(log.contains("listen.proxy_auth") && !log.contains("s3cr3t"), "{log}");
+}
+
+/// A root that came into the system's store is trusted from the next reload on, and one that went no more.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_reload_reads_the_systems_roots_anew() {
+    let (trusted, other) = (Authority::new(), Authority::new());
+    let acceptor = trusted.acceptor("localhost", &["http/1.1"]);
+    let origin = Origin::start_with([Reply::Write(no_content())], Some(acceptor)).await;
+    let content = format!("[upstream]\nurl = 'https://localhost:{}'\n", origin.address.port());
+    let store = tempfile::NamedTempFile::new().expect("a file").into_temp_path();
+    std::fs::copy(other.file(), &store).expect("ours");
+    let served = Served::start_by(&content, &["--listen", "127.0.0.1:0"], |command| {
+        command.env("SSL_CERT_FILE", &store).env_remove("SSL_CERT_DIR");
+    });
+    let mut client = Client::connect(served.running.address).await;
+    let refused = client.ask(&put(RECIPE)).await;
+    assert_eq!((refused.status, &*refused.problem()), (502, "upstream-certificate-untrusted"));
+    std::fs::copy(trusted.file(), &store).expect("ours");
+    served.reload(&content, true).await;
+    assert_eq!(client.ask(&put(RECIPE)).await.status, 204);
+    std::fs::copy(other.file(), &store).expect("ours");
+    served.reload(&content, true).await;
+    assert_eq!(client.ask(&put(RECIPE)).await.status, 502);
+    assert_eq!(origin.requests().len(), 1, "not a byte to who is not trusted");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

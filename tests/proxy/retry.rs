@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use flate2::Compression;
-use flate2::write::GzEncoder;
+use flate2::write::{GzEncoder, ZlibEncoder};
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
@@ -165,12 +165,15 @@ async fn other_answers_are_returned_untouched_and_not_retried() {
         ("400 Bad Request", "Error 400: EmailAddress is required"),
         ("403 Forbidden", REFUSAL),
         ("409 Conflict", REFUSAL),
+        ("429 Too Many Requests", REFUSAL),
         ("500 Internal Server Error", REFUSAL),
         ("503 Service Unavailable", REFUSAL),
     ] {
-        let origin = Origin::start([Reply::Write(answer(status, "", text.as_bytes()))]).await;
+        let later = "Retry-After: 0\r\n";
+        let origin = Origin::start([Reply::Write(answer(status, later, text.as_bytes()))]).await;
         let proxy = Proxy::before(&origin, &[]).await;
         let answer = proxy.ask(&put(BARE)).await;
+        assert_eq!(answer.field("retry-after"), Some("0"));
         assert_eq!(
             (answer.status.to_string(), answer.outcome()),
             (status[..3].to_owned(), "clean")
@@ -194,6 +197,12 @@ async fn a_refusal_is_recognised_in_a_compressed_answer_and_relayed_compressed()
     let mut encoder = GzEncoder::new(Vec::new(), Compression::best());
     encoder.write_all(format!("<html><p>{REFUSAL}</p></html>").as_bytes()).expect("in memory");
     let gzip = encoder.finish().expect("in memory");
+    let text = format!("<html><p>{REFUSAL}</p></html>");
+    let mut encoder = ZlibEncoder::new(Vec::new(), Compression::best());
+    encoder.write_all(text.as_bytes()).expect("in memory");
+    let zlib = encoder.finish().expect("in memory");
+    // Without the frame of zlib, as some servers send it under the same name.
+    let bare = zlib[2..zlib.len() - 4].to_vec();
     let base64 = |text| STANDARD.decode(text).expect("it was encoded");
     // The same text, as Python's brotli and zstandard pack it.
     let br = base64(
@@ -204,7 +213,9 @@ async fn a_refusal_is_recognised_in_a_compressed_answer_and_relayed_compressed()
         "KLUv/SC6fQQAUoshGmBNdVtDkjWReyK6xRxgJYXU9wR4aQYrgmDxqLlmgIMe4KzFj/rV9+M7qGsZ8rR5qHbhVx6Q/Cq2PKmFW8s376O+ce4\
          z7hiuL2tr3IT9KOnsxo3q7PikLSer33xMdkUCYQ6GAmEg+HKE6j2y2lEpi5ukmua66kzPcRMIFA4ZwgV6BzXX7AQBAAglKCk=",
     );
-    for (coding, packed) in [("gzip", gzip), ("br", br), ("zstd", zstd)] {
+    for (coding, packed) in
+        [("gzip", gzip), ("deflate", zlib), ("deflate", bare), ("br", br), ("zstd", zstd)]
+    {
         let headers = format!("Content-Encoding: {coding}\r\nContent-Type: text/html\r\n");
         let refused = Reply::Write(answer("400 Bad Request", &headers, &packed));
         let origin = Origin::start([refused]).await;
@@ -227,6 +238,44 @@ async fn a_long_answer_is_looked_at_for_64_kib_and_relayed_whole() {
         assert_eq!(origin.requests().len(), if retried { 3 } else { 1 });
         assert_eq!(answer.body, text);
     }
+}
+
+/// What is packed tightly is unpacked for 64 KiB, wherever the rest would lead.
+#[tokio::test]
+async fn a_gzip_bomb_in_a_refusal_is_looked_at_for_64_kib_and_relayed_as_it_is() {
+    for (before, retried) in [(60_000, true), (70_000, false)] {
+        let mut encoder = GzEncoder::new(Vec::new(), Compression::best());
+        encoder.write_all(".".repeat(before).as_bytes()).expect("in memory");
+        encoder.write_all(REFUSAL.as_bytes()).expect("in memory");
+        for _ in 0..200 {
+            encoder.write_all(&[0; 1_000_000]).expect("in memory");
+        }
+        let bomb = encoder.finish().expect("in memory");
+        let headers = "Content-Encoding: gzip\r\n";
+        let origin = Origin::start([Reply::Write(answer("400 Bad Request", headers, &bomb))]).await;
+        let proxy = Proxy::before(&origin, &["retry.max_attempts=2"]).await;
+        let begun = std::time::Instant::now();
+        let answer = proxy.ask(&put(BARE)).await;
+        assert_eq!(origin.requests().len(), if retried { 2 } else { 1 });
+        assert!(answer.body == bomb && begun.elapsed() < Duration::from_secs(30));
+    }
+}
+
+#[tokio::test]
+async fn a_retry_that_its_client_does_not_wait_for_has_failed() {
+    let origin = Origin::start([Reply::Write(refusal()), Reply::Hang]).await;
+    let proxy = Proxy::before(&origin, &[]).await;
+    let mut client = proxy.client().await;
+    client.send(&put(BARE)).await;
+    origin.arrived(2).await;
+    drop(client);
+    while proxy.metric("optin_proxy_requests_total") == 0.0 {
+        tokio::task::yield_now().await;
+    }
+    // Every attempt beyond the first is in the counts, whatever came of it.
+    assert_eq!(proxy.metric("optin_proxy_retries_total{outcome=\"failed\"}"), 1.0);
+    assert_eq!(proxy.metric("optin_proxy_retries_total{outcome=\"rescued\"}"), 0.0);
+    assert_eq!(origin.requests().len(), 2);
 }
 
 #[tokio::test]

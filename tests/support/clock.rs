@@ -18,10 +18,12 @@ impl Clock {
         Self { _release: release }
     }
 
-    /// Lets time pass, by a second at a time, until this is done.
+    /// Lets time pass, by a second at a time, until this is done, which it must be within a hundred hours.
     pub async fn until<T>(&self, done: impl Future<Output = T>) -> T {
         let mut done = std::pin::pin!(done);
+        let begun = tokio::time::Instant::now();
         loop {
+            assert!(begun.elapsed() < Duration::from_secs(360_000), "it has no deadline");
             tokio::select! {
                 biased;
                 done = &mut done => return done,

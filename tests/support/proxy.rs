@@ -28,6 +28,15 @@ impl Proxy {
     }
 
     pub async fn start(upstream: &str, settings: &[&str]) -> Self {
+        Self::start_with(upstream, settings, |_| {}).await
+    }
+
+    /// The same, with the server made ready by `prepare`.
+    pub async fn start_with(
+        upstream: &str,
+        settings: &[&str],
+        prepare: impl FnOnce(&mut Server),
+    ) -> Self {
         let mut layers = Layers::default();
         layers.set("test", "listen.address=127.0.0.1:0");
         layers.set("test", "retry.base_delay=0s");
@@ -39,7 +48,8 @@ impl Proxy {
         }
         let config = Arc::new(layers.build().expect("a valid configuration"));
         let metrics = Arc::new(Metrics::default());
-        let server = Server::bind(config, Arc::clone(&metrics)).await.expect("a free port");
+        let mut server = Server::bind(config, Arc::clone(&metrics)).await.expect("a free port");
+        prepare(&mut server);
         let address = server.address();
         let stop = CancellationToken::new();
         let running = tokio::spawn(server.run(stop.clone()));

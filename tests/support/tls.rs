@@ -24,6 +24,17 @@ pub async fn connect<S: AsyncRead + AsyncWrite + Unpin>(
     trusted: &Path,
     protocols: &[&str],
 ) -> std::io::Result<TlsStream<S>> {
+    connect_with(stream, name, trusted, protocols, |_| {}).await
+}
+
+/// The same with something else in its settings.
+pub async fn connect_with<S: AsyncRead + AsyncWrite + Unpin>(
+    stream: S,
+    name: &str,
+    trusted: &Path,
+    protocols: &[&str],
+    change: impl FnOnce(&mut ClientConfig),
+) -> std::io::Result<TlsStream<S>> {
     let mut roots = RootCertStore::empty();
     for certificate in CertificateDer::pem_file_iter(trusted).expect("a file") {
         roots.add(certificate.expect("a certificate")).expect("a root");
@@ -35,6 +46,7 @@ pub async fn connect<S: AsyncRead + AsyncWrite + Unpin>(
         .with_root_certificates(roots)
         .with_no_client_auth();
     config.alpn_protocols = protocols.iter().map(|name| name.as_bytes().to_vec()).collect();
+    change(&mut config);
     let name = ServerName::try_from(name.to_owned()).expect("a name");
     TlsConnector::from(Arc::new(config)).connect(name, stream).await
 }

@@ -1,0 +1,105 @@
+//! What the log says of a request, beside what it must not say (`secrets`).
+
+use serde_json::Value;
+
+use crate::support::binary::{Running, command};
+use crate::support::client::Client;
+use crate::support::http2::{END_HEADERS, END_STREAM, Fate, HEADERS, Http2, fields};
+use crate::support::origin::{Origin, Reply};
+use crate::support::{CONTACT, RECIPE, no_content, request};
+
+const GET: &[u8] = b"GET /x HTTP/1.1\r\nHost: p\r\n\r\n";
+
+fn serve(origin: &Origin, settings: &[&str]) -> Running {
+    let url = origin.url();
+    let mut arguments = vec!["serve", "--listen", "127.0.0.1:0", "--upstream", &url];
+    arguments.extend(settings.iter().flat_map(|setting| ["--set", setting]));
+    Running::start(&mut command(&arguments))
+}
+
+/// The lines of requests, once the program has come to its end.
+fn stop(running: Running) -> Vec<Value> {
+    running.signal("TERM");
+    let (_, log) = running.finish();
+    log.lines()
+        .map(|line| serde_json::from_str::<Value>(line).expect("JSON"))
+        .filter(|line| line["message"] == "request")
+        .collect()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_client_that_goes_is_told_from_one_that_the_proxy_does_not_wait_for() {
+    // The client goes.
+    let origin = Origin::start([Reply::Hang, Reply::Write(no_content())]).await;
+    let running = serve(&origin, &[]);
+    let mut client = Client::connect(running.address).await;
+    client.send(GET).await;
+    origin.arrived(1).await;
+    drop(client);
+    assert_eq!(Client::connect(running.address).await.ask(GET).await.status, 204);
+    let lines = stop(running);
+    assert_eq!(lines.len(), 2);
+    let gone = lines.iter().find(|line| line["status"].is_null()).expect("one had no answer");
+    assert_eq!((&gone["client_gone"], &gone["cut"]), (&Value::Bool(true), &Value::Null));
+    let answered = lines.iter().find(|line| line["status"] == 204).expect("one was answered");
+    assert_eq!((&answered["client_gone"], &answered["cut"]), (&Value::Null, &Value::Null));
+
+    // Regression: whatever the proxy cut was logged as the client's doing. At its deadline:
+    for http2 in [false, true] {
+        let origin = Origin::start([Reply::Hang]).await;
+        let settings = ["limits.request_timeout=100ms", "upstream.response_timeout=1h"];
+        let running = serve(&origin, &settings);
+        if http2 {
+            let mut client = Http2::connect(running.address, 65_535).await;
+            let head =
+                [(":method", "GET"), (":scheme", "http"), (":path", "/"), (":authority", "p")];
+            client.send(HEADERS, END_HEADERS | END_STREAM, 1, &fields(&head)).await;
+            assert!(matches!(client.fate(1).await, Fate::Reset(_)));
+        } else {
+            assert_eq!(Client::connect(running.address).await.ask(GET).await.status, 0);
+        }
+        let lines = stop(running);
+        assert_eq!(lines.len(), 1);
+        assert_eq!(lines[0]["cut"], true, "HTTP/2: {http2}: {}", lines[0]);
+        assert_eq!(lines[0]["client_gone"], Value::Null, "HTTP/2: {http2}: {}", lines[0]);
+    }
+
+    // At the end of the time to drain:
+    let origin = Origin::start([Reply::Hang]).await;
+    let running = serve(&origin, &["listen.drain_timeout=50ms"]);
+    let mut client = Client::connect(running.address).await;
+    client.send(GET).await;
+    origin.arrived(1).await;
+    let lines = stop(running);
+    assert_eq!(lines.len(), 1);
+    assert_eq!((&lines[0]["cut"], &lines[0]["client_gone"]), (&Value::Bool(true), &Value::Null));
+    drop(client);
+}
+
+/// Regression: a User-Agent stood there as it was, and could look like fields of ours.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_field_of_a_line_for_people_can_be_forged_by_a_client() {
+    let origin = Origin::start([Reply::Write(no_content())]).await;
+    let running = serve(&origin, &["log.format=human"]);
+    let forged = "x\" outcome=\"clean\" status=200 \\\" account=root";
+    let fields = format!("User-Agent: {forged}\r\nX-Request-Id: 1 status=200\r\n");
+    for target in [CONTACT, "/ws/customers/jo%20status=200/contacts/1%20account=root"] {
+        let asked = request("PUT", target, &fields, RECIPE);
+        assert_eq!(Client::connect(running.address).await.ask(&asked).await.status, 204);
+    }
+    running.signal("TERM");
+    let (_, log) = running.finish();
+    let lines: Vec<_> = log.lines().filter(|line| line.contains("INFO request ")).collect();
+    assert_eq!(lines.len(), 2, "{log}");
+    for line in lines {
+        // All that is the client's stands in quotes of ours, and its own are escaped.
+        let (before, quoted) = line.split_once("user_agent=").expect("it is there");
+        assert!(
+            quoted.starts_with("\"x\\\" outcome=\\\"clean\\\" status=200 \\\\\\\" account=root\""),
+            "{line}"
+        );
+        assert_eq!(before.matches("status=").count(), 1, "{line}");
+        assert_eq!(before.matches("outcome=").count(), 1, "{line}");
+        assert!(!before.contains("root"), "{line}");
+    }
+}
