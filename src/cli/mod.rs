@@ -25,6 +25,7 @@ use clap::{Args, CommandFactory, Parser, Subcommand};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use crate::config::{Config, ConfigError, Layers};
+use crate::observe::log;
 
 /// Keeps the OptInSource of Constant Contact v1 contact writes consistent, and retries the API's
 /// spurious transition refusals.
@@ -167,6 +168,8 @@ pub fn run() -> ExitCode {
         Command::Completions { shell } => completions(shell),
         Command::Manual { folder } => manual(&folder),
     };
+    // What is said of the end comes behind what was said before.
+    log::flush(LAST_LINES);
     match done {
         Ok(()) => ExitCode::SUCCESS,
         // Whoever reads our output may stop reading.
@@ -216,6 +219,9 @@ fn running_for() -> Duration {
 }
 
 static STARTED: OnceLock<Instant> = OnceLock::new();
+
+/// How long the end waits for whoever reads the log.
+const LAST_LINES: Duration = Duration::from_secs(1);
 
 /// How long the end waits for tasks that were cut.
 const LAST_TASKS: Duration = Duration::from_millis(500);

@@ -69,6 +69,12 @@ impl Serve {
 pub(super) const FLUSH: Duration = Duration::from_secs(3);
 const FLUSH_IN_HURRY: Duration = Duration::from_millis(200);
 
+/// Ends the process at once.
+fn exit(code: i32) -> ! {
+    log::flush(FLUSH_IN_HURRY);
+    std::process::exit(code)
+}
+
 /// The exit status after a second SIGTERM, as a shell has it.
 pub(super) const TERMINATED: i32 = 128 + 15;
 
@@ -88,7 +94,7 @@ impl Ended {
         let written = tokio::task::spawn_blocking(move || journal.flush(limit));
         tokio::select! {
             _ = written => {}
-            code = signals.next() => std::process::exit(code),
+            code = signals.next() => exit(code),
         }
         match self {
             Self::Drained(Ok(0)) => tracing::info!("stopped"),
@@ -101,7 +107,7 @@ impl Ended {
             Self::Drained(Err(error)) => {
                 return Err(Failure::Failed(format!("the listener failed: {error}")));
             }
-            Self::Cut(code) => std::process::exit(code),
+            Self::Cut(code) => exit(code),
         }
         Ok(())
     }

@@ -1,14 +1,32 @@
 //! Where events go: standard error, as text for people or as JSON for machines.
+//!
+//! Lines are gathered in memory, and a thread of their own writes them: whoever reads them slowly, or not at all,
+//! costs lines, which are counted, and no request. A system call for each would also be most of what a request
+//! with findings costs.
 
-use std::io::{self, IsTerminal};
+use std::io::{self, IsTerminal, Write};
+use std::sync::{Arc, Condvar, LazyLock, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
 
+use prometheus_client::metrics::counter::Counter;
 use tracing_subscriber::Registry;
 use tracing_subscriber::filter::{LevelFilter, Targets};
+use tracing_subscriber::fmt::MakeWriter;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::reload;
 use tracing_subscriber::util::SubscriberInitExt;
 
 use crate::config::{Log, LogFormat, LogLevel};
+
+/// How much may wait to be written, in bytes: some thousand lines.
+const WAITING: usize = 1024 * 1024;
+
+/// How long lines gather while there are many. The first after a silence is written at once.
+const TICK: Duration = Duration::from_millis(5);
+
+/// How much room is kept for them, in bytes.
+const ROOM: usize = 64 * 1024;
 
 /// Changes how much is logged.
 pub struct Level(reload::Handle<Targets, Registry>);
@@ -30,7 +48,8 @@ pub fn start(log: &Log) -> Level {
     };
     let (filter, handle) = reload::Layer::new(filter(log));
     let registry = tracing_subscriber::registry().with(filter);
-    let layer = tracing_subscriber::fmt::layer().with_writer(io::stderr);
+    let lines = LINES.get_or_init(Lines::start);
+    let layer = tracing_subscriber::fmt::layer().with_writer(lines);
     // Fails only where a subscriber is set already, as in a test process with several proxies.
     let _ = if json {
         registry.with(layer.json().flatten_event(true).with_current_span(false)).try_init()
@@ -38,6 +57,137 @@ pub fn start(log: &Log) -> Level {
         registry.with(layer.with_target(false).with_ansi(io::stderr().is_terminal())).try_init()
     };
     Level(handle)
+}
+
+/// Waits until all lines are written, for so long at most.
+pub fn flush(limit: Duration) {
+    if let Some(Lines(Some(shared))) = LINES.get() {
+        shared.flush(limit);
+    }
+}
+
+/// Lines that there was no room for.
+pub(super) fn lost() -> Counter {
+    LOST.clone()
+}
+
+static LINES: OnceLock<Lines> = OnceLock::new();
+static LOST: LazyLock<Counter> = LazyLock::new(Counter::default);
+
+/// Takes lines for the thread that writes them; without one, they are written where they come from.
+struct Lines(Option<Arc<Shared>>);
+
+#[derive(Default)]
+struct Shared {
+    waiting: Mutex<Waiting>,
+    /// A line has come to a thread that sleeps.
+    came: Condvar,
+    /// Everything is written.
+    done: Condvar,
+}
+
+#[derive(Default)]
+struct Waiting {
+    lines: Vec<u8>,
+    /// Since this was last said.
+    lost: u64,
+    sleeps: bool,
+    writes: bool,
+}
+
+impl Lines {
+    fn start() -> Self {
+        let shared = Arc::<Shared>::default();
+        let thread = Arc::clone(&shared);
+        let started =
+            thread::Builder::new().name("log".into()).spawn(move || thread.write_to(io::stderr()));
+        Self(started.is_ok().then_some(shared))
+    }
+}
+
+impl<'a> MakeWriter<'a> for &'static Lines {
+    type Writer = &'static Lines;
+
+    fn make_writer(&'a self) -> Self::Writer {
+        self
+    }
+}
+
+impl Write for &Lines {
+    /// Takes one line.
+    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+        match &self.0 {
+            Some(shared) => shared.take(line),
+            None => io::stderr().write_all(line)?,
+        }
+        Ok(line.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl Shared {
+    fn waiting(&self) -> MutexGuard<'_, Waiting> {
+        // A line is added in one step: a poisoned lock is as good as any.
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn take(&self, line: &[u8]) {
+        let mut waiting = self.waiting();
+        if waiting.lines.len() + line.len() > WAITING {
+            waiting.lost += 1;
+            LOST.inc();
+            return;
+        }
+        waiting.lines.extend_from_slice(line);
+        if waiting.sleeps {
+            waiting.sleeps = false;
+            self.came.notify_one();
+        }
+    }
+
+    fn write_to(&self, mut out: impl Write) {
+        let mut lines = Vec::new();
+        loop {
+            let mut waiting = self.waiting();
+            waiting.writes = false;
+            while waiting.lines.is_empty() {
+                self.done.notify_all();
+                waiting.sleeps = true;
+                waiting = self.came.wait(waiting).unwrap_or_else(PoisonError::into_inner);
+            }
+            std::mem::swap(&mut waiting.lines, &mut lines);
+            waiting.writes = true;
+            let lost = std::mem::take(&mut waiting.lost);
+            drop(waiting);
+            // Who is not there to read has nothing to be told.
+            let _ = out.write_all(&lines);
+            lines.clear();
+            lines.shrink_to(ROOM);
+            if lost > 0 {
+                tracing::error!(
+                    lines = lost,
+                    "lines of this log were lost: whoever reads it is too slow"
+                );
+            }
+            thread::sleep(TICK);
+        }
+    }
+
+    fn flush(&self, limit: Duration) {
+        let deadline = Instant::now() + limit;
+        let mut waiting = self.waiting();
+        while !waiting.lines.is_empty() || waiting.writes {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return;
+            }
+            waiting =
+                self.done.wait_timeout(waiting, left).unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
 }
 
 /// The proxy's own events as wanted, its libraries' never below their warnings: what they trace can hold

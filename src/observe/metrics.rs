@@ -11,6 +11,7 @@ use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::Registry;
 
+use super::log;
 use super::process::Process;
 use crate::contact::refusal::Verdict;
 use crate::contact::{Kind, Uninspectable};
@@ -256,6 +257,11 @@ impl Default for Metrics {
             metrics.reloaded.clone(),
         );
         metrics.reloaded.set(1);
+        registry.register(
+            "log_lost",
+            "Lines of the log that were lost because whoever reads it is too slow",
+            log::lost(),
+        );
         registry.register(
             "journal_dropped",
             "Exchanges that neither the dashboard nor the audit trail knows of",

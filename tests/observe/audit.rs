@@ -283,7 +283,8 @@ async fn two_processes_write_one_trail_one_after_the_other() {
     assert!(fault.as_str().is_some_and(|fault| fault.contains("another process")), "{fault}");
     send(&first, 1).await;
     stop(first);
-    assert_eq!(lines(&path).len(), 3);
+    // The other one may have begun by now, with both of its own.
+    assert!([3, 5].contains(&lines(&path).len()), "{:?}", lines(&path));
     stop(second);
     assert_eq!(lines(&path).len(), 5);
     let verified = verify(&[&path]);

@@ -1,5 +1,8 @@
 //! What the log says of a request, beside what it must not say (`secrets`).
 
+use std::process::Stdio;
+use std::sync::mpsc;
+
 use serde_json::Value;
 
 use crate::support::binary::{Running, command};
@@ -101,5 +104,55 @@ async fn no_field_of_a_line_for_people_can_be_forged_by_a_client() {
         assert_eq!(before.matches("status=").count(), 1, "{line}");
         assert_eq!(before.matches("outcome=").count(), 1, "{line}");
         assert!(!before.contains("root"), "{line}");
+    }
+}
+
+/// Regression: each line was written by the request that it was about, which stood still with whoever read the log.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_log_that_nobody_reads_costs_lines_and_no_request() {
+    let origin = Origin::start([Reply::Write(no_content())]).await;
+    for read_again in [true, false] {
+        let (unread, begin) = mpsc::channel();
+        let arguments = [
+            "serve",
+            "--listen",
+            "127.0.0.1:0",
+            "--admin",
+            "127.0.0.1:0",
+            "--upstream",
+            &origin.url(),
+        ];
+        let mut running = Running::start_read_late(&mut command(&arguments), Stdio::null(), begin);
+        let admin = running.admin();
+        let mut client = Client::connect(running.address).await;
+        // Some 700 bytes each, beyond what a pipe and the proxy's own memory hold.
+        for _ in 0..2_500 {
+            assert_eq!(client.ask(&request("PUT", CONTACT, "", RECIPE)).await.status, 204);
+        }
+        let asked = b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n";
+        let metrics = Client::connect(admin).await.ask(asked).await.body;
+        let metrics = String::from_utf8(metrics).expect("text");
+        let lost =
+            metrics.lines().find_map(|line| line.strip_prefix("optin_proxy_log_lost_total "));
+        let lost: u64 = lost.expect("it is counted").parse().expect("a number");
+        assert!(lost > 0);
+        if read_again {
+            drop(unread);
+            // Whoever reads again is told of what is missing.
+            running.signal("TERM");
+            let (status, log) = running.finish();
+            assert_eq!(status.code(), Some(0));
+            let lines: Vec<Value> =
+                log.lines().map(|line| serde_json::from_str(line).expect("whole lines")).collect();
+            let said = lines.iter().find(|line| line["lines"].is_u64()).expect("it is said");
+            assert_eq!(said["lines"], lost);
+            assert_eq!(lines.last().expect("the last")["message"], "stopped");
+        } else {
+            // The end does not wait for it either.
+            running.signal("TERM");
+            let ended = std::thread::spawn(move || running.wait());
+            assert_eq!(ended.join().expect("it ends").code(), Some(0));
+            drop(unread);
+        }
     }
 }

@@ -3,7 +3,7 @@
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::SocketAddr;
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::LazyLock;
+use std::sync::{LazyLock, mpsc};
 use std::thread::JoinHandle;
 
 use tempfile::TempDir;
@@ -67,6 +67,12 @@ impl Running {
 
     /// The same with something else than nothing on standard input.
     pub fn start_reading(command: &mut Command, stdin: Stdio) -> Self {
+        let (_, now) = mpsc::channel();
+        Self::start_read_late(command, stdin, now)
+    }
+
+    /// The same with a standard error that nobody reads until the other end of `begin` is dropped.
+    pub fn start_read_late(command: &mut Command, stdin: Stdio, begin: mpsc::Receiver<()>) -> Self {
         let mut child = command
             .stdin(stdin)
             .stdout(Stdio::piped())
@@ -76,6 +82,7 @@ impl Running {
         let mut stderr = child.stderr.take().expect("piped");
         let stderr = std::thread::spawn(move || {
             let mut text = String::new();
+            let _ = begin.recv();
             let _ = stderr.read_to_string(&mut text);
             text
         });
@@ -117,6 +124,11 @@ impl Running {
             .status()
             .expect("kill is there");
         assert!(status.success());
+    }
+
+    /// Waits for the end, whatever it still has to say.
+    pub fn wait(&mut self) -> ExitStatus {
+        self.child.wait().expect("it ends")
     }
 
     /// Waits for the end; status and standard error.
