@@ -20,10 +20,11 @@ use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
-use optin_proxy::config::Layers;
+use optin_proxy::config::{Layers, Log, LogFormat, LogLevel};
 use optin_proxy::observe::admin::{Admin, Desk};
 use optin_proxy::observe::audit::Audit;
 use optin_proxy::observe::journal::Journal;
+use optin_proxy::observe::log;
 use optin_proxy::observe::metrics::Metrics;
 use optin_proxy::proxy::{Control, Server};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -210,7 +211,17 @@ fn main() {
         "{:<22}{:>14}{:>14}{:>7}{:>14}{:>7}",
         "CPU time per PUT", "pass-through", "optin-proxy", "ratio", "watched", "ratio"
     );
-    for (name, body) in [("8 lists, all differ", differing), ("8 lists, clean", clean)] {
+    let mut logged = Layers::default().build().expect("valid").log;
+    let silent = Log { level: LogLevel::Off, ..logged.clone() };
+    logged.format = LogFormat::Json;
+    let level = log::start(&logged);
+    for (name, body, log) in [
+        ("8 lists, all differ", differing, &silent),
+        ("8 lists, clean", clean, &silent),
+        ("all differ, logged", differing, &logged),
+        ("clean, logged", clean, &logged),
+    ] {
+        level.set(log);
         for address in addresses {
             load(&clients, address, body, 1_000);
         }

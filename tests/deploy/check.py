@@ -1,8 +1,7 @@
 """The Kubernetes manifests of deploy/: valid by the published schemas, and run as they stand.
 
-check.py OPTIN_PROXY HELM
+check.py OPTIN_PROXY HELM KUSTOMIZE
 
-Kustomize cannot be had without a network of its own; its one merge that is used here, lists by name, is done below.
 What a container would run is run here: its arguments, environment, user, probes, and volumes as folders.
 """
 
@@ -24,7 +23,7 @@ import yaml
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1] / "support"))
 from waiting import free_port, until
 
-PROGRAM, HELM = sys.argv[1:3]
+PROGRAM, HELM, KUSTOMIZE = sys.argv[1:4]
 DEPLOY = pathlib.Path(__file__).parents[2] / "deploy"
 APPLICATION = """
 apiVersion: apps/v1
@@ -40,32 +39,15 @@ spec:
 """
 
 
-def merge(base, patch):
-    """A strategic merge: lists of named things by their names, all else as JSON merge patches have it."""
-    if isinstance(base, dict) and isinstance(patch, dict):
-        merged = dict(base)
-        for key, value in patch.items():
-            merged[key] = merge(base[key], value) if key in base else value
-        return merged
-    if isinstance(base, list) and isinstance(patch, list) and all(isinstance(it, dict) and "name" in it for it in base + patch):
-        names = [it["name"] for it in base]
-        merged = [next((merge(old, new) for new in patch if new["name"] == old["name"]), old) for old in base]
-        return merged + [new for new in patch if new["name"] not in names]
-    return patch
-
-
 def kustomized(mode):
-    folder = DEPLOY / "kubernetes" / mode
-    component = yaml.safe_load((folder / "kustomization.yaml").read_text())
-    documents = [yaml.safe_load((folder / name).read_text()) for name in component["resources"]]
-    (patch,) = component["patches"]
-    assert patch["target"] == {"kind": "Deployment", "labelSelector": "optin-proxy=sidecar"}
-    sidecar = yaml.safe_load((folder / patch["path"]).read_text())
-    sidecar["metadata"] = {}
-    (generated,) = component["configMapGenerator"]
-    data = {name: (folder / name).read_text() for name in generated["files"]}
-    documents.append({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": generated["name"]}, "data": data})
-    return documents + [merge(yaml.safe_load(APPLICATION), sidecar)]
+    """What an application's own kustomization becomes that names the component, in a folder of its own."""
+    with tempfile.TemporaryDirectory() as folder:
+        place = pathlib.Path(folder)
+        shutil.copytree(DEPLOY / "kubernetes" / mode, place / "optin-proxy")
+        (place / "shop.yaml").write_text(APPLICATION)
+        (place / "kustomization.yaml").write_text("resources: [shop.yaml]\ncomponents: [optin-proxy]\n")
+        built = subprocess.run([KUSTOMIZE, "build", place], check=True, capture_output=True, text=True).stdout
+    return list(yaml.safe_load_all(built))
 
 
 def rendered(mode, *more):
