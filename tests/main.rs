@@ -5,6 +5,8 @@
 
 mod cli;
 mod contact;
+#[cfg(feature = "ext-proc")]
+mod ext_proc;
 mod fuzz;
 mod intercept;
 mod observe;

@@ -5,6 +5,7 @@
 //! sends requests itself, so nothing is retried here: that takes a hop through `optin-proxy serve`.
 
 mod messages;
+mod room;
 
 use std::pin::{Pin, pin};
 use std::sync::Arc;
@@ -22,17 +23,20 @@ use envoy_types::pb::envoy::service::ext_proc::v3::{
 };
 use http::HeaderMap;
 use http::header::CONTENT_LENGTH;
+use hyper::body::Incoming;
 use hyper::server::conn::http2;
+use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
-use hyper_util::service::TowerToHyperService;
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 use tokio_stream::Stream;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+use tonic::codegen::Service;
 use tonic::{Code, Request, Response, Status, Streaming};
 
 use self::messages::Mode;
+use self::room::{Held, Metered};
 use crate::config::Config;
 use crate::contact::{self, Uninspectable};
 use crate::observe::exchange::{Exchange, Line};
@@ -86,6 +90,7 @@ impl Processor {
         let limits = control.config().limits.clone();
         http2.max_concurrent_streams(u32::try_from(limits.max_requests).unwrap_or(u32::MAX));
         let room = Arc::new(Semaphore::new(limits.max_connections));
+        let bytes = Arc::new(Semaphore::new(limits.max_buffered));
         let connections = TaskTracker::new();
         loop {
             let accept = async {
@@ -103,7 +108,14 @@ impl Processor {
                 continue;
             };
             let _ = stream.set_nodelay(true);
-            let service = TowerToHyperService::new(service.clone());
+            let (service, bytes) = (service.clone(), Arc::clone(&bytes));
+            let service = service_fn(move |request: http::Request<Incoming>| {
+                let held = Held::of(&bytes);
+                let (mut parts, body) = request.into_parts();
+                parts.extensions.insert(Arc::clone(&held));
+                let body = Metered { body, held };
+                service.clone().call(http::Request::from_parts(parts, body))
+            });
             let connection = http2.serve_connection(TokioIo::new(stream), service);
             let stop = stop.clone();
             connections.spawn(async move {
@@ -140,12 +152,15 @@ impl ExternalProcessor for Processor {
         &self,
         request: Request<Streaming<ProcessingRequest>>,
     ) -> Result<Response<Conversation>, Status> {
+        let held = request.extensions().get().cloned();
         Ok(Response::new(Conversation {
             messages: request.into_inner(),
             config: self.control.config(),
             metrics: Arc::clone(&self.metrics),
             journal: self.journal.clone(),
+            held,
             configured: None,
+            only_watches: false,
             exchange: None,
         }))
     }
@@ -157,8 +172,12 @@ pub struct Conversation {
     config: Arc<Config>,
     metrics: Arc<Metrics>,
     journal: Journal,
+    /// What its messages take of `limits.max_buffered`.
+    held: Option<Arc<Held>>,
     /// How the filter is set up: told with the first message.
     configured: Option<ProtocolConfiguration>,
+    /// No answer is waited for.
+    only_watches: bool,
     exchange: Option<Begun>,
 }
 
@@ -179,16 +198,16 @@ impl Stream for Conversation {
         loop {
             let message = match ready!(Pin::new(&mut self.messages).poll_next(cx)) {
                 Some(Ok(message)) => message,
-                Some(Err(status)) => {
-                    self.broke(&status);
-                    return Poll::Ready(None);
-                }
+                Some(Err(status)) => return Poll::Ready(self.broke(&status).map(Ok)),
                 None => return Poll::Ready(None),
             };
-            let only_watches = message.observability_mode;
+            self.only_watches = message.observability_mode;
             let answer = self.answer(message);
+            if let Some(held) = &self.held {
+                held.give_back();
+            }
             // Who only watches waits for no answer.
-            if !only_watches {
+            if !self.only_watches {
                 return Poll::Ready(Some(Ok(answer)));
             }
         }
@@ -285,14 +304,22 @@ impl Conversation {
     }
 
     /// Envoy resets the stream of a request that was given up, which its record says. A message that is too long is
-    /// a body that nobody looks at; what becomes of it is Envoy's to decide.
-    fn broke(&mut self, status: &Status) {
-        if let Some(Begun { line, update: Some(_), .. }) = &self.exchange
-            && status.code() == Code::OutOfRange
-        {
-            // There is no way to answer any more, whatever is to become of it.
-            let found = Found::Uninspectable(Uninspectable::TooLarge);
-            let _ = found.report(Some(&line.exchange), &self.config);
+    /// a body that nobody looks at; what becomes of it is Envoy's to decide. One for which there is no room is refused, as
+    /// `serve` does it.
+    fn broke(&mut self, status: &Status) -> Option<ProcessingResponse> {
+        let Some(Begun { line, update: Some(_), .. }) = &self.exchange else { return None };
+        match status.code() {
+            Code::OutOfRange => {
+                // There is no way to answer any more, whatever is to become of it.
+                let found = Found::Uninspectable(Uninspectable::TooLarge);
+                let _ = found.report(Some(&line.exchange), &self.config);
+                None
+            }
+            Code::ResourceExhausted if !self.only_watches => {
+                let most = self.config.limits.max_buffered;
+                Some(self.refuse(&Error::TooMuchBuffered(most)))
+            }
+            _ => None,
         }
     }
 

@@ -1,0 +1,221 @@
+//! External processing, as Envoy asks for it: gRPC over a real socket, to the real program.
+
+use envoy_types::pb::envoy::config::core::v3::{HeaderMap, HeaderValue};
+use envoy_types::pb::envoy::extensions::filters::http::ext_proc::v3::processing_mode::BodySendMode;
+use envoy_types::pb::envoy::service::ext_proc::v3::body_mutation::Mutation;
+use envoy_types::pb::envoy::service::ext_proc::v3::external_processor_client::ExternalProcessorClient;
+use envoy_types::pb::envoy::service::ext_proc::v3::processing_request::Request as Ask;
+use envoy_types::pb::envoy::service::ext_proc::v3::processing_response::Response as Answer;
+use envoy_types::pb::envoy::service::ext_proc::v3::{
+    CommonResponse, HttpBody, HttpHeaders, ProcessingRequest, ProcessingResponse,
+};
+use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
+use tokio_stream::wrappers::UnboundedReceiverStream;
+use tonic::Streaming;
+use tonic::transport::Channel;
+
+use crate::support::binary::{Running, command};
+use crate::support::{CONTACT, RECIPE, RECIPE_OUT, UNDECLARED};
+
+fn serve(settings: &[&str]) -> Running {
+    let mut arguments = vec!["ext-proc", "--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0"];
+    arguments.extend(settings.iter().flat_map(|setting| ["--set", setting]));
+    Running::start(&mut command(&arguments))
+}
+
+async fn client(running: &Running) -> ExternalProcessorClient<Channel> {
+    let address = format!("http://{}", running.address);
+    ExternalProcessorClient::connect(address)
+        .await
+        .expect("it listens")
+        .max_decoding_message_size(64 << 20)
+}
+
+/// One request's stream.
+struct Asking {
+    messages: UnboundedSender<ProcessingRequest>,
+    answers: Streaming<ProcessingResponse>,
+    observes: bool,
+}
+
+impl Asking {
+    async fn begin(client: &mut ExternalProcessorClient<Channel>) -> Self {
+        let (messages, stream) = unbounded_channel();
+        let stream = UnboundedReceiverStream::new(stream);
+        let answers = client.process(stream).await.expect("a stream").into_inner();
+        Self { messages, answers, observes: false }
+    }
+
+    fn send(&self, request: Ask) {
+        let message = ProcessingRequest {
+            request: Some(request),
+            observability_mode: self.observes,
+            ..ProcessingRequest::default()
+        };
+        self.messages.send(message).expect("it is open");
+    }
+
+    async fn next(&mut self) -> Option<Answer> {
+        self.answers.message().await.expect("no fault").and_then(|it| it.response)
+    }
+
+    /// A PUT of a contact: whether its body is asked for, and how.
+    async fn head(&mut self, length: Option<usize>) -> BodySendMode {
+        let length = length.map(|it| it.to_string());
+        let fields = [
+            (":method", "PUT"),
+            (":path", CONTACT),
+            (":authority", "proxy.local:8080"),
+            ("content-type", "application/atom+xml"),
+        ];
+        let fields = fields.into_iter().chain(length.as_deref().map(|it| ("content-length", it)));
+        self.send(Ask::RequestHeaders(head(fields)));
+        let answer = self.answers.message().await.expect("no fault").expect("an answer");
+        assert!(matches!(answer.response, Some(Answer::RequestHeaders(_))), "{answer:?}");
+        let mode = answer.mode_override.expect("a mode").request_body_mode;
+        BodySendMode::try_from(mode).expect("a known one")
+    }
+
+    fn body(&self, body: &[u8]) {
+        self.send(Ask::RequestBody(HttpBody {
+            body: body.to_vec(),
+            end_of_stream: true,
+            ..HttpBody::default()
+        }));
+    }
+
+    /// The report on an answer with this status.
+    async fn report(&mut self, status: &str) -> String {
+        self.send(Ask::ResponseHeaders(head([(":status", status)])));
+        let Some(Answer::ResponseHeaders(head)) = self.next().await else { panic!("no head") };
+        let mutation = head.response.expect("something to do").header_mutation.expect("of fields");
+        let header = mutation.set_headers.into_iter().next().and_then(|it| it.header).expect("one");
+        assert_eq!(header.key, "optin-proxy");
+        String::from_utf8(header.raw_value).expect("text")
+    }
+}
+
+fn head<'f>(fields: impl IntoIterator<Item = (&'f str, &'f str)>) -> HttpHeaders {
+    let field = |(key, value): (&str, &str)| HeaderValue {
+        key: key.into(),
+        raw_value: value.as_bytes().to_vec(),
+        ..HeaderValue::default()
+    };
+    let headers = fields.into_iter().map(field).collect();
+    HttpHeaders { headers: Some(HeaderMap { headers }), ..HttpHeaders::default() }
+}
+
+/// The body to be sent in the place of the client's, and its length as the field says it.
+fn edited(answer: Option<Answer>) -> Option<(Vec<u8>, Option<String>)> {
+    let Some(Answer::RequestBody(body)) = answer else { panic!("no answer to a body: {answer:?}") };
+    let CommonResponse { header_mutation, body_mutation, .. } = body.response?;
+    let Some(Mutation::Body(body)) = body_mutation?.mutation else { panic!("not a whole body") };
+    let fields = header_mutation.map(|it| it.set_headers).unwrap_or_default();
+    let length =
+        fields.into_iter().filter_map(|it| it.header).find(|it| it.key == "content-length");
+    Some((body, length.map(|it| String::from_utf8(it.raw_value).expect("a number"))))
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_update_comes_back_consistent_with_its_length_and_the_answer_with_a_report() {
+    let running = serve(&[]);
+    let mut client = client(&running).await;
+    for (length, mode) in
+        [(Some(RECIPE.len()), BodySendMode::Buffered), (None, BodySendMode::BufferedPartial)]
+    {
+        let mut asking = Asking::begin(&mut client).await;
+        assert_eq!(asking.head(length).await, mode);
+        asking.body(RECIPE);
+        let (body, counted) = edited(asking.next().await).expect("another body");
+        assert_eq!(body, RECIPE_OUT);
+        // A length that nobody announced is not made up.
+        assert_eq!(counted, length.map(|_| RECIPE_OUT.len().to_string()));
+        let report = asking.report("204").await;
+        assert_eq!(report, "findings=2, rewritten=2, attempts=1, outcome=rewritten");
+    }
+    // What there is nothing to change in stays Envoy's own.
+    let mut asking = Asking::begin(&mut client).await;
+    asking.head(Some(UNDECLARED.len())).await;
+    asking.body(UNDECLARED);
+    assert_eq!(edited(asking.next().await), None);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_no_contact_write_or_too_long_is_not_asked_for() {
+    let running = serve(&["sanitize.max_body=64KiB"]);
+    let mut client = client(&running).await;
+    let mut asking = Asking::begin(&mut client).await;
+    assert_eq!(asking.head(Some(65_537)).await, BodySendMode::None);
+    assert!(asking.report("204").await.ends_with("outcome=uninspected"));
+    let mut asking = Asking::begin(&mut client).await;
+    asking.send(Ask::RequestHeaders(head([(":method", "GET"), (":path", CONTACT)])));
+    let answer = asking.answers.message().await.expect("no fault").expect("an answer");
+    assert_eq!(answer.mode_override.expect("a mode").request_body_mode, BodySendMode::None as i32);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_only_watches_gets_no_answer_and_is_counted_all_the_same() {
+    let running = serve(&[]);
+    let mut client = client(&running).await;
+    let mut asking = Asking::begin(&mut client).await;
+    asking.observes = true;
+    let fields = [(":method", "PUT"), (":path", CONTACT)];
+    asking.send(Ask::RequestHeaders(head(fields)));
+    asking.body(RECIPE);
+    drop(asking.messages);
+    assert!(asking.answers.message().await.expect("no fault").is_none());
+    running.signal("TERM");
+    let (status, log) = running.finish();
+    assert_eq!(status.code(), Some(0));
+    assert_eq!(log.matches("\"message\":\"mismatch\"").count(), 2, "{log}");
+    assert!(log.contains("\"outcome\":\"observed\""), "{log}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn bodies_together_take_no_more_memory_than_the_limit() {
+    let running = serve(&["sanitize.max_body=100KiB", "limits.max_buffered=100KiB"]);
+    let mut client = client(&running).await;
+    // Beyond what Envoy would send for such a length, in one message that cannot come to its end.
+    for _ in 0..3 {
+        let mut asking = Asking::begin(&mut client).await;
+        asking.head(Some(1_000)).await;
+        asking.body(&vec![b' '; 150 * 1024]);
+        let Some(Answer::ImmediateResponse(refusal)) = asking.next().await else {
+            panic!("no refusal")
+        };
+        assert_eq!(refusal.status.expect("one").code, 503);
+        let fields = refusal.headers.expect("some").set_headers;
+        let mut names = fields.iter().filter_map(|it| it.header.as_ref()).map(|it| &*it.key);
+        assert!(names.any(|name| name == "retry-after"));
+    }
+    // What was taken is given back, with each message and with each stream: the edge is reached again and again.
+    for _ in 0..5 {
+        let mut asking = Asking::begin(&mut client).await;
+        let spaces = vec![b' '; 95 * 1024];
+        let body = [RECIPE, &spaces].concat();
+        asking.head(Some(body.len())).await;
+        asking.body(&body);
+        let (edited, _) = edited(asking.next().await).expect("another body");
+        assert_eq!(edited, [RECIPE_OUT, &spaces].concat());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stop_lets_streams_come_to_their_end() {
+    let running = serve(&[]);
+    let mut client = client(&running).await;
+    let mut asking = Asking::begin(&mut client).await;
+    asking.head(Some(RECIPE.len())).await;
+    running.signal("TERM");
+    // The listener goes at once.
+    while tokio::net::TcpStream::connect(running.address).await.is_ok() {
+        tokio::task::yield_now().await;
+    }
+    asking.body(RECIPE);
+    assert!(edited(asking.next().await).is_some());
+    assert!(asking.report("204").await.ends_with("outcome=rewritten"));
+    drop((asking, client));
+    let (status, log) = running.finish();
+    assert_eq!(status.code(), Some(0));
+    assert!(log.contains("\"message\":\"stopped\""), "{log}");
+}
