@@ -1,9 +1,10 @@
 //! Certificates for the hosts that are intercepted, made when first asked for and again before they end.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
+use rustix::fs::Access;
 use rustls::ServerConfig;
 use rustls::server::{ClientHello, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
@@ -61,14 +62,18 @@ impl Leaves {
         self.folder == *folder && self.hosts == hosts
     }
 
-    /// When the authority ends, if there is one already.
+    /// When the authority ends, if there is one already. `is_chosen`: somebody named the folder, and will want one.
     ///
     /// # Errors
-    /// Why it cannot be used.
-    pub fn check(&self) -> Result<Option<SystemTime>, CaError> {
+    /// Why it cannot be used, or could not be made in a folder that was named.
+    pub fn check(&self, is_chosen: bool) -> Result<Option<SystemTime>, CaError> {
         let there = self.folder.as_ref().filter(|_| !self.hosts.is_empty());
-        let loaded = there.map(|folder| Authority::load(folder, &self.hosts)).transpose()?;
-        Ok(loaded.flatten().map(|authority| authority.not_after()))
+        let Some(folder) = there else { return Ok(None) };
+        let loaded = Authority::load(folder, &self.hosts)?;
+        if loaded.is_none() && is_chosen {
+            can_be_made(folder)?;
+        }
+        Ok(loaded.map(|authority| authority.not_after()))
     }
 
     /// When the authority that is in use ends.
@@ -121,6 +126,13 @@ impl Leaves {
         config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
         Ok((Arc::new(config), leaf.not_after))
     }
+}
+
+/// Whether an authority could be made in a folder that may not be there yet.
+fn can_be_made(folder: &Path) -> Result<(), CaError> {
+    let there = folder.ancestors().find(|above| above.exists()).unwrap_or(folder);
+    rustix::fs::access(there, Access::WRITE_OK | Access::EXEC_OK)
+        .map_err(|error| CaError::File { path: there.to_owned(), error: error.into() })
 }
 
 /// Serves one host, and nobody who asks for another.

@@ -62,9 +62,11 @@ impl Wanted {
         let kept = before.map(|before| &before.leaves).filter(|it| it.are_for(folder, hosts));
         let leaves =
             kept.map_or_else(|| Arc::new(Leaves::new(folder.clone(), hosts.clone())), Arc::clone);
+        let is_chosen = !config.resolved.intercept.ca_dir.is_empty();
         // The one reads some hundred certificates, the other waits for its first random number.
         let (tls, authority) = thread::scope(|scope| {
-            let checking = scope.spawn(|| leaves.check().map_err(|error| error.to_string()));
+            let checking =
+                scope.spawn(|| leaves.check(is_chosen).map_err(|error| error.to_string()));
             let tls = tls(&config.upstream);
             let checked = checking.join();
             (tls, checked.unwrap_or_else(|_| Err("it could not be looked at".into())))
