@@ -37,7 +37,7 @@ use support::{Worker, median, stay_on};
 
 const CLIENTS: usize = 32;
 const REQUESTS: usize = 4_000;
-const ROUNDS: usize = 15;
+const ROUNDS: usize = 31;
 const PATH: &str = "/ws/customers/oakmill/contacts/1904";
 
 async fn serve<S, F>(listener: TcpListener, service: S)
