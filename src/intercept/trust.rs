@@ -9,6 +9,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
+use memchr::memmem;
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 
@@ -256,6 +257,10 @@ pub fn variables(
     let path = |path: &Path| path.as_os_str().to_owned();
     let appended = |name: &str, between: &str, more: OsString| {
         let mut value = environment(name).filter(|value| !value.is_empty()).unwrap_or_default();
+        // Asked for within an environment that has it already, nothing is said twice.
+        if memmem::find(value.as_encoded_bytes(), more.as_encoded_bytes()).is_some() {
+            return value;
+        }
         if !value.is_empty() {
             value.push(between);
         }
@@ -323,9 +328,6 @@ pub fn variables(
     // An empty entry is the folder that PHP was built with.
     let mut php = OsString::from(":");
     php.push(&files.php);
-    let scanned = environment("PHP_INI_SCAN_DIR").unwrap_or_default();
-    let mut all_php = scanned;
-    all_php.push(php);
-    all.push(("PHP_INI_SCAN_DIR", all_php));
+    all.push(("PHP_INI_SCAN_DIR", appended("PHP_INI_SCAN_DIR", "", php)));
     (all, left_out)
 }

@@ -2,7 +2,8 @@
 //!
 //! Lines are gathered in memory, and a thread of their own writes them: whoever reads them slowly, or not at all,
 //! costs lines, which are counted, and no request. A system call for each would also be most of what a request
-//! with findings costs.
+//! with findings costs. (tracing-appender's writer wakes its thread for each line, has no bound in bytes, and cannot say
+//! in the log that lines were lost.)
 
 use std::io::{self, IsTerminal, Write};
 use std::sync::{Arc, Condvar, LazyLock, Mutex, MutexGuard, OnceLock, PoisonError};

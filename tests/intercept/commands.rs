@@ -117,6 +117,11 @@ fn env_says_what_each_runtime_has_to_know() {
     assert!(java.starts_with("-Xmx64m -Dhttps.proxyHost=127.0.0.1 -Dhttps.proxyPort=9 "), "{java}");
     assert!(java.contains("-Dhttp.nonProxyHosts=intra.example|*.corp "), "{java}");
 
+    // Regression: options grew with each time that it was asked for.
+    let mut again = in_folder(data.path(), &["env", "--proxy", "127.0.0.1:9"]);
+    again.envs(&all);
+    assert_eq!(text(&run_command(again, b"").stdout), said);
+
     for (shell, line) in [
         ("fish", "set -gx HTTPS_PROXY 'http://127.0.0.1:9'\n"),
         ("powershell", "$env:HTTPS_PROXY = 'http://127.0.0.1:9'\n"),
