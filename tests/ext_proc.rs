@@ -15,6 +15,7 @@ use tonic::Streaming;
 use tonic::transport::Channel;
 
 use crate::support::binary::{Running, command};
+use crate::support::client::Client;
 use crate::support::{CONTACT, RECIPE, RECIPE_OUT, UNDECLARED};
 
 fn serve(settings: &[&str]) -> Running {
@@ -171,15 +172,24 @@ async fn who_only_watches_gets_no_answer_and_is_counted_all_the_same() {
     assert!(log.contains("\"outcome\":\"observed\""), "{log}");
 }
 
+/// Regression: what was read of a body counted until it was whole, and not for as long as it was kept; and a head for which
+/// there was no room went on uninspected.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn bodies_together_take_no_more_memory_than_the_limit() {
-    let running = serve(&["sanitize.max_body=100KiB", "limits.max_buffered=100KiB"]);
+    let mut running = serve(&["sanitize.max_body=100KiB", "limits.max_buffered=100KiB"]);
+    let admin = running.admin();
     let mut client = client(&running).await;
-    // Beyond what Envoy would send for such a length, in one message that cannot come to its end.
+    let spaces = vec![b' '; 60 * 1024];
+    let body = [RECIPE, &spaces].concat();
+    // The first one holds its part until its answer has come.
+    let mut first = Asking::begin(&mut client).await;
+    first.head(Some(body.len())).await;
+    first.body(&body);
+    assert!(edited(first.next().await).is_some());
     for _ in 0..3 {
         let mut asking = Asking::begin(&mut client).await;
-        asking.head(Some(1_000)).await;
-        asking.body(&vec![b' '; 150 * 1024]);
+        assert_eq!(asking.head(Some(body.len())).await, BodySendMode::Buffered, "heads go on");
+        asking.body(&body);
         let Some(Answer::ImmediateResponse(refusal)) = asking.next().await else {
             panic!("no refusal")
         };
@@ -187,16 +197,30 @@ async fn bodies_together_take_no_more_memory_than_the_limit() {
         let fields = refusal.headers.expect("some").set_headers;
         let mut names = fields.iter().filter_map(|it| it.header.as_ref()).map(|it| &*it.key);
         assert!(names.any(|name| name == "retry-after"));
+        assert!(asking.next().await.is_none(), "it is said once");
     }
-    // What was taken is given back, with each message and with each stream: the edge is reached again and again.
+    let asked = b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n";
+    let metrics = Client::connect(admin).await.ask(asked).await.body;
+    let metrics = String::from_utf8(metrics).expect("text");
+    assert!(
+        metrics.contains("optin_proxy_problems_total{problem=\"overloaded\"} 3\n"),
+        "{metrics}"
+    );
+    assert!(first.report("204").await.ends_with("outcome=rewritten"));
+    drop(first);
+    // Then there is room again, as often as one comes after the other.
     for _ in 0..5 {
-        let mut asking = Asking::begin(&mut client).await;
-        let spaces = vec![b' '; 95 * 1024];
-        let body = [RECIPE, &spaces].concat();
-        asking.head(Some(body.len())).await;
-        asking.body(&body);
-        let (edited, _) = edited(asking.next().await).expect("another body");
-        assert_eq!(edited, [RECIPE_OUT, &spaces].concat());
+        let edited = loop {
+            let mut asking = Asking::begin(&mut client).await;
+            asking.head(Some(body.len())).await;
+            asking.body(&body);
+            match asking.next().await {
+                // The one before is just about to end.
+                Some(Answer::ImmediateResponse(_)) => {}
+                answer => break edited(answer),
+            }
+        };
+        assert_eq!(edited.expect("another body").0, [RECIPE_OUT, &spaces].concat());
     }
 }
 

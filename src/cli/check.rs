@@ -5,7 +5,7 @@ use std::io::{self, Write};
 use clap::Args;
 
 use super::{ConfigArgs, Failure};
-use crate::intercept::ca::Authority;
+use crate::intercept::leaf::Leaves;
 
 #[derive(Debug, Args)]
 pub(super) struct Check {
@@ -20,7 +20,8 @@ impl Check {
         let intercept = &config.intercept;
         if let Some(folder) = &intercept.ca_dir
             && !intercept.rules.hosts.is_empty()
-            && let Err(error) = Authority::load(folder, &intercept.rules.hosts)
+            && let Err(error) = Leaves::new(Some(folder.clone()), intercept.rules.hosts.clone())
+                .check(!config.resolved.intercept.ca_dir.is_empty())
         {
             writeln!(io::stderr(), "HTTPS_PROXY mode will not work: {error}")?;
         }

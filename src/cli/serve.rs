@@ -64,8 +64,8 @@ impl Serve {
     }
 }
 
-/// How the records of what came last are waited for: with `listen.drain_timeout` and [`super::LAST_TASKS`] it stays
-/// below the 30 s that Kubernetes gives. Who is in a hurry gets what can be had at once.
+/// How the records of what came last are waited for: with `listen.drain_timeout`, [`super::LAST_TASKS`] and
+/// [`super::LAST_LINES`] it stays below the 30 s that Kubernetes gives. Who is in a hurry gets what can be had at once.
 pub(super) const FLUSH: Duration = Duration::from_secs(3);
 const FLUSH_IN_HURRY: Duration = Duration::from_millis(200);
 
@@ -241,7 +241,10 @@ pub(super) async fn steer(
                     let _ = steering.reload();
                     Manager::notify(&[NotifyState::Ready]);
                 }
-                Wish::Stop(code) if stop.is_cancelled() => return Ended::Cut(code),
+                Wish::Stop(code) if stop.is_cancelled() => {
+                    steering.control.cut();
+                    return Ended::Cut(code);
+                }
                 Wish::Stop(_) => {
                     let within = steering.control.config().listen.drain_timeout;
                     tracing::info!(?within, "draining");

@@ -39,7 +39,7 @@ use self::messages::Mode;
 use self::room::{Held, Metered};
 use crate::config::Config;
 use crate::contact::{self, Uninspectable};
-use crate::observe::exchange::{Exchange, Line};
+use crate::observe::exchange::{Exchange, Line, cut};
 use crate::observe::journal::Journal;
 use crate::observe::metrics::Metrics;
 use crate::proxy::Control;
@@ -139,7 +139,10 @@ impl Processor {
         let limit = control.config().listen.drain_timeout;
         match tokio::time::timeout(limit, connections.wait()).await {
             Ok(()) => 0,
-            Err(_) => connections.len(),
+            Err(_) => {
+                control.cut();
+                connections.len()
+            }
         }
     }
 }
@@ -159,6 +162,7 @@ impl ExternalProcessor for Processor {
             metrics: Arc::clone(&self.metrics),
             journal: self.journal.clone(),
             held,
+            cutting: self.control.cutting(),
             configured: None,
             only_watches: false,
             exchange: None,
@@ -174,6 +178,8 @@ pub struct Conversation {
     journal: Journal,
     /// What its messages take of `limits.max_buffered`.
     held: Option<Arc<Held>>,
+    /// The process ends, and the stream with it.
+    cutting: CancellationToken,
     /// How the filter is set up: told with the first message.
     configured: Option<ProtocolConfiguration>,
     /// No answer is waited for.
@@ -203,13 +209,18 @@ impl Stream for Conversation {
             };
             self.only_watches = message.observability_mode;
             let answer = self.answer(message);
-            if let Some(held) = &self.held {
-                held.give_back();
-            }
             // Who only watches waits for no answer.
             if !self.only_watches {
                 return Poll::Ready(Some(Ok(answer)));
             }
+        }
+    }
+}
+
+impl Drop for Conversation {
+    fn drop(&mut self) {
+        if self.cutting.is_cancelled() {
+            cut(self.exchange.take());
         }
     }
 }
@@ -253,6 +264,9 @@ impl Conversation {
             (Some(_), Some(_)) => Mode::Buffered,
             (Some(_), None) => Mode::BufferedPartial,
         };
+        if let Some(held) = self.held.as_ref().filter(|_| update.is_some()) {
+            held.awaits_body();
+        }
         let begun = self.exchange.insert(Begun { line, headers, update, mode });
         if is_subject && is_too_large {
             let found = Found::Uninspectable(Uninspectable::TooLarge);
@@ -274,6 +288,10 @@ impl Conversation {
         let headers = std::mem::take(headers);
         if let Some(begun) = &mut self.exchange {
             begun.update = None;
+        }
+        // As long as the record of it may need the body.
+        if let Some(bytes) = self.held.as_ref().and_then(|held| held.hand_over()) {
+            exchange.holds_bytes(bytes);
         }
         let received = Bytes::from(body.body);
         let found = if body.end_of_stream || self.is_whole(mode) {
@@ -307,20 +325,19 @@ impl Conversation {
     /// a body that nobody looks at; what becomes of it is Envoy's to decide. One for which there is no room is refused, as
     /// `serve` does it.
     fn broke(&mut self, status: &Status) -> Option<ProcessingResponse> {
-        let Some(Begun { line, update: Some(_), .. }) = &self.exchange else { return None };
-        match status.code() {
-            Code::OutOfRange => {
-                // There is no way to answer any more, whatever is to become of it.
-                let found = Found::Uninspectable(Uninspectable::TooLarge);
-                let _ = found.report(Some(&line.exchange), &self.config);
-                None
-            }
-            Code::ResourceExhausted if !self.only_watches => {
-                let most = self.config.limits.max_buffered;
-                Some(self.refuse(&Error::TooMuchBuffered(most)))
-            }
-            _ => None,
+        let Some(Begun { line, update, .. }) = &mut self.exchange else { return None };
+        // It is said once.
+        update.take()?;
+        if self.held.as_ref().is_some_and(|held| held.is_full()) {
+            let error = Error::TooMuchBuffered(self.config.limits.max_buffered);
+            return (!self.only_watches).then(|| self.refuse(&error));
         }
+        if status.code() == Code::OutOfRange {
+            // There is no way to answer any more, whatever is to become of it.
+            let found = Found::Uninspectable(Uninspectable::TooLarge);
+            let _ = found.report(Some(&line.exchange), &self.config);
+        }
+        None
     }
 
     /// Adds the report to an answer's head.

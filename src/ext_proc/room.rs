@@ -1,7 +1,7 @@
-//! The memory that messages take until they are whole: all of them together no more than `limits.max_buffered`.
+//! The memory that bodies take: all of them together no more than `limits.max_buffered`.
 
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
@@ -9,33 +9,61 @@ use http_body::{Body, Frame, SizeHint};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tonic::Status;
 
-/// What one stream takes of the room.
+/// What one stream takes of the room, while a body is on its way.
 pub(super) struct Held {
     room: Arc<Semaphore>,
-    taken: Mutex<Option<OwnedSemaphorePermit>>,
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    /// A body is awaited: what comes is counted. Heads are not: they have their own bounds in Envoy.
+    awaits: bool,
+    taken: Option<OwnedSemaphorePermit>,
+    /// There was no room for it.
+    is_full: bool,
 }
 
 impl Held {
     pub fn of(room: &Arc<Semaphore>) -> Arc<Self> {
-        Arc::new(Self { room: Arc::clone(room), taken: Mutex::default() })
+        Arc::new(Self { room: Arc::clone(room), state: Mutex::default() })
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        // Each change is one step: a poisoned lock is as good as any.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// From now on what comes is a body.
+    pub fn awaits_body(&self) {
+        self.state().awaits = true;
+    }
+
+    /// The body has come whole: what it takes is for its exchange to hold.
+    pub fn hand_over(&self) -> Option<OwnedSemaphorePermit> {
+        let mut state = self.state();
+        state.awaits = false;
+        state.taken.take()
+    }
+
+    /// Whether a body ended because there was no room for it.
+    pub fn is_full(&self) -> bool {
+        self.state().is_full
     }
 
     /// Takes so many bytes more, if there are some.
     fn take(&self, bytes: usize) -> bool {
-        let bytes = u32::try_from(bytes).unwrap_or(u32::MAX);
-        let Ok(more) = Arc::clone(&self.room).try_acquire_many_owned(bytes) else { return false };
-        let mut taken = self.taken.lock().unwrap_or_else(PoisonError::into_inner);
-        match &mut *taken {
-            Some(taken) => taken.merge(more),
-            none => *none = Some(more),
+        let mut state = self.state();
+        if !state.awaits {
+            return true;
         }
-        true
-    }
-
-    /// A message has come whole, and is dealt with before anything else is read. Of the next one no more than a frame can
-    /// have come with it.
-    pub fn give_back(&self) {
-        *self.taken.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        let bytes = u32::try_from(bytes).unwrap_or(u32::MAX);
+        match (Arc::clone(&self.room).try_acquire_many_owned(bytes), &mut state.taken) {
+            (Ok(more), Some(taken)) => taken.merge(more),
+            (Ok(first), none) => *none = Some(first),
+            (Err(_), _) => state.is_full = true,
+        }
+        !state.is_full
     }
 }
 

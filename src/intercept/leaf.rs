@@ -130,7 +130,9 @@ impl Leaves {
 
 /// Whether an authority could be made in a folder that may not be there yet.
 fn can_be_made(folder: &Path) -> Result<(), CaError> {
-    let there = folder.ancestors().find(|above| above.exists()).unwrap_or(folder);
+    let there = folder.ancestors().find(|above| above.exists());
+    // A relative one begins where the process is.
+    let there = there.unwrap_or(Path::new("."));
     rustix::fs::access(there, Access::WRITE_OK | Access::EXEC_OK)
         .map_err(|error| CaError::File { path: there.to_owned(), error: error.into() })
 }

@@ -477,9 +477,15 @@ thread_local! {
 /// Drops what takes too long. Its exchanges are logged as cut, where others that end without an answer are taken for
 /// those of clients that went away.
 pub(crate) fn cut<T>(ended: T) {
+    struct Until;
+    impl Drop for Until {
+        fn drop(&mut self) {
+            CUTTING.set(false);
+        }
+    }
+    let _until = Until;
     CUTTING.set(true);
     drop(ended);
-    CUTTING.set(false);
 }
 
 impl Drop for Line {

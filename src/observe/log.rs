@@ -5,7 +5,9 @@
 //! with findings costs. (tracing-appender's writer wakes its thread for each line, has no bound in bytes, and cannot say
 //! in the log that lines were lost.)
 
+use std::fs::File;
 use std::io::{self, IsTerminal, Write};
+use std::os::fd::AsFd;
 use std::sync::{Arc, Condvar, LazyLock, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -18,6 +20,7 @@ use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::reload;
 use tracing_subscriber::util::SubscriberInitExt;
 
+use super::line::Json;
 use crate::config::{Log, LogFormat, LogLevel};
 
 /// How much may wait to be written, in bytes: some thousand lines.
@@ -53,7 +56,7 @@ pub fn start(log: &Log) -> Level {
     let layer = tracing_subscriber::fmt::layer().with_writer(lines);
     // Fails only where a subscriber is set already, as in a test process with several proxies.
     let _ = if json {
-        registry.with(layer.json().flatten_event(true).with_current_span(false)).try_init()
+        registry.with(layer.event_format(Json)).try_init()
     } else {
         registry.with(layer.with_target(false).with_ansi(io::stderr().is_terminal())).try_init()
     };
@@ -100,8 +103,11 @@ impl Lines {
     fn start() -> Self {
         let shared = Arc::<Shared>::default();
         let thread = Arc::clone(&shared);
-        let started =
-            thread::Builder::new().name("log".into()).spawn(move || thread.write_to(io::stderr()));
+        // A descriptor of its own: whoever else has something to say on standard error must not wait for this.
+        let own = io::stderr().as_fd().try_clone_to_owned().map(File::from);
+        let started = own.and_then(|own| {
+            thread::Builder::new().name("log".into()).spawn(move || thread.write_to(own))
+        });
         Self(started.is_ok().then_some(shared))
     }
 }
@@ -163,16 +169,23 @@ impl Shared {
             waiting.writes = true;
             let lost = std::mem::take(&mut waiting.lost);
             drop(waiting);
-            // Who is not there to read has nothing to be told.
-            let _ = out.write_all(&lines);
-            lines.clear();
-            lines.shrink_to(ROOM);
+            // Now, while there is room for it.
             if lost > 0 {
                 tracing::error!(
                     lines = lost,
-                    "lines of this log were lost: whoever reads it is too slow"
+                    "lines of this log were lost: whoever reads it is too slow, or cannot take them"
                 );
             }
+            let written = write(&mut out, &lines);
+            if written < lines.len() {
+                // What was begun of a line must not run into the next one.
+                let _ = out.write(b"\n");
+                let unwritten = memchr::memchr_iter(b'\n', &lines[written..]).count() as u64;
+                LOST.inc_by(unwritten);
+                self.waiting().lost += unwritten;
+            }
+            lines.clear();
+            lines.shrink_to(ROOM);
             thread::sleep(TICK);
         }
     }
@@ -189,6 +202,21 @@ impl Shared {
                 self.done.wait_timeout(waiting, left).unwrap_or_else(PoisonError::into_inner).0;
         }
     }
+}
+
+/// Writes as much as can be written. A pipe that somebody made non-blocking is waited for.
+fn write(out: &mut impl Write, lines: &[u8]) -> usize {
+    let mut written = 0;
+    while written < lines.len() {
+        match out.write(&lines[written..]) {
+            Ok(0) => break,
+            Ok(more) => written += more,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => thread::sleep(TICK),
+            Err(_) => break,
+        }
+    }
+    written
 }
 
 /// The proxy's own events as wanted, its libraries' never below their warnings: what they trace can hold

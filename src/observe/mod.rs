@@ -7,6 +7,7 @@ pub mod cause;
 pub mod exchange;
 pub(crate) mod ids;
 pub mod journal;
+mod line;
 pub mod log;
 pub mod metrics;
 #[cfg(feature = "otel")]

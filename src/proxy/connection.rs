@@ -137,8 +137,6 @@ enum End {
     Silent,
     /// A head was begun, and did not end in time.
     Late,
-    /// An exchange took longer than any may.
-    Overdue,
 }
 
 impl<H> Serving<H>
@@ -203,12 +201,11 @@ where
             let mut builder = self.protocols.http1.clone();
             builder.timer(HeadTimer(Arc::clone(&head)));
             let mut connection = builder.serve_connection(TokioIo::new(io), service);
-            let end = self.drive(&mut connection, &head, begun).await;
-            if let End::Overdue = end {
+            let Some(end) = self.drive(&mut connection, &head, begun).await else {
                 tracing::warn!(%client, "a request took longer than limits.request_timeout: its connection is closed");
                 cut(connection);
                 return None;
-            }
+            };
             let parts = connection.into_parts();
             (io, service) = (parts.io.into_inner(), parts.service);
             match end {
@@ -218,7 +215,6 @@ where
                     begun = true;
                 }
                 End::Silent => return Some(io.into_inner()),
-                End::Overdue => return None,
                 End::Late => {
                     let mut stream = io.into_inner();
                     self.refuse(&mut stream, Error::HeadTimeout, client).await;
@@ -250,13 +246,14 @@ where
         }
     }
 
-    /// Lets hyper do its part. `begun`: the connection was given back in the middle of a head.
+    /// Lets hyper do its part; `None` if an exchange took longer than any may. `begun`: the connection was given back in
+    /// the middle of a head.
     async fn drive<T>(
         &self,
         connection: &mut http1::Connection<TokioIo<Downstream<T>>, Exchanges<H>>,
         head: &Head,
         begun: bool,
-    ) -> End
+    ) -> Option<End>
     where
         T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
@@ -266,16 +263,16 @@ where
         let mut seen = None;
         poll_fn(|cx| {
             if let Poll::Ready(ended) = Pin::new(&mut *connection).poll(cx) {
-                return Poll::Ready(End::Done(ended));
+                return Poll::Ready(Some(End::Done(ended)));
             }
             let (waits, count) = (head.waits(), head.count());
             let in_begun = begun && count == first;
             let (limit, end) = match waits {
-                false => (self.protocols.whole, End::Overdue),
-                true if in_begun => (self.protocols.head, End::Late),
+                false => (self.protocols.whole, None),
+                true if in_begun => (self.protocols.head, Some(End::Late)),
                 // Ended by hyper, it would lose what hyper has of a head.
-                true if stop.as_mut().poll(cx).is_ready() => return Poll::Ready(End::Silent),
-                true => (SILENCE, End::Silent),
+                true if stop.as_mut().poll(cx).is_ready() => return Poll::Ready(Some(End::Silent)),
+                true => (SILENCE, Some(End::Silent)),
             };
             if seen.replace((waits, count)) != Some((waits, count)) {
                 clock.as_mut().reset(Instant::now() + limit);

@@ -44,6 +44,8 @@ pub struct Server {
     /// What is wanted now, and changed by a [`Control`].
     wanted: watch::Sender<Arc<Wanted>>,
     drain: CancellationToken,
+    /// What is still open ends now, whatever is in flight.
+    cut: CancellationToken,
 }
 
 /// A configuration that has been found to work.
@@ -57,7 +59,9 @@ struct Wanted {
 
 impl Wanted {
     /// `before` is what was wanted until now: what has not changed is kept.
-    fn new(config: Arc<Config>, before: Option<&Self>) -> Result<Self, SetupError> {
+    ///
+    /// `forwards`: clients may ask for tunnels, which takes an authority.
+    fn new(config: Arc<Config>, before: Option<&Self>, forwards: bool) -> Result<Self, SetupError> {
         let (folder, hosts) = (&config.intercept.ca_dir, &config.intercept.rules.hosts);
         let kept = before.map(|before| &before.leaves).filter(|it| it.are_for(folder, hosts));
         let leaves =
@@ -65,14 +69,16 @@ impl Wanted {
         let is_chosen = !config.resolved.intercept.ca_dir.is_empty();
         // The one reads some hundred certificates, the other waits for its first random number.
         let (tls, authority) = thread::scope(|scope| {
-            let checking =
-                scope.spawn(|| leaves.check(is_chosen).map_err(|error| error.to_string()));
+            let checking = scope.spawn(|| match forwards {
+                true => leaves.check(is_chosen).map_err(|error| error.to_string()),
+                false => Ok(None),
+            });
             let tls = tls(&config.upstream);
             let checked = checking.join();
             (tls, checked.unwrap_or_else(|_| Err("it could not be looked at".into())))
         });
         let tls = tls?;
-        // Who uses the proxy as a base URL loses nothing by it.
+        // A base URL is served all the same; that the other half is missing shows in the readiness.
         if let Err(error) = &authority {
             tracing::error!(%error, "HTTPS_PROXY mode will not work");
         }
@@ -87,6 +93,7 @@ pub struct Control {
     address: SocketAddr,
     wanted: watch::Sender<Arc<Wanted>>,
     drain: CancellationToken,
+    cut: CancellationToken,
     /// Requests are forwarded for whoever reaches the listener.
     forwards: bool,
 }
@@ -98,8 +105,9 @@ impl Control {
     /// If TLS cannot be set up.
     #[cfg(feature = "ext-proc")]
     pub(crate) fn alone(address: SocketAddr, config: Arc<Config>) -> Result<Self, SetupError> {
-        let wanted = watch::Sender::new(Arc::new(Wanted::new(config, None)?));
-        Ok(Self { address, wanted, drain: CancellationToken::new(), forwards: false })
+        let wanted = watch::Sender::new(Arc::new(Wanted::new(config, None, false)?));
+        let (drain, cut) = Default::default();
+        Ok(Self { address, wanted, drain, cut, forwards: false })
     }
 
     /// The address that was bound.
@@ -138,6 +146,17 @@ impl Control {
         self.drain.cancel();
     }
 
+    /// Says that the process ends now: the records of what is cut by that do not blame clients for it.
+    pub fn cut(&self) {
+        self.cut.cancel();
+    }
+
+    /// Whether [`Control::cut`] was said.
+    #[cfg(feature = "ext-proc")]
+    pub(crate) fn cutting(&self) -> CancellationToken {
+        self.cut.clone()
+    }
+
     /// Whether it was told to drain or to stop.
     pub fn is_draining(&self) -> bool {
         self.drain.is_cancelled()
@@ -152,7 +171,7 @@ impl Control {
         if self.forwards && config.listen.is_open(self.address.ip()) {
             return Err(StartError::Open { address: self.address });
         }
-        let wanted = Wanted::new(config, Some(&self.wanted.borrow()))?;
+        let wanted = Wanted::new(config, Some(&self.wanted.borrow()), self.forwards)?;
         self.wanted.send_replace(Arc::new(wanted));
         Ok(())
     }
@@ -228,7 +247,7 @@ impl Server {
         if config.listen.is_open(address.ip()) {
             return Err(StartError::Open { address });
         }
-        let wanted = watch::Sender::new(Arc::new(Wanted::new(config, None)?));
+        let wanted = watch::Sender::new(Arc::new(Wanted::new(config, None, true)?));
         let (entrance, entering) = mpsc::channel(1);
         let entrance = (Entrance(entrance), entering);
         Ok(Self {
@@ -241,6 +260,7 @@ impl Server {
             resolver: Arc::new(System),
             wanted,
             drain: CancellationToken::new(),
+            cut: CancellationToken::new(),
         })
     }
 
@@ -251,8 +271,8 @@ impl Server {
 
     /// What steers the server once it runs.
     pub fn control(&self) -> Control {
-        let (wanted, drain) = (self.wanted.clone(), self.drain.clone());
-        Control { address: self.address, wanted, drain, forwards: true }
+        let (wanted, drain, cut) = (self.wanted.clone(), self.drain.clone(), self.cut.clone());
+        Control { address: self.address, wanted, drain, cut, forwards: true }
     }
 
     /// Hands every exchange to a journal once it is over.
@@ -287,6 +307,7 @@ impl Server {
             resolver,
             wanted,
             drain,
+            cut,
             ..
         } = self;
         let mut changes = wanted.subscribe();
@@ -320,7 +341,6 @@ impl Server {
         };
         drop(first);
         let room = Arc::new(Semaphore::new(config.limits.max_connections));
-        let cut = CancellationToken::new();
         let open = |permit| Open::new(Arc::clone(&metrics), cut.clone(), permit);
         let mut full = Seldom::default();
         loop {

@@ -67,16 +67,26 @@ async fn a_client_that_goes_is_told_from_one_that_the_proxy_does_not_wait_for() 
         assert_eq!(lines[0]["client_gone"], Value::Null, "HTTP/2: {http2}: {}", lines[0]);
     }
 
-    // At the end of the time to drain:
-    let origin = Origin::start([Reply::Hang]).await;
-    let running = serve(&origin, &["listen.drain_timeout=50ms"]);
-    let mut client = Client::connect(running.address).await;
-    client.send(GET).await;
-    origin.arrived(1).await;
-    let lines = stop(running);
-    assert_eq!(lines.len(), 1);
-    assert_eq!((&lines[0]["cut"], &lines[0]["client_gone"]), (&Value::Bool(true), &Value::Null));
-    drop(client);
+    // At the end of the time to drain, and at once where a second signal says so:
+    for twice in [false, true] {
+        let origin = Origin::start([Reply::Hang]).await;
+        let drain = if twice { "listen.drain_timeout=1h" } else { "listen.drain_timeout=50ms" };
+        let running = serve(&origin, &[drain]);
+        let mut client = Client::connect(running.address).await;
+        client.send(GET).await;
+        origin.arrived(1).await;
+        if twice {
+            running.signal("TERM");
+            while tokio::net::TcpStream::connect(running.address).await.is_ok() {
+                tokio::task::yield_now().await;
+            }
+        }
+        let lines = stop(running);
+        assert_eq!(lines.len(), 1);
+        let fate = (&lines[0]["cut"], &lines[0]["client_gone"]);
+        assert_eq!(fate, (&Value::Bool(true), &Value::Null), "twice: {twice}");
+        drop(client);
+    }
 }
 
 /// Regression: a User-Agent stood there as it was, and could look like fields of ours.
@@ -144,8 +154,9 @@ async fn a_log_that_nobody_reads_costs_lines_and_no_request() {
             assert_eq!(status.code(), Some(0));
             let lines: Vec<Value> =
                 log.lines().map(|line| serde_json::from_str(line).expect("whole lines")).collect();
-            let said = lines.iter().find(|line| line["lines"].is_u64()).expect("it is said");
-            assert_eq!(said["lines"], lost);
+            let said: u64 = lines.iter().filter_map(|line| line["lines"].as_u64()).sum();
+            // Those of the end may be among them.
+            assert!((lost..lost + 5).contains(&said), "{said} of {lost}");
             assert_eq!(lines.last().expect("the last")["message"], "stopped");
         } else {
             // The end does not wait for it either.
