@@ -157,6 +157,7 @@ impl Shared {
 
     fn write_to(&self, mut out: impl Write) {
         let mut lines = Vec::new();
+        let mut failed = false;
         loop {
             let mut waiting = self.waiting();
             waiting.writes = false;
@@ -167,7 +168,8 @@ impl Shared {
             }
             std::mem::swap(&mut waiting.lines, &mut lines);
             waiting.writes = true;
-            let lost = std::mem::take(&mut waiting.lost);
+            // Where nothing can be written, a notice would be one more line to be lost.
+            let lost = if failed { 0 } else { std::mem::take(&mut waiting.lost) };
             drop(waiting);
             // Now, while there is room for it.
             if lost > 0 {
@@ -177,7 +179,8 @@ impl Shared {
                 );
             }
             let written = write(&mut out, &lines);
-            if written < lines.len() {
+            failed = written < lines.len();
+            if failed {
                 // What was begun of a line must not run into the next one.
                 let _ = out.write(b"\n");
                 let unwritten = memchr::memchr_iter(b'\n', &lines[written..]).count() as u64;

@@ -167,3 +167,33 @@ async fn a_log_that_nobody_reads_costs_lines_and_no_request() {
         }
     }
 }
+
+/// A reader that has gone for good is told nothing again and again.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_log_whose_reader_has_gone_is_counted_and_no_more() {
+    let origin = Origin::start([Reply::Write(no_content())]).await;
+    let url = origin.url();
+    let mut serve = command(&["serve", "--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0"]);
+    let mut running = Running::start_unread(serve.args(["--upstream", &url]));
+    let admin = running.admin();
+    let lost = async || {
+        let asked = b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n";
+        let metrics = Client::connect(admin).await.ask(asked).await.body;
+        let metrics = String::from_utf8(metrics).expect("text");
+        let mut lines = metrics.lines();
+        let lost = lines.find_map(|line| line.strip_prefix("optin_proxy_log_lost_total "));
+        lost.expect("it is there").parse::<u64>().expect("a number")
+    };
+    for _ in 0..10 {
+        assert_eq!(Client::connect(running.address).await.ask(GET).await.status, 204);
+    }
+    while lost().await < 10 {}
+    for _ in 0..200 {
+        lost().await;
+    }
+    // The requests', those of the start, and perhaps one notice.
+    let lost = lost().await;
+    assert!(lost < 16, "{lost}");
+    running.signal("TERM");
+    assert_eq!(running.wait().code(), Some(0));
+}

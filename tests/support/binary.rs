@@ -65,6 +65,15 @@ impl Running {
         Self::start_reading(command, Stdio::null())
     }
 
+    /// The same with a standard error whose reader has gone.
+    pub fn start_unread(command: &mut Command) -> Self {
+        let (reader, writer) = std::io::pipe().expect("a pipe");
+        drop(reader);
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(writer);
+        let child = command.spawn().expect("the program starts");
+        Self::listening(child, std::thread::spawn(String::new))
+    }
+
     /// The same with something else than nothing on standard input.
     pub fn start_reading(command: &mut Command, stdin: Stdio) -> Self {
         let (_, now) = mpsc::channel();
@@ -86,6 +95,11 @@ impl Running {
             let _ = stderr.read_to_string(&mut text);
             text
         });
+        Self::listening(child, stderr)
+    }
+
+    /// Waits until it says where it listens.
+    fn listening(mut child: Child, stderr: JoinHandle<String>) -> Self {
         let mut stdout = BufReader::new(child.stdout.take().expect("piped"));
         let mut line = String::new();
         stdout.read_line(&mut line).expect("a line");
