@@ -47,7 +47,7 @@ async fn proxy(names: &Arc<Names>, settings: &[&str]) -> Proxy {
 
 /// What a client is told that asks for a tunnel and gets none.
 async fn refusal(proxy: &Proxy, target: &str) -> Answer {
-    proxy.ask(format!("CONNECT {target} HTTP/1.1\r\nHost: {target}\r\n\r\n").as_bytes()).await
+    proxy.client().await.tunnel(target).await.expect_err("a refusal")
 }
 
 fn address(text: &str, port: u16) -> SocketAddr {

@@ -58,11 +58,13 @@ impl Client {
     /// Asks for a tunnel; the connection, if there is one now.
     pub async fn tunnel(mut self, target: &str) -> Result<TcpStream, Answer> {
         self.send(format!("CONNECT {target} HTTP/1.1\r\nHost: {target}\r\n\r\n").as_bytes()).await;
-        let answer = self.answer(true).await;
+        let mut answer = self.answer(true).await;
         if answer.status == 200 {
             assert!(self.buffer.is_empty(), "the client speaks first");
             return Ok(self.stream);
         }
+        let length = answer.field("content-length").map_or(0, |it| it.parse().expect("a length"));
+        answer.body = self.bytes(length).await.unwrap_or_default();
         Err(answer)
     }
 }
