@@ -206,6 +206,18 @@ async fn bodies_together_take_no_more_memory_than_the_limit() {
         metrics.contains("optin_proxy_problems_total{problem=\"overloaded\"} 3\n"),
         "{metrics}"
     );
+    // Who only watches is not refused anything, but it is counted that nobody looked.
+    let mut watching = Asking::begin(&mut client).await;
+    watching.observes = true;
+    watching.send(Ask::RequestHeaders(head([(":method", "PUT"), (":path", CONTACT)])));
+    watching.body(&body);
+    assert!(watching.next().await.is_none());
+    let metrics = Client::connect(admin).await.ask(asked).await.body;
+    let metrics = String::from_utf8(metrics).expect("text");
+    assert!(
+        metrics.contains("optin_proxy_problems_total{problem=\"overloaded\"} 4\n"),
+        "{metrics}"
+    );
     assert!(first.report("204").await.ends_with("outcome=rewritten"));
     drop(first);
     // Then there is room again, as often as one comes after the other.

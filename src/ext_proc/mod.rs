@@ -330,7 +330,12 @@ impl Conversation {
         update.take()?;
         if self.held.as_ref().is_some_and(|held| held.is_full()) {
             let error = Error::TooMuchBuffered(self.config.limits.max_buffered);
-            return (!self.only_watches).then(|| self.refuse(&error));
+            if self.only_watches {
+                // Envoy goes on by itself; that nobody looked must not go unsaid.
+                line.exchange.failed(error.problem().name, &error);
+                return None;
+            }
+            return Some(self.refuse(&error));
         }
         if status.code() == Code::OutOfRange {
             // There is no way to answer any more, whatever is to become of it.

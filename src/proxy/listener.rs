@@ -151,7 +151,7 @@ impl Control {
         self.cut.cancel();
     }
 
-    /// Whether [`Control::cut`] was said.
+    /// Cancelled once [`Control::cut`] was said.
     #[cfg(feature = "ext-proc")]
     pub(crate) fn cutting(&self) -> CancellationToken {
         self.cut.clone()
