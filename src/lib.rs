@@ -35,3 +35,7 @@ pub mod intercept;
 pub mod observe;
 pub mod proxy;
 pub mod simulator;
+
+/// For whatever links this crate: what is tested and measured is what runs.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;

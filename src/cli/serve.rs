@@ -7,6 +7,7 @@ use std::time::Duration;
 use clap::Args;
 use listenfd::ListenFd;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use rustix::thread::disable_transparent_huge_pages;
 use sd_notify::NotifyState;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -157,8 +158,12 @@ impl Manager {
 }
 
 /// A tunnel has two descriptors, and the usual soft limit is 1,024 for the sake of programs that use
-/// `select`, which this one does not. A core dump would hold credentials and contacts.
+/// `select`, which this one does not. A core dump would hold credentials and contacts. With huge pages,
+/// where a system gives them to all, an idle process would hold twice the memory.
 pub(super) fn set_process_limits() {
+    if let Err(error) = disable_transparent_huge_pages(true) {
+        tracing::debug!(%error, "cannot do without transparent huge pages");
+    }
     let none = Rlimit { current: Some(0), maximum: Some(0) };
     if let Err(error) = setrlimit(Resource::Core, none) {
         tracing::warn!(%error, "cannot turn core dumps off");

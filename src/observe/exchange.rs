@@ -13,7 +13,7 @@ use tokio::sync::OwnedSemaphorePermit;
 use super::ids::{RequestId, Trace, hexadecimal};
 use super::journal::Journal;
 use super::metrics::{BodyLabel, Metrics, Name, RetryLabel, VerdictLabel};
-use super::record::{Inspected, Part, list_id};
+use super::record::{Finished, Inspected, Part, list_id};
 use super::redact::{Account, Agent, Id, Now, Value};
 use crate::contact::refusal::Verdict;
 use crate::contact::{Finding, Kind, Uninspectable};
@@ -39,8 +39,8 @@ pub struct Exchange {
     slot: OnceLock<OwnedSemaphorePermit>,
     bytes: OnceLock<OwnedSemaphorePermit>,
     result: OnceLock<Tally>,
-    /// Taken when all is over.
-    inspected: Mutex<Option<Inspected>>,
+    /// Of a contact write, for the journal. Taken when all is over.
+    material: Mutex<Option<Material>>,
     attempts: AtomicU32,
     /// How often it was refused though it ought not to have been.
     transient: AtomicU32,
@@ -53,13 +53,20 @@ pub struct Exchange {
 }
 
 /// What inspection found.
-pub(crate) enum Inspection {
+pub(crate) enum Inspection<'a> {
     /// No contact in the body.
     NotOurs,
     /// Not inspected, and why.
     Uninspectable(Uninspectable),
     /// A contact write.
-    Contact(Inspected),
+    Contact(Inspected<'a>),
+}
+
+/// What is kept for the journal until the line is written.
+struct Material {
+    begun: Box<Finished>,
+    /// The body, if it is not in there yet.
+    body: Option<Bytes>,
 }
 
 /// What is kept of an inspection until the line is written.
@@ -159,7 +166,7 @@ impl Exchange {
             slot: OnceLock::new(),
             bytes: OnceLock::new(),
             result: OnceLock::new(),
-            inspected: Mutex::new(None),
+            material: Mutex::new(None),
             attempts: AtomicU32::new(0),
             transient: AtomicU32::new(0),
             legitimate: AtomicBool::new(false),
@@ -196,7 +203,7 @@ impl Exchange {
     }
 
     /// An event for each finding, and the counters.
-    pub(crate) fn inspected(&self, inspection: Inspection) {
+    pub(crate) fn inspected(&self, inspection: Inspection<'_>) {
         let tally = match inspection {
             Inspection::NotOurs => Tally::NotOurs,
             Inspection::Uninspectable(reason) => {
@@ -217,8 +224,10 @@ impl Exchange {
                 self.metrics.edits.inc_by(inspected.edits.len() as u64);
                 let acted_on = findings.iter().filter(|finding| finding.acted_on()).count();
                 let tally = Tally::Inspected { findings: findings.len(), acted_on };
-                if self.journal.is_some() {
-                    *self.material() = Some(inspected);
+                if let Some(journal) = &self.journal {
+                    let mut begun = self.begun(journal);
+                    let body = begun.inspected(inspected);
+                    *self.material() = Some(Material { begun, body });
                 }
                 tally
             }
@@ -233,9 +242,23 @@ impl Exchange {
         let _ = self.result.set(tally);
     }
 
-    fn material(&self) -> MutexGuard<'_, Option<Inspected>> {
+    fn material(&self) -> MutexGuard<'_, Option<Material>> {
         // It is set and taken in one step each: a poisoned lock is as good as any.
-        self.inspected.lock().unwrap_or_else(PoisonError::into_inner)
+        self.material.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A record with all that is known of a request before it is sent.
+    fn begun(&self, journal: &Journal) -> Box<Finished> {
+        let mut begun = journal.blank();
+        match &self.id {
+            RequestId::Client(id) => begun.put(Part::RequestId, id.as_bytes()),
+            RequestId::Ours(id) => begun.put(Part::RequestId, &hexadecimal(*id)),
+        }
+        begun.put(Part::Path, self.uri.path().as_bytes());
+        let agent = self.user_agent.as_ref().and_then(|agent| agent.to_str().ok());
+        begun.has_agent = agent.is_some();
+        begun.put(Part::Agent, agent.unwrap_or_default().as_bytes());
+        begun
     }
 
     fn count(&self, findings: &[Finding]) {
@@ -410,7 +433,9 @@ impl Exchange {
             "request"
         );
         if let Some(journal) = &self.journal {
-            let mut finished = journal.blank();
+            let material = self.material().take();
+            let Material { begun: mut finished, body } =
+                material.unwrap_or_else(|| Material { begun: self.begun(journal), body: None });
             let now = SystemTime::now();
             finished.at = now.checked_sub(elapsed).unwrap_or(now);
             finished.trace = self.trace;
@@ -424,18 +449,10 @@ impl Exchange {
             finished.attempts = self.attempts.load(Ordering::Relaxed);
             finished.transient = self.transient.load(Ordering::Relaxed);
             finished.legitimate = self.legitimate.load(Ordering::Relaxed);
-            finished.complete = complete;
+            finished.is_complete = complete;
             finished.duration = elapsed;
-            match &self.id {
-                RequestId::Client(id) => finished.put(Part::RequestId, id.as_bytes()),
-                RequestId::Ours(id) => finished.put(Part::RequestId, &hexadecimal(*id)),
-            }
-            finished.put(Part::Path, self.uri.path().as_bytes());
-            let agent = self.user_agent.as_ref().and_then(|agent| agent.to_str().ok());
-            finished.has_agent = agent.is_some();
-            finished.put(Part::Agent, agent.unwrap_or_default().as_bytes());
-            if let Some(inspected) = self.material().take() {
-                finished.inspected(inspected, journal.has_audit());
+            if let Some(body) = body {
+                finished.complete(&body, journal.has_audit());
             }
             journal.submit(finished);
         }

@@ -6,9 +6,8 @@
 
 use std::collections::VecDeque;
 use std::io;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::mpsc::{SyncSender, sync_channel};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -24,7 +23,6 @@ const HELD: usize = 16 * 1024 * 1024;
 
 /// What an exchange weighs at least, in bytes. That bounds their number too.
 const LIGHTEST: usize = 1024;
-const QUEUE: usize = 2 * HELD / LIGHTEST;
 
 /// How often it is logged that there was no room.
 const SAID_AGAIN: Duration = Duration::from_secs(60);
@@ -34,26 +32,35 @@ const SAID_AGAIN: Duration = Duration::from_secs(60);
 /// request without a journal, 10 ms: 1.08, 2 ms: 1.06, with eight audited findings each).
 const TICK: Duration = Duration::from_millis(2);
 
-/// How many blanks are kept to be filled again while there is traffic, and with how much room for text, in bytes.
+/// How many blanks are kept to be filled again, and for how long while nothing comes.
 const BLANKS: usize = 1_024;
-const ROOM: usize = 8 * 1024;
+const IDLE: Duration = Duration::from_secs(5);
 
 /// The most findings that are kept of one exchange. All of them are counted and audited.
 const FINDINGS: usize = 16;
 
+/// After how many records room is made and blanks are given back.
+const BATCH: usize = 64;
+
 /// Takes what is over, and answers for it.
 #[derive(Clone)]
-pub struct Journal {
-    queue: SyncSender<Item>,
-    state: Arc<State>,
-}
+pub struct Journal(Arc<Owner>);
+
+/// The thread ends with it.
+struct Owner(Arc<State>);
 
 /// Material to be filled in, which goes from hand to hand as the pointer that it is.
 type Blank = Box<Finished>;
 
-enum Item {
-    Finished(Box<Finished>),
-    InWords(Box<InWords>, usize),
+/// What is over, and the room that it takes.
+struct Item {
+    what: What,
+    weight: usize,
+}
+
+enum What {
+    Finished(Blank),
+    InWords(Box<InWords>),
     /// Answered once all that came before has been dealt with.
     Flush(SyncSender<()>),
 }
@@ -74,16 +81,46 @@ impl InWords {
 }
 
 struct State {
+    inbox: Inbox,
     metrics: Arc<Metrics>,
-    /// Bytes in the queue.
-    held: AtomicUsize,
     /// When it was last logged that there was no room.
     said: Mutex<Option<Instant>>,
-    /// Filled by exchanges, and given back here. Memory that one thread allocates for another to free costs both.
-    blanks: Mutex<Vec<Blank>>,
     kept: Mutex<Kept>,
     audit: Option<Audit>,
     outlet: Option<Box<dyn Outlet>>,
+}
+
+/// What exchanges touch. Nothing else stands in its cache lines: they would go to and fro between the cores.
+#[derive(Default)]
+#[repr(align(128))]
+struct Inbox {
+    waiting: Mutex<Waiting>,
+    /// Something has come to a thread that sleeps.
+    came: Condvar,
+}
+
+#[derive(Default)]
+struct Waiting {
+    items: Vec<Item>,
+    /// What they weigh, and those that are being put into words.
+    held: usize,
+    /// Filled by exchanges, and given back here. Memory that one thread allocates for another to free costs both.
+    blanks: Vec<Blank>,
+    sleeps: bool,
+    /// Nothing comes any more.
+    is_over: bool,
+}
+
+impl Waiting {
+    /// Adds it if there is room.
+    fn add(&mut self, item: Item, most: usize) -> Result<(), Item> {
+        if self.held + item.weight > most {
+            return Err(item);
+        }
+        self.held += item.weight;
+        self.items.push(item);
+        Ok(())
+    }
 }
 
 /// Who else is told of each exchange. It must not wait for anything.
@@ -133,72 +170,67 @@ impl Journal {
         outlet: Option<Box<dyn Outlet>>,
         metrics: Arc<Metrics>,
     ) -> io::Result<Self> {
-        let (queue, finished) = sync_channel(QUEUE);
         let kept = Kept { records: VecDeque::new(), capacity, count: 0, stats: Stats::default() };
         let state = Arc::new(State {
+            inbox: Inbox::default(),
             metrics,
-            held: AtomicUsize::new(0),
             said: Mutex::default(),
-            blanks: Mutex::default(),
             kept: Mutex::new(kept),
             audit,
             outlet,
         });
         let thread = Arc::clone(&state);
-        thread::Builder::new().name("journal".into()).spawn(move || thread.run(&finished))?;
-        Ok(Self { queue, state })
+        thread::Builder::new().name("journal".into()).spawn(move || thread.run())?;
+        Ok(Self(Arc::new(Owner(state))))
+    }
+
+    fn state(&self) -> &State {
+        &self.0.0
     }
 
     /// Takes the material of an exchange that is over.
-    pub(crate) fn blank(&self) -> Box<Finished> {
-        self.state.blanks().pop().unwrap_or_default()
+    pub(crate) fn blank(&self) -> Blank {
+        self.state().inbox.waiting().blanks.pop().unwrap_or_default()
     }
 
     /// Whether contact writes are audited.
     pub(crate) fn has_audit(&self) -> bool {
-        self.state.audit.is_some()
+        self.state().audit.is_some()
     }
 
     /// Whether each exchange has to belong to a trace.
     pub(crate) fn is_traced(&self) -> bool {
-        self.state.outlet.is_some()
+        self.state().outlet.is_some()
     }
 
     /// Takes an exchange that is over. Never waits.
-    pub(crate) fn submit(&self, finished: Box<Finished>) {
+    pub(crate) fn submit(&self, finished: Blank) {
         let is_audited = self.has_audit() && finished.is_audited();
         let most = if is_audited || !self.has_audit() { HELD } else { HELD / 2 };
         let weight = LIGHTEST + finished.held();
-        if self.state.reserve(weight, most) {
-            self.send(Item::Finished(finished), weight, is_audited);
-        } else if is_audited {
-            let in_words = Box::new(InWords::new(&finished, true));
-            let weight = LIGHTEST + in_words.record.held();
-            if self.state.reserve(weight, 2 * HELD) {
-                self.send(Item::InWords(in_words, weight), weight, true);
-            } else {
-                self.state.dropped(true);
+        let item = Item { what: What::Finished(finished), weight };
+        match self.state().inbox.add(item, most) {
+            Err(Item { what: What::Finished(finished), .. }) if is_audited => {
+                let in_words = Box::new(InWords::new(&finished, true));
+                let weight = LIGHTEST + in_words.record.held();
+                let item = Item { what: What::InWords(in_words), weight };
+                if self.state().inbox.add(item, 2 * HELD).is_err() {
+                    self.state().dropped(true);
+                }
             }
-        } else {
-            self.state.dropped(false);
-        }
-    }
-
-    fn send(&self, item: Item, weight: usize, is_audited: bool) {
-        if self.queue.try_send(item).is_err() {
-            self.state.held.fetch_sub(weight, Ordering::Relaxed);
-            self.state.dropped(is_audited);
+            Err(_) => self.state().dropped(false),
+            Ok(()) => {}
         }
     }
 
     /// What is kept.
     pub fn kept(&self) -> MutexGuard<'_, Kept> {
-        self.state.kept()
+        self.state().kept()
     }
 
     /// The audit trail, if there is one.
     pub fn audit(&self) -> Option<&Audit> {
-        self.state.audit.as_ref()
+        self.state().audit.as_ref()
     }
 
     /// Waits until all that has been submitted is written, for so long at most.
@@ -206,36 +238,82 @@ impl Journal {
         let deadline = Instant::now() + limit;
         let left = || deadline.saturating_duration_since(Instant::now());
         let (done, all_done) = sync_channel(1);
-        let mut item = Item::Flush(done);
-        while let Err(TrySendError::Full(again)) = self.queue.try_send(item) {
-            if left().is_zero() {
-                break;
-            }
-            item = again;
-            thread::sleep(TICK);
-        }
-        if all_done.recv_timeout(left()).is_err() {
+        let item = Item { what: What::Flush(done), weight: 0 };
+        let is_added = self.state().inbox.add(item, usize::MAX).is_ok();
+        if !is_added || all_done.recv_timeout(left()).is_err() {
             tracing::error!("the end came before all exchanges were recorded");
         }
-        if let Some(audit) = &self.state.audit {
+        if let Some(audit) = self.audit() {
             audit.flush(deadline);
         }
-        if let Some(outlet) = &self.state.outlet {
+        if let Some(outlet) = &self.state().outlet {
             outlet.flush(left());
         }
     }
 }
 
-impl State {
-    /// Takes room for so many bytes, if there is some.
-    fn reserve(&self, weight: usize, most: usize) -> bool {
-        let fits = self.held.fetch_add(weight, Ordering::Relaxed) + weight <= most;
-        if !fits {
-            self.held.fetch_sub(weight, Ordering::Relaxed);
-        }
-        fits
+impl Drop for Owner {
+    fn drop(&mut self) {
+        self.0.inbox.waiting().is_over = true;
+        self.0.inbox.came.notify_one();
+    }
+}
+
+impl Inbox {
+    fn waiting(&self) -> MutexGuard<'_, Waiting> {
+        // What is in there is whole between any two statements: a poisoned lock is as good as any.
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Adds it if there is room.
+    fn add(&self, item: Item, most: usize) -> Result<(), Item> {
+        let mut waiting = self.waiting();
+        waiting.add(item, most)?;
+        if std::mem::take(&mut waiting.sleeps) {
+            drop(waiting);
+            self.came.notify_one();
+        }
+        Ok(())
+    }
+
+    /// What has come, once something has; an empty `items` takes its place. False if nothing comes any more.
+    fn wait(&self, items: &mut Vec<Item>) -> bool {
+        let mut waiting = self.waiting();
+        while waiting.items.is_empty() {
+            if waiting.is_over {
+                return false;
+            }
+            waiting.sleeps = true;
+            // Blanks that nobody needs for so long need not be kept.
+            waiting = if waiting.blanks.is_empty() {
+                self.came.wait(waiting).unwrap_or_else(PoisonError::into_inner)
+            } else {
+                let (mut waiting, timeout) =
+                    self.came.wait_timeout(waiting, IDLE).unwrap_or_else(PoisonError::into_inner);
+                if timeout.timed_out() {
+                    let blanks = std::mem::take(&mut waiting.blanks);
+                    drop(waiting);
+                    drop(blanks);
+                    waiting = self.waiting();
+                }
+                waiting
+            };
+        }
+        waiting.sleeps = false;
+        std::mem::swap(&mut waiting.items, items);
+        true
+    }
+
+    /// Makes room for so much, and gives back what can be filled again.
+    fn settle(&self, weight: usize, blanks: &mut Vec<Blank>) {
+        let mut waiting = self.waiting();
+        waiting.held -= weight;
+        blanks.truncate(BLANKS - waiting.blanks.len().min(BLANKS));
+        waiting.blanks.append(blanks);
+    }
+}
+
+impl State {
     /// An exchange goes unrecorded.
     fn dropped(&self, is_audited: bool) {
         self.metrics.journal_dropped.inc();
@@ -256,55 +334,31 @@ impl State {
         self.kept.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn blanks(&self) -> MutexGuard<'_, Vec<Blank>> {
-        self.blanks.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn run(&self, queue: &Receiver<Item>) {
-        let mut busy = false;
-        let mut done = Vec::new();
-        loop {
-            let first = if busy {
-                thread::sleep(TICK);
-                queue.try_recv().ok()
-            } else {
-                match queue.recv() {
-                    Ok(item) => Some(item),
-                    Err(_) => return,
-                }
-            };
-            busy = first.is_some();
-            for item in first.into_iter().chain(queue.try_iter()) {
-                match item {
-                    Item::Finished(mut finished) => {
-                        self.take(InWords::new(&finished, self.audit.is_some()));
-                        self.held.fetch_sub(LIGHTEST + finished.held(), Ordering::Relaxed);
-                        finished.reset(ROOM);
-                        done.push(finished);
+    fn run(&self) {
+        let (mut items, mut blanks) = (Vec::new(), Vec::with_capacity(BATCH));
+        while self.inbox.wait(&mut items) {
+            let mut rest = items.drain(..).peekable();
+            while rest.peek().is_some() {
+                let mut weight = 0;
+                for item in rest.by_ref().take(BATCH) {
+                    weight += item.weight;
+                    match item.what {
+                        What::Finished(mut finished) => {
+                            self.take(InWords::new(&finished, self.audit.is_some()));
+                            finished.reset();
+                            blanks.push(finished);
+                        }
+                        What::InWords(in_words) => self.take(*in_words),
+                        // Nobody waits any longer, at the worst.
+                        What::Flush(flushed) => drop(flushed.send(())),
                     }
-                    Item::InWords(in_words, weight) => {
-                        self.take(*in_words);
-                        self.held.fetch_sub(weight, Ordering::Relaxed);
-                    }
-                    // Nobody waits any longer, at the worst.
-                    Item::Flush(flushed) => drop(flushed.send(())),
                 }
-                if done.len() >= BLANKS / 8 {
-                    self.give_back(&mut done);
-                }
+                self.inbox.settle(weight, &mut blanks);
             }
-            self.give_back(&mut done);
-            if !busy {
-                // Nobody needs them while nothing comes.
-                *self.blanks() = Vec::new();
-            }
+            drop(rest);
+            items.shrink_to(BLANKS);
+            thread::sleep(TICK);
         }
-    }
-
-    fn give_back(&self, done: &mut Vec<Blank>) {
-        let mut blanks = self.blanks();
-        done.truncate(BLANKS - blanks.len().min(BLANKS));
-        blanks.append(done);
     }
 
     fn take(&self, InWords { mut record, is_audited, digests }: InWords) {

@@ -20,15 +20,19 @@ use crate::contact::{Edit, Finding, Kind, Source, Was, Written, edit};
 use crate::proxy::connect::Target;
 use crate::proxy::route::{self, Resource};
 
+/// The longest body that is copied before its exchange is over, and how much room a record keeps for the next one's, in
+/// bytes.
+const SMALL: usize = 8 * 1024;
+
 /// A contact write's body, and what was found in it.
-pub(crate) struct Inspected {
+pub(crate) struct Inspected<'a> {
     pub findings: Vec<Finding>,
     /// What was changed of `original`.
     pub edits: Vec<Edit>,
     /// As it came, which the findings' spans are about. Its content coding is undone.
     pub original: Bytes,
     /// By which it was judged.
-    pub config: Arc<Config>,
+    pub config: &'a Arc<Config>,
 }
 
 /// The material of a record. All that is text in it is a copy in one buffer: the pieces of a request are parts of
@@ -48,11 +52,14 @@ pub(crate) struct Finished {
     pub attempts: u32,
     pub transient: u32,
     pub legitimate: bool,
-    pub complete: bool,
+    pub is_complete: bool,
     pub duration: Duration,
     pub has_agent: bool,
     findings: Vec<Finding>,
     edits: Vec<Edit>,
+    is_inspected: bool,
+    /// Left in place for the next exchange, which most often has the same: where two threads count the references to
+    /// it, both wait for each other.
     config: Option<Arc<Config>>,
     text: Vec<u8>,
     /// Where each [`Part`] ends.
@@ -83,11 +90,12 @@ impl Default for Finished {
             attempts: 0,
             transient: 0,
             legitimate: false,
-            complete: false,
+            is_complete: false,
             duration: Duration::ZERO,
             has_agent: false,
             findings: Vec::new(),
             edits: Vec::new(),
+            is_inspected: false,
             config: None,
             text: Vec::new(),
             ends: [0; 4],
@@ -97,15 +105,15 @@ impl Default for Finished {
 
 impl Finished {
     /// Makes it as good as new. What is large is given back.
-    pub fn reset(&mut self, largest: usize) {
+    pub fn reset(&mut self) {
         self.target = None;
-        self.config = None;
+        self.is_inspected = false;
         self.findings.clear();
         self.findings.shrink_to(64);
         self.edits.clear();
         self.edits.shrink_to(64);
         self.text.clear();
-        self.text.shrink_to(largest);
+        self.text.shrink_to(SMALL);
         self.ends = [0; 4];
     }
 
@@ -125,16 +133,35 @@ impl Finished {
         std::str::from_utf8(self.part(part)).unwrap_or_default()
     }
 
-    /// Adds what was found, and the body if its lists have to be named or its digests made.
+    /// Adds what was found, and returns the body if it is to be added once all is over, if at all.
     ///
-    /// What is moved in takes the place of what an exchange before left here, which is freed by the thread that
-    /// allocated it. The body sent is not copied: the edits make it of the other.
-    pub fn inspected(&mut self, inspected: Inspected, has_audit: bool) {
-        self.findings = inspected.findings;
-        self.edits = inspected.edits;
-        self.config = Some(inspected.config);
+    /// What is small is copied at once: it is at hand now, and its memory goes to the next request as it would without
+    /// a journal, whereas memory that waits for the end comes back cold. What is large is moved in. The body sent is
+    /// not needed: the edits make it of the other.
+    pub fn inspected(&mut self, inspected: Inspected<'_>) -> Option<Bytes> {
+        let Inspected { mut findings, mut edits, original, config } = inspected;
+        self.is_inspected = true;
+        if !self.config.as_ref().is_some_and(|kept| Arc::ptr_eq(kept, config)) {
+            self.config = Some(Arc::clone(config));
+        }
+        if original.len() > SMALL {
+            self.findings = findings;
+            self.edits = edits;
+            return Some(original);
+        }
+        self.findings.append(&mut findings);
+        self.edits.append(&mut edits);
+        if self.findings.is_empty() {
+            return Some(original);
+        }
+        self.put(Part::Original, &original);
+        None
+    }
+
+    /// Adds the body after all, if its lists have to be named or its digests made.
+    pub fn complete(&mut self, original: &[u8], has_audit: bool) {
         if !self.findings.is_empty() || has_audit && self.is_audited() {
-            self.put(Part::Original, &inspected.original);
+            self.put(Part::Original, original);
         }
     }
 
@@ -150,7 +177,9 @@ impl Finished {
 
     /// SHA-256 of the body before and after, if it was inspected.
     pub fn digests(&self) -> Option<[String; 2]> {
-        self.config.as_ref()?;
+        if !self.is_inspected {
+            return None;
+        }
         let original = self.part(Part::Original);
         let before = sha256(original);
         if self.edits.is_empty() {
@@ -319,7 +348,7 @@ impl Record {
             found: findings.len(),
             rewritten: findings.iter().filter(|finding| finding.acted_on()).count(),
             findings: findings.iter().map(|finding| Found::new(finding, finished)).collect(),
-            complete: finished.complete,
+            complete: finished.is_complete,
             duration_ms: finished.duration.as_micros() as f64 / 1000.0,
         }
     }

@@ -237,7 +237,7 @@ impl Found {
                     findings: contact.findings,
                     edits: contact.edits,
                     original,
-                    config: Arc::clone(config),
+                    config,
                 }));
                 Ok(Some(claims_contact))
             }
