@@ -13,7 +13,7 @@ use tokio::sync::OwnedSemaphorePermit;
 use super::ids::{RequestId, Trace, hexadecimal};
 use super::journal::Journal;
 use super::metrics::{BodyLabel, Metrics, Name, RetryLabel, VerdictLabel};
-use super::record::{Finished, Inspected, Part, list_id};
+use super::record::{Decision, Finished, Inspected, Part, list_id, method_name};
 use super::redact::{Account, Agent, Id, Now, Value};
 use crate::contact::refusal::Verdict;
 use crate::contact::{Finding, Kind, Uninspectable};
@@ -86,35 +86,6 @@ pub(crate) enum Retried {
     Refused,
     /// With another error, or none at all.
     Failed,
-}
-
-/// What a client of the forward proxy was given.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Decision {
-    /// The API, opened.
-    Intercepted,
-    /// A blind tunnel.
-    Tunneled,
-    /// A plain request, passed on.
-    Forwarded,
-}
-
-impl Decision {
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Intercepted => "intercepted",
-            Self::Tunneled => "tunneled",
-            Self::Forwarded => "forwarded",
-        }
-    }
-}
-
-/// A method of RFC 9110 or RFC 5789 by its name; any other is a client's own text.
-pub(super) fn method_name(method: &Method) -> &str {
-    use Method as M;
-    let known =
-        [M::GET, M::HEAD, M::POST, M::PUT, M::DELETE, M::OPTIONS, M::CONNECT, M::PATCH, M::TRACE];
-    if known.contains(method) { method.as_str() } else { "(other)" }
 }
 
 impl Default for Exchange {

@@ -12,7 +12,6 @@ use bytes::Bytes;
 use http::{Method, StatusCode};
 use serde::{Serialize, Serializer};
 
-use super::exchange::{Decision, method_name};
 use super::ids::Trace;
 use super::redact::{Account, Agent, Id, Value};
 use crate::config::Config;
@@ -23,6 +22,35 @@ use crate::proxy::route::{self, Resource};
 /// The longest body that is copied before its exchange is over, and how much room a record keeps for the next one's, in
 /// bytes.
 const SMALL: usize = 8 * 1024;
+
+/// What a client of the forward proxy was given.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Decision {
+    /// The API, opened.
+    Intercepted,
+    /// A blind tunnel.
+    Tunneled,
+    /// A plain request, passed on.
+    Forwarded,
+}
+
+impl Decision {
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Intercepted => "intercepted",
+            Self::Tunneled => "tunneled",
+            Self::Forwarded => "forwarded",
+        }
+    }
+}
+
+/// A method of RFC 9110 or RFC 5789 by its name; any other is a client's own text.
+pub(super) fn method_name(method: &Method) -> &str {
+    use Method as M;
+    let known =
+        [M::GET, M::HEAD, M::POST, M::PUT, M::DELETE, M::OPTIONS, M::CONNECT, M::PATCH, M::TRACE];
+    if known.contains(method) { method.as_str() } else { "(other)" }
+}
 
 /// A contact write's body, and what was found in it.
 pub(crate) struct Inspected<'a> {

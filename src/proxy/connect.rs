@@ -26,8 +26,9 @@ use crate::intercept::guard::{ConnectError, Guard};
 use crate::intercept::leaf::Leaves;
 use crate::intercept::tunnel::relay;
 use crate::intercept::{Host, Way};
-use crate::observe::exchange::{Decision, Exchange};
+use crate::observe::exchange::Exchange;
 use crate::observe::metrics::Metrics;
+use crate::observe::record::Decision;
 use crate::observe::redact::Agent;
 
 /// Where a connection comes from: known to every request on it.

@@ -25,10 +25,11 @@ use super::streams;
 use super::upstream::Upstream;
 use crate::config::{Config, Limits};
 use crate::intercept::{Host, Way};
-use crate::observe::exchange::{Decision, Exchange, Line};
+use crate::observe::exchange::{Exchange, Line};
 use crate::observe::ids::REQUEST_ID;
 use crate::observe::journal::Journal;
 use crate::observe::metrics::Metrics;
+use crate::observe::record::Decision;
 
 /// The whole way of a request, from a parsed head to an answer.
 pub(super) fn stack(
