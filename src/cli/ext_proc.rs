@@ -9,7 +9,9 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
-use super::serve::{Ended, Signals, bind_admin, set_process_limits, start_journal, steer};
+use super::serve::{
+    Ended, Signals, bind_admin, refuse_huge_pages, set_process_limits, start_journal, steer,
+};
 use super::steer::{ORDERS, Source, Steering};
 use super::{ConfigArgs, Failure};
 use crate::config::Config;
@@ -34,6 +36,7 @@ pub(super) struct ExtProc {
 
 impl ExtProc {
     pub fn run(self) -> Result<(), Failure> {
+        refuse_huge_pages();
         let flags: Vec<_> = self
             .admin
             .into_iter()

@@ -44,6 +44,7 @@ pub(super) struct Serve {
 
 impl Serve {
     pub fn run(self) -> Result<(), Failure> {
+        refuse_huge_pages();
         let flags = [
             ("--listen", "listen.address", self.listen),
             ("--upstream", "upstream.url", self.upstream),
@@ -157,13 +158,15 @@ impl Manager {
     }
 }
 
+/// Before there is much memory: where a system gives huge pages to all, an idle process would hold twice as much.
+pub(super) fn refuse_huge_pages() {
+    // Where that cannot be had, it is memory that is lost, and nothing else.
+    let _ = disable_transparent_huge_pages(true);
+}
+
 /// A tunnel has two descriptors, and the usual soft limit is 1,024 for the sake of programs that use
-/// `select`, which this one does not. A core dump would hold credentials and contacts. With huge pages,
-/// where a system gives them to all, an idle process would hold twice the memory.
+/// `select`, which this one does not. A core dump would hold credentials and contacts.
 pub(super) fn set_process_limits() {
-    if let Err(error) = disable_transparent_huge_pages(true) {
-        tracing::debug!(%error, "cannot do without transparent huge pages");
-    }
     let none = Rlimit { current: Some(0), maximum: Some(0) };
     if let Err(error) = setrlimit(Resource::Core, none) {
         tracing::warn!(%error, "cannot turn core dumps off");

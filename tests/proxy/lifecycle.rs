@@ -348,3 +348,13 @@ async fn no_core_is_dumped() {
     let line = limits.lines().find(|line| line.starts_with("Max core file size")).expect("a line");
     assert_eq!(line.split_whitespace().skip(4).take(2).collect::<Vec<_>>(), ["0", "0"], "{line}");
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn huge_pages_are_refused_where_a_system_gives_them_to_all() {
+    let origin = Origin::start([]).await;
+    let url = origin.url();
+    let running =
+        Running::start(&mut command(&["serve", "--listen", "127.0.0.1:0", "--upstream", &url]));
+    let status = std::fs::read_to_string(format!("/proc/{}/status", running.pid())).expect("Linux");
+    assert!(status.lines().any(|line| line == "THP_enabled:\t0"), "{status}");
+}
