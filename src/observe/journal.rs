@@ -188,7 +188,7 @@ impl Journal {
         &self.0.0
     }
 
-    /// Takes the material of an exchange that is over.
+    /// To be filled in by an exchange, from its inspection or its end on.
     pub(crate) fn blank(&self) -> Blank {
         self.state().inbox.waiting().blanks.pop().unwrap_or_default()
     }
