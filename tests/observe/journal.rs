@@ -12,9 +12,10 @@ use optin_proxy::proxy::Server;
 use serde_json::Value;
 use tokio_util::sync::CancellationToken;
 
+use super::audit::sha256;
 use crate::support::client::Client;
 use crate::support::origin::{Origin, Reply};
-use crate::support::{CONTACT, RECIPE, answer, request};
+use crate::support::{CONTACT, RECIPE, RECIPE_OUT, answer, request};
 
 /// A proxy in this process, and its journal.
 struct Kept {
@@ -198,4 +199,41 @@ async fn a_hundred_applications_and_fifty_lists_of_each_are_told_apart() {
     // The recipe has two of its own.
     assert_eq!(others["findings"], 12);
     assert_eq!(stats["totals"]["requests"], 105);
+}
+
+/// Records are filled again and again, in two ways: with what is small before its request is sent, with what is large
+/// once all is over.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nothing_of_an_exchange_is_left_in_the_record_of_another() {
+    let origin = Origin::start([Reply::Write(answer("200 OK", "", b""))]).await;
+    let mut kept = Kept::before(&origin).await;
+    let wide = |body: &[u8]| {
+        let body = std::str::from_utf8(body).expect("UTF-8");
+        body.replacen("<ContactLists>", &format!("{}<ContactLists>", " ".repeat(20_000)), 1)
+    };
+    let (large, large_out) = (wide(RECIPE), wide(RECIPE_OUT));
+    for _ in 0..20 {
+        kept.client.ask(&request("PUT", CONTACT, "", large.as_bytes())).await;
+        kept.client.ask(b"GET /x HTTP/1.1\r\nHost: p\r\n\r\n").await;
+        kept.client.ask(&request("PUT", CONTACT, "", RECIPE)).await;
+        kept.client.ask(&request("PUT", CONTACT, "", RECIPE_OUT)).await;
+        kept.lines().await;
+    }
+    let written = kept.lines().await;
+    assert_eq!(written.len(), 40);
+    for pair in written.chunks(2) {
+        let hashes = |line: &Value| [line["sha256_before"].clone(), line["sha256_after"].clone()];
+        let of = |bodies: [&[u8]; 2]| bodies.map(|body| Value::from(sha256(body)));
+        assert_eq!(hashes(&pair[0]), of([large.as_bytes(), large_out.as_bytes()]));
+        assert_eq!(hashes(&pair[1]), of([RECIPE, RECIPE_OUT]));
+        assert_eq!(pair[0]["findings"], pair[1]["findings"]);
+    }
+    let kept = kept.journal.kept();
+    let records: Vec<_> = kept.newest().collect();
+    for four in records.chunks(4) {
+        let found: Vec<_> = four.iter().map(|record| (record.found, record.outcome)).collect();
+        let edited = (found[1].0, Some("rewritten"));
+        assert_eq!(found, [(0, Some("clean")), edited, (0, None), edited]);
+        assert!(edited.0 > 0);
+    }
 }

@@ -338,23 +338,21 @@ async fn without_descriptors_it_waits_says_so_seldom_and_recovers() {
     assert!((1..=seconds + 1).contains(&said), "{said} times in {seconds} s: {log}");
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn no_core_is_dumped() {
-    let origin = Origin::start([]).await;
-    let url = origin.url();
-    let running =
-        Running::start(&mut command(&["serve", "--listen", "127.0.0.1:0", "--upstream", &url]));
-    let limits = std::fs::read_to_string(format!("/proc/{}/limits", running.pid())).expect("Linux");
+/// What the kernel says of a proxy that serves.
+fn told_by_the_kernel(file: &str) -> String {
+    let running = Running::start(&mut command(&["serve", "--listen", "127.0.0.1:0"]));
+    std::fs::read_to_string(format!("/proc/{}/{file}", running.pid())).expect("Linux")
+}
+
+#[test]
+fn no_core_is_dumped() {
+    let limits = told_by_the_kernel("limits");
     let line = limits.lines().find(|line| line.starts_with("Max core file size")).expect("a line");
     assert_eq!(line.split_whitespace().skip(4).take(2).collect::<Vec<_>>(), ["0", "0"], "{line}");
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn huge_pages_are_refused_where_a_system_gives_them_to_all() {
-    let origin = Origin::start([]).await;
-    let url = origin.url();
-    let running =
-        Running::start(&mut command(&["serve", "--listen", "127.0.0.1:0", "--upstream", &url]));
-    let status = std::fs::read_to_string(format!("/proc/{}/status", running.pid())).expect("Linux");
+#[test]
+fn huge_pages_are_refused_where_a_system_gives_them_to_all() {
+    let status = told_by_the_kernel("status");
     assert!(status.lines().any(|line| line == "THP_enabled:\t0"), "{status}");
 }
