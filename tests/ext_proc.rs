@@ -255,3 +255,8 @@ async fn a_stop_lets_streams_come_to_their_end() {
     assert_eq!(status.code(), Some(0));
     assert!(log.contains("\"message\":\"stopped\""), "{log}");
 }
+
+#[test]
+fn huge_pages_are_refused_by_a_processor_too() {
+    assert!(serve(&[]).refuses_huge_pages());
+}

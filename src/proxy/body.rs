@@ -42,15 +42,23 @@ pub enum BodyError {
     Slow(Side, Duration),
 }
 
-/// A message's body.
+/// A message's body. What is rare or large of it is boxed: a request on its way is moved a hundred times, from one
+/// future or queue into the next.
 #[derive(Debug)]
 pub enum Body {
     /// All of it is here.
     Buffered(Bytes),
     /// It comes as it comes, and is not kept.
-    Streaming(Streaming),
+    Streaming(Box<Streaming>),
     /// Its start was looked at; the rest comes as it comes.
-    Resumed(VecDeque<Frame<Bytes>>, Rest),
+    Resumed(Box<Resumed>),
+}
+
+/// A body whose start was looked at.
+#[derive(Debug)]
+pub struct Resumed {
+    pub start: VecDeque<Frame<Bytes>>,
+    pub rest: Rest,
 }
 
 /// What comes behind the part of a body that was looked at.
@@ -59,7 +67,7 @@ pub enum Rest {
     /// Nothing.
     End,
     /// The rest of the stream.
-    Stream(Streaming),
+    Stream(Box<Streaming>),
     /// The stream broke; `None` once that was said.
     Broken(Option<BodyError>),
 }
@@ -68,6 +76,34 @@ impl Body {
     /// A body without content.
     pub const fn empty() -> Self {
         Self::Buffered(Bytes::new())
+    }
+
+    /// The part of it that is still to come.
+    pub fn stream(&mut self) -> Option<&mut Streaming> {
+        match self {
+            Self::Streaming(stream) => Some(stream),
+            Self::Resumed(resumed) => match &mut resumed.rest {
+                Rest::Stream(stream) => Some(stream),
+                Rest::End | Rest::Broken(_) => None,
+            },
+            Self::Buffered(_) => None,
+        }
+    }
+
+    /// Why nothing follows what was looked at, if it ought to.
+    pub fn broken(&self) -> Option<&BodyError> {
+        match self {
+            Self::Resumed(resumed) => match &resumed.rest {
+                Rest::Broken(error) => error.as_ref(),
+                Rest::End | Rest::Stream(_) => None,
+            },
+            Self::Buffered(_) | Self::Streaming(_) => None,
+        }
+    }
+
+    /// What was looked at, and what follows.
+    pub fn resumed(start: VecDeque<Frame<Bytes>>, rest: Rest) -> Self {
+        Self::Resumed(Box::new(Resumed { start, rest }))
     }
 }
 
@@ -83,7 +119,7 @@ impl http_body::Body for Body {
             Self::Buffered(bytes) if bytes.is_empty() => Poll::Ready(None),
             Self::Buffered(bytes) => Poll::Ready(Some(Ok(Frame::data(std::mem::take(bytes))))),
             Self::Streaming(stream) => Pin::new(stream).poll_frame(cx),
-            Self::Resumed(start, rest) => match (start.pop_front(), rest) {
+            Self::Resumed(resumed) => match (resumed.start.pop_front(), &mut resumed.rest) {
                 (Some(frame), _) => Poll::Ready(Some(Ok(frame))),
                 (None, Rest::Stream(rest)) => Pin::new(rest).poll_frame(cx),
                 (None, Rest::Broken(error)) => Poll::Ready(error.take().map(Err)),
@@ -96,9 +132,9 @@ impl http_body::Body for Body {
         match self {
             Self::Buffered(bytes) => bytes.is_empty(),
             Self::Streaming(stream) => stream.is_end_stream(),
-            Self::Resumed(start, rest) => {
-                start.is_empty()
-                    && match rest {
+            Self::Resumed(resumed) => {
+                resumed.start.is_empty()
+                    && match &resumed.rest {
                         Rest::End | Rest::Broken(None) => true,
                         Rest::Stream(rest) => rest.is_end_stream(),
                         Rest::Broken(Some(_)) => false,
@@ -111,13 +147,14 @@ impl http_body::Body for Body {
         match self {
             Self::Buffered(bytes) => SizeHint::with_exact(bytes.len() as u64),
             Self::Streaming(stream) => stream.size_hint(),
-            Self::Resumed(start, rest) => {
-                let start: u64 = start
+            Self::Resumed(resumed) => {
+                let start: u64 = resumed
+                    .start
                     .iter()
                     .filter_map(|frame| frame.data_ref())
                     .map(|data| data.len() as u64)
                     .sum();
-                let rest = match rest {
+                let rest = match &resumed.rest {
                     Rest::End => SizeHint::with_exact(0),
                     Rest::Stream(rest) => rest.size_hint(),
                     Rest::Broken(_) => SizeHint::new(),
@@ -265,7 +302,7 @@ pub(super) enum Ahead {
     /// The body ended within the cap.
     Whole(Bytes),
     /// There is more; `start` holds what was read.
-    More { start: VecDeque<Frame<Bytes>>, rest: Streaming },
+    More { start: VecDeque<Frame<Bytes>>, rest: Box<Streaming> },
     /// It was not read to its end: there is no room for it among the bodies of others.
     NoRoom,
 }
@@ -273,7 +310,7 @@ pub(super) enum Ahead {
 /// Reads a body to its end, or until it is longer than `cap` bytes. Trailers of a whole body are
 /// dropped: it is framed anew, by its length. `room` is asked for each byte that is kept.
 pub(super) async fn read_ahead(
-    mut body: Streaming,
+    mut body: Box<Streaming>,
     cap: usize,
     mut room: impl FnMut(usize) -> bool,
 ) -> Result<Ahead, BodyError> {

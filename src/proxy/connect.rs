@@ -8,7 +8,6 @@ use std::time::{Duration, Instant, SystemTime};
 
 use http::header::USER_AGENT;
 use http::{HeaderValue, Request, Response};
-use hyper::body::Incoming;
 use rustls::{AlertDescription, ServerConfig};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
@@ -136,10 +135,10 @@ impl Connect {
     /// Answers a CONNECT, and leaves behind the task that serves its tunnel.
     pub async fn handle(
         &self,
-        request: Request<Incoming>,
+        request: &Request<Body>,
         exchange: &Exchange,
     ) -> Result<Response<Body>, Error> {
-        let target = target(&request)?;
+        let target = target(request)?;
         exchange.concerns(&target);
         let peer = exchange.peer().cloned();
         let agent = request.headers().get(USER_AGENT).cloned();
@@ -175,7 +174,7 @@ impl Connect {
 }
 
 /// The authority-form target (RFC 9112 section 3.2.3).
-fn target(request: &Request<Incoming>) -> Result<Target, Error> {
+fn target(request: &Request<Body>) -> Result<Target, Error> {
     let uri = request.uri();
     if uri.scheme().is_some() || uri.path_and_query().is_some() {
         return Err(Error::BadAuthority(None));

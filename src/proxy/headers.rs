@@ -8,12 +8,12 @@ use http::header::{
     PROXY_AUTHORIZATION, TE, TRAILER, TRANSFER_ENCODING, UPGRADE, VIA,
 };
 use http::uri::{Authority, PathAndQuery, Scheme};
-use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, Uri, Version};
+use http::{HeaderMap, HeaderName, HeaderValue, Response, Uri, Version};
 
 use super::body::Body;
 use super::error::Error;
 use super::stack::Forward;
-use super::stage::{Handle, Stage};
+use super::stage::{Call, Handle, Stage};
 use crate::config::Config;
 
 const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
@@ -57,14 +57,14 @@ impl Headers {
     }
 }
 
-impl<S> Stage<Request<Body>, S> for Headers
+impl<S> Stage<Call, S> for Headers
 where
-    S: Handle<Request<Body>, Response = Response<Body>, Error = Error>,
+    S: Handle<Call, Response = Response<Body>, Error = Error>,
 {
     type Response = Response<Body>;
     type Error = Error;
 
-    async fn handle(&self, mut request: Request<Body>, inner: &S) -> Result<Response<Body>, Error> {
+    async fn handle(&self, mut request: Call, inner: &S) -> Result<Response<Body>, Error> {
         let upstream = &self.config.upstream;
         let forward = request.extensions().get::<Forward>().cloned();
         // The client's own address of the proxy: what a Location must come back as. A client of the forward

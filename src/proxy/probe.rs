@@ -59,6 +59,6 @@ pub async fn probe(
     }
     *request.uri_mut() = uri;
     request.headers_mut().extend(headers);
-    let (answer, _) = upstream.handle(request).await.map_err(ProbeError)?.into_parts();
+    let (answer, _) = upstream.handle(Box::new(request)).await.map_err(ProbeError)?.into_parts();
     Ok(Probe { status: answer.status, headers: answer.headers })
 }

@@ -16,7 +16,7 @@ use super::budget::Budget;
 use super::coding::start_of_answer;
 use super::error::Error;
 use super::sanitize::Subject;
-use super::stage::{Handle, Stage};
+use super::stage::{Call, Handle, Stage};
 use crate::config::{self, Config};
 use crate::contact::refusal::{INSPECTED, Sent, Verdict};
 use crate::observe::exchange::{Exchange, Retried};
@@ -38,14 +38,14 @@ impl Retry {
     }
 }
 
-impl<S> Stage<Request<Body>, S> for Retry
+impl<S> Stage<Call, S> for Retry
 where
-    S: Handle<Request<Body>, Response = Response<Body>, Error = Error>,
+    S: Handle<Call, Response = Response<Body>, Error = Error>,
 {
     type Response = Response<Body>;
     type Error = Error;
 
-    async fn handle(&self, mut request: Request<Body>, inner: &S) -> Result<Response<Body>, Error> {
+    async fn handle(&self, mut request: Call, inner: &S) -> Result<Response<Body>, Error> {
         self.budget.deposit();
         // Taken out, since nothing beneath asks for them and a replica would have to carry them.
         let extensions = request.extensions_mut();
@@ -85,7 +85,7 @@ where
                 Ok(Ok(response)) => {
                     let next = self.judge(response, sent, schedule.deadline).await;
                     // The client gets the last refusal that came whole.
-                    if let Body::Resumed(_, Rest::Broken(Some(error))) = next.response.body() {
+                    if let Some(error) = next.response.body().broken() {
                         exchange.retry_broke(error);
                         exchange.exhausted();
                         break;
@@ -116,13 +116,9 @@ where
 }
 
 /// Asks once; and once more on another connection, as every proxy does, if the first one was stale.
-async fn ask<S>(
-    inner: &S,
-    request: Request<Body>,
-    spare: Option<&Request<Body>>,
-) -> Result<Response<Body>, Error>
+async fn ask<S>(inner: &S, request: Call, spare: Option<&Call>) -> Result<Response<Body>, Error>
 where
-    S: Handle<Request<Body>, Response = Response<Body>, Error = Error>,
+    S: Handle<Call, Response = Response<Body>, Error = Error>,
 {
     match inner.handle(request).await {
         Err(error) if error.is_stale() => match spare.and_then(replica) {
@@ -224,9 +220,9 @@ fn is_idempotent(method: &Method) -> bool {
 }
 
 /// The same request again. `None` if its body is gone once sent.
-fn replica(request: &Request<Body>) -> Option<Request<Body>> {
+fn replica(request: &Call) -> Option<Call> {
     let Body::Buffered(bytes) = request.body() else { return None };
-    let mut replica = Request::new(Body::Buffered(bytes.clone()));
+    let mut replica = Box::new(Request::new(Body::Buffered(bytes.clone())));
     *replica.method_mut() = request.method().clone();
     *replica.uri_mut() = request.uri().clone();
     *replica.version_mut() = request.version();
@@ -272,5 +268,5 @@ async fn peek(response: Response<Body>, deadline: Instant) -> (Response<Body>, B
     };
     let text = start.into_bytes();
     let frames = Some(Frame::data(text.clone())).into_iter().chain(trailers).collect();
-    (Response::from_parts(parts, Body::Resumed(frames, rest)), text)
+    (Response::from_parts(parts, Body::resumed(frames, rest)), text)
 }

@@ -6,7 +6,6 @@ use bytes::Bytes;
 use http::header::{CONTENT_LENGTH, CONTENT_TYPE, HOST, TRAILER};
 use http::{HeaderMap, HeaderName, HeaderValue, Request, Response};
 use http_body::Body as _;
-use hyper::body::Incoming;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::body::{self, Ahead, Body, BodyError, Rest, Side, Streaming};
@@ -14,7 +13,7 @@ use super::coding::{Coding, DecodeError};
 use super::error::Error;
 use super::route::Route;
 use super::stack::Forward;
-use super::stage::{Handle, Stage};
+use super::stage::{Call, Handle, Stage};
 use crate::config::{Config, Uninspectable as OnUninspectable};
 use crate::contact::refusal::Sent;
 use crate::contact::{self, Mode, Sanitized, Uninspectable};
@@ -41,43 +40,32 @@ pub(crate) const DIGESTS: [HeaderName; 4] = [
     HeaderName::from_static("repr-digest"),
 ];
 
-impl<S> Stage<Request<Incoming>, S> for Sanitize
+impl<S> Stage<Call, S> for Sanitize
 where
-    S: Handle<Request<Body>, Response = Response<Body>, Error = Error>,
+    S: Handle<Call, Response = Response<Body>, Error = Error>,
 {
     type Response = Response<Body>;
     type Error = Error;
 
-    async fn handle(&self, request: Request<Incoming>, inner: &S) -> Result<Response<Body>, Error> {
-        let (parts, incoming) = request.into_parts();
-        let route = Route::of(&parts.method, &parts.uri);
-        let ended = incoming.is_end_stream();
-        // Known only from a Content-Length: a body in chunks is framed anew below.
-        let announced = incoming.size_hint().exact();
-        let limits = &self.config.limits;
-        let stream = Streaming::new(incoming, Side::Downstream, limits.idle_timeout)
-            .at_least(limits.min_rate);
-        let mut request = Request::from_parts(parts, ());
+    async fn handle(&self, mut request: Call, inner: &S) -> Result<Response<Body>, Error> {
+        let route = Route::of(request.method(), request.uri());
         let is_elsewhere = matches!(request.extensions().get(), Some(Forward::Elsewhere(_)));
-        let is_subject =
-            route != Route::Other && self.config.sanitize.policy.mode != Mode::Off && !is_elsewhere;
-
-        let body = if !is_subject {
-            if ended { Body::empty() } else { Body::Streaming(stream) }
-        } else {
+        if route != Route::Other && self.config.sanitize.policy.mode != Mode::Off && !is_elsewhere {
+            // Known only from a Content-Length: a body in chunks is framed anew below.
+            let announced = request.body().size_hint().exact();
             let update = route == Route::Update;
-            let (body, found) = self.inspect(&request, stream, update).await?;
+            let found = self.inspect(&mut request, update).await?;
             self.note(&mut request, found, update)?;
-            if let Body::Buffered(bytes) = &body {
+            if let Body::Buffered(bytes) = request.body() {
+                let length = bytes.len();
                 let headers = request.headers_mut();
                 headers.remove(TRAILER);
-                if announced != Some(bytes.len() as u64) {
-                    headers.insert(CONTENT_LENGTH, HeaderValue::from(bytes.len()));
+                if announced != Some(length as u64) {
+                    headers.insert(CONTENT_LENGTH, HeaderValue::from(length));
                 }
             }
-            body
-        };
-        inner.handle(request.map(|()| body)).await
+        }
+        inner.handle(request).await
     }
 }
 
@@ -99,7 +87,7 @@ impl Sanitize {
 
     /// Reads a body whole, within the limits of time and of memory. What it takes is held for as long as
     /// its exchange.
-    async fn read(&self, stream: Streaming, exchange: &Exchange) -> Result<Ahead, Error> {
+    async fn read(&self, stream: Box<Streaming>, exchange: &Exchange) -> Result<Ahead, Error> {
         let limits = &self.config.limits;
         let mut held: Option<OwnedSemaphorePermit> = None;
         let room = |bytes: usize| {
@@ -125,23 +113,28 @@ impl Sanitize {
         Ok(ahead)
     }
 
-    async fn inspect(
-        &self,
-        request: &Request<()>,
-        stream: Streaming,
-        update: bool,
-    ) -> Result<(Body, Found), Error> {
-        let cap = self.config.sanitize.max_body;
-        if stream.size_hint().lower() > cap as u64 {
-            return Ok((Body::Streaming(stream), Found::Uninspectable(Uninspectable::TooLarge)));
+    /// Reads a body, looks at it, and puts the one to send in its place.
+    async fn inspect(&self, request: &mut Request<Body>, update: bool) -> Result<Found, Error> {
+        if request.body().size_hint().lower() > self.config.sanitize.max_body as u64 {
+            return Ok(Found::Uninspectable(Uninspectable::TooLarge));
         }
         let exchange = request.extensions().get::<Arc<Exchange>>().cloned().unwrap_or_default();
-        let received = match self.read(stream, &exchange).await? {
-            Ahead::Whole(bytes) => bytes,
-            Ahead::NoRoom => return Err(Error::TooMuchBuffered(self.config.limits.max_buffered)),
-            Ahead::More { start, rest } => {
-                let body = Body::Resumed(start, Rest::Stream(rest));
-                return Ok((body, Found::Uninspectable(Uninspectable::TooLarge)));
+        let received = match std::mem::replace(request.body_mut(), Body::empty()) {
+            Body::Streaming(stream) => match self.read(stream, &exchange).await? {
+                Ahead::Whole(bytes) => bytes,
+                Ahead::NoRoom => {
+                    return Err(Error::TooMuchBuffered(self.config.limits.max_buffered));
+                }
+                Ahead::More { start, rest } => {
+                    *request.body_mut() = Body::resumed(start, Rest::Stream(rest));
+                    return Ok(Found::Uninspectable(Uninspectable::TooLarge));
+                }
+            },
+            // It was here with its head.
+            Body::Buffered(bytes) => bytes,
+            looked_at @ Body::Resumed(_) => {
+                *request.body_mut() = looked_at;
+                return Ok(Found::NotOurs);
             }
         };
         let own_host = if request.extensions().get::<Forward>().is_some() {
@@ -155,11 +148,12 @@ impl Sanitize {
             Found::Contact { edited: Some(edited), .. } => edited.clone(),
             _ => received,
         };
-        Ok((Body::Buffered(sent), found))
+        *request.body_mut() = Body::Buffered(sent);
+        Ok(found)
     }
 
     /// Reports what was found, and marks the request for the stages beneath.
-    fn note(&self, request: &mut Request<()>, found: Found, update: bool) -> Result<(), Error> {
+    fn note(&self, request: &mut Request<Body>, found: Found, update: bool) -> Result<(), Error> {
         if let Found::Contact { edited: Some(_), .. } = found {
             for digest in &DIGESTS {
                 request.headers_mut().remove(digest);

@@ -14,13 +14,13 @@ use hyper::body::Incoming;
 use tokio::sync::Semaphore;
 use tower::ServiceBuilder;
 
-use super::body::{Body, BodyError};
+use super::body::{Body, BodyError, Side, Streaming};
 use super::connect::{Connect, Peer, Target};
 use super::error::Error;
 use super::headers::{Headers, has_been_here};
 use super::retry::Retry;
 use super::sanitize::Sanitize;
-use super::stage::{Handle, Stage, StageLayer};
+use super::stage::{Call, Handle, Stage, StageLayer};
 use super::streams;
 use super::upstream::Upstream;
 use crate::config::{Config, Limits};
@@ -81,16 +81,24 @@ struct Observe {
 
 impl<S> Stage<Arrived, S> for Observe
 where
-    S: Handle<Request<Incoming>, Response = Response<Body>, Error = Infallible>,
+    S: Handle<Call, Response = Response<Body>, Error = Infallible>,
 {
     type Response = Response<Observed>;
     type Error = Infallible;
 
     async fn handle(
         &self,
-        Arrived { mut request, peer }: Arrived,
+        Arrived { request, peer }: Arrived,
         inner: &S,
     ) -> Result<Response<Observed>, Infallible> {
+        let limits = &self.config.limits;
+        let mut request = Box::new(request.map(|incoming| {
+            if incoming.is_end_stream() {
+                return Body::empty();
+            }
+            let stream = Streaming::new(incoming, Side::Downstream, limits.idle_timeout);
+            Body::Streaming(Box::new(stream.at_least(limits.min_rate)))
+        }));
         let (metrics, journal) = (Arc::clone(&self.metrics), self.journal.clone());
         let exchange = Arc::new(Exchange::begin(&request, peer, metrics, journal));
         request.extensions_mut().insert(Arc::clone(&exchange));
@@ -164,18 +172,14 @@ impl http_body::Body for Observed {
 #[derive(Clone)]
 struct Problems;
 
-impl<S> Stage<Request<Incoming>, S> for Problems
+impl<S> Stage<Call, S> for Problems
 where
-    S: Handle<Request<Incoming>, Response = Response<Body>, Error = Error>,
+    S: Handle<Call, Response = Response<Body>, Error = Error>,
 {
     type Response = Response<Body>;
     type Error = Infallible;
 
-    async fn handle(
-        &self,
-        request: Request<Incoming>,
-        inner: &S,
-    ) -> Result<Response<Body>, Infallible> {
+    async fn handle(&self, request: Call, inner: &S) -> Result<Response<Body>, Infallible> {
         let exchange = request.extensions().get::<Arc<Exchange>>().cloned().unwrap_or_default();
         let to_head = request.method() == Method::HEAD;
         // What follows a CONNECT that is refused may be meant for the tunnel, and is no request.
@@ -209,14 +213,14 @@ impl Shed {
     }
 }
 
-impl<S> Stage<Request<Incoming>, S> for Shed
+impl<S> Stage<Call, S> for Shed
 where
-    S: Handle<Request<Incoming>, Response = Response<Body>, Error = Error>,
+    S: Handle<Call, Response = Response<Body>, Error = Error>,
 {
     type Response = Response<Body>;
     type Error = Error;
 
-    async fn handle(&self, request: Request<Incoming>, inner: &S) -> Result<Response<Body>, Error> {
+    async fn handle(&self, request: Call, inner: &S) -> Result<Response<Body>, Error> {
         let Ok(slot) = Arc::clone(&self.slots).try_acquire_owned() else {
             return Err(Error::TooManyRequests(self.most));
         };
@@ -244,18 +248,14 @@ struct Admit {
     connect: Arc<Connect>,
 }
 
-impl<S> Stage<Request<Incoming>, S> for Admit
+impl<S> Stage<Call, S> for Admit
 where
-    S: Handle<Request<Incoming>, Response = Response<Body>, Error = Error>,
+    S: Handle<Call, Response = Response<Body>, Error = Error>,
 {
     type Response = Response<Body>;
     type Error = Error;
 
-    async fn handle(
-        &self,
-        mut request: Request<Incoming>,
-        inner: &S,
-    ) -> Result<Response<Body>, Error> {
+    async fn handle(&self, mut request: Call, inner: &S) -> Result<Response<Body>, Error> {
         let exchange = request.extensions().get::<Arc<Exchange>>().cloned().unwrap_or_default();
         let peer = exchange.peer();
         if peer.is_some_and(|peer| !peer.is_allowed) {
@@ -275,7 +275,7 @@ where
             {
                 return Err(Error::ConnectContent);
             }
-            return self.connect.handle(request, &exchange).await;
+            return self.connect.handle(&request, &exchange).await;
         }
         // RFC 9110 section 9.3.8: it would show the client's credentials to whoever reads the answer.
         if request.method() == Method::TRACE {
@@ -366,7 +366,7 @@ const LOOK_ALIKES: [HeaderName; 2] =
     [HeaderName::from_static("content_length"), HeaderName::from_static("transfer_encoding")];
 
 /// What no request may have, or lack.
-fn check_message(request: &Request<Incoming>) -> Result<(), Error> {
+fn check_message(request: &Request<Body>) -> Result<(), Error> {
     let headers = request.headers();
     if has_been_here(headers) {
         return Err(Error::Loop);
@@ -420,7 +420,7 @@ fn agree(tunnel: &Target, authority: Option<&Authority>, headers: &HeaderMap) ->
 }
 
 /// RFC 9112 section 3.2.2: the target's authority counts, whatever Host says. HTTP/2 has it in :authority.
-fn name_host(request: &mut Request<Incoming>, tunnel: Option<&Target>) -> Result<(), Error> {
+fn name_host(request: &mut Request<Body>, tunnel: Option<&Target>) -> Result<(), Error> {
     let name = match (request.uri().authority(), tunnel) {
         (Some(authority), _) if authority.as_str().contains('@') => return Err(Error::BadTarget),
         (Some(authority), _) => authority.to_string(),

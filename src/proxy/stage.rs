@@ -7,7 +7,14 @@
 
 use std::future::Future;
 
+use http::Request;
 use tower::Layer;
+
+use super::body::Body;
+
+/// A request on its way through the stages. Boxed, since it is passed on from each to the next, and a future has room for
+/// it wherever it is passed on.
+pub(super) type Call = Box<Request<Body>>;
 
 /// What takes a request and gives an answer: the stack, or any part of it from a stage downwards.
 pub(super) trait Handle<Request>: Send + Sync + 'static {

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use http::{Request, Response, StatusCode, Uri};
+use http::{Response, StatusCode, Uri};
 use hyper::body::Incoming;
 use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder, MaybeHttpsStream};
 use hyper_util::client::legacy::connect::HttpConnector;
@@ -20,11 +20,11 @@ use rustls::{CertificateError, ClientConfig, RootCertStore};
 use tokio::net::TcpStream;
 use tower::Service;
 
-use super::body::{Body, BodyError, Progress, Rest, Side, Streaming};
+use super::body::{Body, BodyError, Progress, Side, Streaming};
 use super::error::Error;
 use super::io::{History, Remembering};
 use super::stack::Forward;
-use super::stage::Handle;
+use super::stage::{Call, Handle};
 use crate::config::{self, Config};
 use crate::intercept::guard::{ConnectError, Guard};
 use crate::intercept::{Denied, HostError, is_ours};
@@ -106,25 +106,20 @@ impl Upstream {
     }
 }
 
-impl Handle<Request<Body>> for Upstream {
+impl Handle<Call> for Upstream {
     type Response = Response<Body>;
     type Error = Error;
 
-    async fn handle(&self, mut request: Request<Body>) -> Result<Response<Body>, Error> {
-        let progress = match request.body_mut() {
-            Body::Streaming(stream) | Body::Resumed(_, Rest::Stream(stream)) => {
-                Some(stream.watch())
-            }
-            Body::Buffered(_) | Body::Resumed(..) => None,
-        };
+    async fn handle(&self, mut request: Call) -> Result<Response<Body>, Error> {
+        let progress = request.body_mut().stream().map(Streaming::watch);
         let elsewhere = match request.extensions_mut().remove() {
             Some(Forward::Elsewhere(target)) => Some(target),
             Some(Forward::Api) | None => None,
         };
         let asked = if elsewhere.is_some() {
-            self.others.request(request)
+            self.others.request(*request)
         } else {
-            self.api.request(request)
+            self.api.request(*request)
         };
         let incoming = self.attempt(asked, progress).await.map_err(|failed| {
             let is_api = elsewhere.is_none();
@@ -133,7 +128,8 @@ impl Handle<Request<Body>> for Upstream {
             failed.into_error(host, is_api)
         })?;
         let idle = self.config.limits.idle_timeout;
-        Ok(incoming.map(|body| Body::Streaming(Streaming::new(body, Side::Upstream, idle))))
+        Ok(incoming
+            .map(|body| Body::Streaming(Box::new(Streaming::new(body, Side::Upstream, idle)))))
     }
 }
 

@@ -338,21 +338,18 @@ async fn without_descriptors_it_waits_says_so_seldom_and_recovers() {
     assert!((1..=seconds + 1).contains(&said), "{said} times in {seconds} s: {log}");
 }
 
-/// What the kernel says of a proxy that serves.
-fn told_by_the_kernel(file: &str) -> String {
-    let running = Running::start(&mut command(&["serve", "--listen", "127.0.0.1:0"]));
-    std::fs::read_to_string(format!("/proc/{}/{file}", running.pid())).expect("Linux")
+fn serving() -> Running {
+    Running::start(&mut command(&["serve", "--listen", "127.0.0.1:0"]))
 }
 
 #[test]
 fn no_core_is_dumped() {
-    let limits = told_by_the_kernel("limits");
+    let limits = serving().told_by_the_kernel("limits");
     let line = limits.lines().find(|line| line.starts_with("Max core file size")).expect("a line");
     assert_eq!(line.split_whitespace().skip(4).take(2).collect::<Vec<_>>(), ["0", "0"], "{line}");
 }
 
 #[test]
 fn huge_pages_are_refused_where_a_system_gives_them_to_all() {
-    let status = told_by_the_kernel("status");
-    assert!(status.lines().any(|line| line == "THP_enabled:\t0"), "{status}");
+    assert!(serving().refuses_huge_pages());
 }

@@ -112,6 +112,15 @@ impl Running {
         Self { child, address, stderr: Some(stderr), stdout }
     }
 
+    /// What the kernel says of it.
+    pub fn told_by_the_kernel(&self, file: &str) -> String {
+        std::fs::read_to_string(format!("/proc/{}/{file}", self.pid())).expect("Linux")
+    }
+
+    pub fn refuses_huge_pages(&self) -> bool {
+        self.told_by_the_kernel("status").lines().any(|line| line == "THP_enabled:\t0")
+    }
+
     pub fn read_line(&mut self) -> String {
         let mut line = String::new();
         self.stdout.read_line(&mut line).expect("a line");
