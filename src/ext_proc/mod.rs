@@ -294,13 +294,13 @@ impl Conversation {
             exchange.holds_bytes(bytes);
         }
         let received = Bytes::from(body.body);
-        let found = if body.end_of_stream || self.is_whole(mode) {
+        let mut found = if body.end_of_stream || self.is_whole(mode) {
             look(&received, &headers, own_host(&headers), update, &self.config)
         } else {
             Found::Uninspectable(Uninspectable::TooLarge)
         };
-        let edited = match &found {
-            Found::Contact { edited, .. } => edited.clone(),
+        let edited = match &mut found {
+            Found::Contact { edited, .. } => edited.take(),
             _ => None,
         };
         if let Err(error) = found.report(Some(&exchange), &self.config) {
