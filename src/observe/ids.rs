@@ -29,6 +29,14 @@ impl RequestId {
             None => Self::Ours(fastrand::u64(..)),
         }
     }
+
+    /// The same for a field.
+    pub fn value(&self) -> Option<HeaderValue> {
+        match self {
+            Self::Client(value) => Some(value.clone()),
+            Self::Ours(number) => HeaderValue::from_bytes(&hexadecimal(*number)).ok(),
+        }
+    }
 }
 
 impl fmt::Display for RequestId {

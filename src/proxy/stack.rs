@@ -117,8 +117,7 @@ where
         }
         // The API's own is not taken away.
         if !response.headers().contains_key(REQUEST_ID)
-            && let Ok(id) =
-                HeaderValue::from_maybe_shared(Bytes::from(line.exchange.id().to_string()))
+            && let Some(id) = line.exchange.id().value()
         {
             response.headers_mut().insert(REQUEST_ID, id);
         }

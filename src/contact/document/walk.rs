@@ -9,6 +9,9 @@ use super::{Contact, Document, Fit, List, MAX_DEPTH, Node, OwnId, Spelling, Time
 use crate::contact::edit::{Bridge, Span};
 use crate::contact::{ID_ORIGIN, Source, Uninspectable, value};
 
+/// How long a list is at least, as clients write it, in bytes.
+const SHORTEST_LIST: usize = 128;
+
 /// An element that is open.
 pub(super) struct Open {
     /// Its qualified name, in the text.
@@ -191,6 +194,9 @@ impl<'t> Walk<'t> {
                     if parent == Element::Lists {
                         open.kind = Element::List;
                         open.list = Some(self.found.lists.len() as u32);
+                        if self.found.lists.is_empty() {
+                            self.make_room(tag.span.start);
+                        }
                         self.found.lists.push(List { contact, id: None });
                     }
                 }
@@ -212,6 +218,13 @@ impl<'t> Walk<'t> {
             Name::Id => open.kind = Element::Id,
             _ => {}
         }
+    }
+
+    /// Makes room for as many lists as the rest of the text may hold, rather than to copy them whenever there is none.
+    fn make_room(&mut self, first: usize) {
+        let lists = 1 + (self.text.len() - first) / SHORTEST_LIST;
+        self.found.lists.reserve_exact(lists);
+        self.found.nodes.reserve_exact(lists);
     }
 
     fn close_empty(&mut self, tag: &Tag, open: &Open) {
