@@ -20,6 +20,7 @@ fn relay(listener: &TcpListener, upstream: &str) -> io::Result<()> {
         epoll::add(&poll, socket.as_fd(), EventData::new_u64(number), EventFlags::IN)
     };
     watch(listener, 0)?;
+    // No place is taken twice: what the kernel had told of the one before would be read from the next, and waited for.
     let mut pairs: Vec<Option<Pair>> = Vec::new();
     let (mut buffer, mut events) = (vec![0; BUFFER], Vec::with_capacity(1024));
     loop {
@@ -28,13 +29,11 @@ fn relay(listener: &TcpListener, upstream: &str) -> io::Result<()> {
         for event in &events {
             let Some(number) = event.data.u64().checked_sub(1) else {
                 let pair = [listener.accept()?.0, TcpStream::connect(upstream)?];
-                let free = pairs.iter().position(Option::is_none).unwrap_or(pairs.len());
                 for (side, stream) in pair.iter().enumerate() {
                     stream.set_nodelay(true)?;
-                    watch(stream, (2 * free + side + 1) as u64)?;
+                    watch(stream, (2 * pairs.len() + side + 1) as u64)?;
                 }
-                pairs.resize_with(pairs.len().max(free + 1), || None);
-                pairs[free] = Some(pair);
+                pairs.push(Some(pair));
                 continue;
             };
             let (pair, side) = (number as usize / 2, number as usize % 2);

@@ -132,9 +132,10 @@ impl Sanitize {
             },
             // It was here with its head.
             Body::Buffered(bytes) => bytes,
-            looked_at @ Body::Resumed(_) => {
-                *request.body_mut() = looked_at;
-                return Ok(Found::NotOurs);
+            // Found too long before.
+            resumed @ Body::Resumed(_) => {
+                *request.body_mut() = resumed;
+                return Ok(Found::Uninspectable(Uninspectable::TooLarge));
             }
         };
         let own_host = if request.extensions().get::<Forward>().is_some() {
