@@ -160,7 +160,7 @@ impl<'t> Walk<'t> {
                 {
                     list.id = Some(Span::new(id.start + self.base..id.end + self.base));
                 }
-                self.own_id(&open, id);
+                self.own_id(open.list, id);
             }
         }
         if tag.self_closing {
@@ -193,11 +193,7 @@ impl<'t> Walk<'t> {
                     self.found.contacts[contact as usize].holds_list = true;
                     if parent == Element::Lists {
                         open.kind = Element::List;
-                        open.list = Some(self.found.lists.len() as u32);
-                        if self.found.lists.is_empty() {
-                            self.make_room(tag.span.start);
-                        }
-                        self.found.lists.push(List { contact, id: None });
+                        open.list = Some(self.list(contact, None, tag.span.start));
                     }
                 }
             }
@@ -220,11 +216,97 @@ impl<'t> Walk<'t> {
         }
     }
 
-    /// Makes room for as many lists as the rest of the text may hold, rather than to copy them whenever there is none.
-    fn make_room(&mut self, first: usize) {
-        let lists = 1 + (self.text.len() - first) / SHORTEST_LIST;
-        self.found.lists.reserve_exact(lists);
-        self.found.nodes.reserve_exact(lists);
+    /// Notes a list that starts at `start`, and returns its number.
+    #[inline]
+    fn list(&mut self, contact: u32, id: Option<Span>, start: usize) -> u32 {
+        let number = self.found.lists.len() as u32;
+        if number == 0 {
+            // Room for as many as the rest of the text may hold, rather than to copy them whenever there is none.
+            let lists = 1 + (self.text.len() - start) / SHORTEST_LIST;
+            self.found.lists.reserve_exact(lists);
+            self.found.nodes.reserve_exact(lists);
+        }
+        self.found.lists.push(List { contact, id });
+        number
+    }
+
+    /// The contact whose lists are being read: the innermost element holds them, and has room for what stands in them.
+    #[inline]
+    pub fn whose_lists(&self) -> Option<u32> {
+        let open = self.open.last()?;
+        let fits = self.open.len() + 2 <= MAX_DEPTH;
+        open.contact.filter(|_| open.kind == Element::Lists && fits)
+    }
+
+    /// The contact and the list whose members are being read: the innermost element is a list, and has room for one more.
+    #[inline]
+    pub fn whose_list(&self) -> Option<(u32, u32)> {
+        let open = self.open.last()?;
+        let is_list = open.kind == Element::List && self.open.len() < MAX_DEPTH;
+        open.contact.zip(open.list).filter(|_| is_list)
+    }
+
+    /// Notes a list in the contact's own namespace whose start tag says its id and nothing else. Whatever stands in it
+    /// is told by its number, until it ends or is [opened](Self::open_list).
+    #[inline]
+    pub fn whole_list(&mut self, contact: u32, start: usize, id: Range<usize>) -> u32 {
+        self.found.contacts[contact as usize].holds_list = true;
+        let list = self.list(contact, Some(self.in_body(&id)), start);
+        // No reference is in it, so it shows at once whether it is the API's own, as nearly all are.
+        let value = self.bytes[id.clone()].trim_ascii_start();
+        if self.own_host.is_some_and(|host| own_origin(value, host).is_some()) {
+            self.own_id(Some(list), id);
+        }
+        list
+    }
+
+    /// Leaves a list open that [`Self::whole_list`] noted.
+    pub fn open_list(&mut self, contact: u32, list: u32, name: Range<usize>, content: usize) {
+        self.open.push(Open {
+            name,
+            kind: Element::List,
+            contact: Some(contact),
+            list: Some(list),
+            content,
+            has_children: false,
+            sealed: false,
+        });
+    }
+
+    /// Notes a list's source that is one of the two known values, and stands plainly at `slot` in `element`.
+    #[inline]
+    pub fn list_source(
+        &mut self,
+        contact: u32,
+        list: u32,
+        source: Source,
+        element: Range<usize>,
+        slot: Range<usize>,
+    ) {
+        let (element, slot) = (self.in_body(&element), self.in_body(&slot));
+        let (list, spelling, fit) = (Some(list), Spelling::Known(source), Fit::Text(Bridge::None));
+        self.found.nodes.push(Node { contact, list, element, spelling, slot, fit });
+    }
+
+    /// Notes a list's time.
+    #[inline]
+    pub fn list_time(&mut self, list: u32, element: Range<usize>) {
+        let element = self.in_body(&element);
+        self.found.times.push(Time { list, element });
+    }
+
+    /// Notes an element that has neither attributes nor children nor a name that matters. False if it stands where
+    /// there is more to know of it.
+    #[inline]
+    pub fn leaf(&mut self) -> bool {
+        let fits = self.open.len() < MAX_DEPTH;
+        match self.open.last_mut() {
+            Some(parent) if fits => {
+                parent.has_children = true;
+                true
+            }
+            _ => false,
+        }
     }
 
     fn close_empty(&mut self, tag: &Tag, open: &Open) {
@@ -272,7 +354,7 @@ impl<'t> Walk<'t> {
             }
             Element::Time => self.time(&open, tag.end),
             Element::Id if self.own_host.is_some() && !open.has_children => {
-                self.own_id(&open, content);
+                self.own_id(open.list, content);
             }
             _ => {}
         }
@@ -316,13 +398,13 @@ impl<'t> Walk<'t> {
     }
 
     fn time(&mut self, open: &Open, end: usize) {
-        let Some(list) = open.list else { return };
-        let element = self.in_body(&(open.name.start - 1..end));
-        self.found.times.push(Time { list, element });
+        if let Some(list) = open.list {
+            self.list_time(list, open.name.start - 1..end);
+        }
     }
 
     /// Notes an id if its value is `http(s)://` and the own host, then `/` or its end.
-    fn own_id(&mut self, open: &Open, content: Range<usize>) {
+    fn own_id(&mut self, list: Option<u32>, content: Range<usize>) {
         let Some(host) = self.own_host else { return };
         let raw = &self.bytes[content.clone()];
         // Nearly all ids are the API's own, and written plainly: that shows at their start.
@@ -336,7 +418,7 @@ impl<'t> Walk<'t> {
         if let Some((origin, bridge)) = value.head(raw, content.start, length) {
             let origin = self.in_body(&origin);
             let written = String::from_utf8_lossy(&value.text[..length]).into();
-            self.found.own_ids.push(OwnId { list: open.list, origin, written, bridge });
+            self.found.own_ids.push(OwnId { list, origin, written, bridge });
         }
     }
 
@@ -347,12 +429,16 @@ impl<'t> Walk<'t> {
 
 /// The length of the origin at the start of `value`, if it is the own one.
 fn own_origin(value: &[u8], host: &str) -> Option<usize> {
-    let scheme = ["http://", "https://"].into_iter().find(|scheme| {
-        let start = value.get(..scheme.len());
-        start.is_some_and(|start| start.eq_ignore_ascii_case(scheme.as_bytes()))
-    })?;
+    let scheme = if matches!(value.get(4)?, b's' | b'S') { "https://" } else { "http://" };
     let length = scheme.len() + host.len();
     let authority = value.get(scheme.len()..length)?;
+    // Nearly all differ in the first letter of the host.
+    let differs = |(one, other): (&u8, &u8)| !one.eq_ignore_ascii_case(other);
+    if authority.first().zip(host.as_bytes().first()).is_some_and(differs) {
+        return None;
+    }
     let ends = matches!(value.get(length), None | Some(b'/'));
-    (ends && authority.eq_ignore_ascii_case(host.as_bytes())).then_some(length)
+    let same = authority.eq_ignore_ascii_case(host.as_bytes());
+    (ends && same && value[..scheme.len()].eq_ignore_ascii_case(scheme.as_bytes()))
+        .then_some(length)
 }

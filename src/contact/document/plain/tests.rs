@@ -1,0 +1,299 @@
+//! The plain reader held against the general one.
+
+use super::super::{MAX_DEPTH, plain_text, read_generally};
+use super::*;
+use proptest::prelude::*;
+use proptest::sample::select;
+
+/// Where the plain reader answers, its answer is the general one's.
+fn agree(body: &[u8], own_host: Option<&str>) -> bool {
+    let Some(plain) = plain_text(body, None).and_then(|text| read(text, own_host)) else {
+        return false;
+    };
+    let general = read_generally(body, None, own_host);
+    assert_eq!(Ok(plain), general, "{}", body.escape_ascii());
+    true
+}
+
+#[test]
+fn what_clients_send_is_plain() {
+    let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/corpus/in");
+    for name in [
+        "recipe",
+        "reverse",
+        "contradictory",
+        "equal-copies",
+        "echo-undeclared",
+        "own-origin",
+        "mixed-undeclared",
+        "empty-node",
+        "removal",
+        "two-contacts",
+        "line-break-in-attribute",
+        "prefixed-empty-node",
+        "character-references",
+        "rebound-prefix",
+        "child-element",
+    ] {
+        let body = std::fs::read(format!("{folder}/{name}.xml")).expect("it is there");
+        assert!(agree(&body, Some("127.0.0.1:8080")), "{name}");
+    }
+}
+
+/// Pieces that, put together at random, often make a document, and often nearly one.
+fn pieces() -> impl Strategy<Value = String> {
+    let piece = select(vec![
+        "<c:Contact xmlns:c='http://ws.constantcontact.com/ns/1.0/'>",
+        "</c:Contact>",
+        "<Contact xmlns=\"http://ws.constantcontact.com/ns/1.0/\" id=\"http://own/1\">",
+        "</Contact>",
+        "<ContactLists>",
+        "</ContactLists>",
+        "<ContactList id='7'>",
+        "</ContactList >",
+        "<ContactList/>",
+        "<OptInSource>",
+        "</OptInSource>",
+        "<OptInSource />",
+        "ACTION_BY_CONTACT",
+        "ACTION_BY_CUSTOMER",
+        "<c:OptInSource>",
+        "</c:OptInSource>",
+        "<c:ContactLists>",
+        "</c:ContactLists>",
+        "<c:ContactList xmlns:c='http://ws.constantcontact.com/ns/1.0/' id='a' id='b'>",
+        "</c:ContactList>",
+        "<OptInTime>",
+        "</OptInTime>",
+        "<id>http://own",
+        "<id>",
+        "</id>",
+        "<a xmlns=''>",
+        "</a>",
+        "<a>",
+        "<b x=\"1\"y='2'>",
+        "<b x = '1'>",
+        "<b x>",
+        "<b x=1>",
+        "<b id=''>",
+        "</b>",
+        "<b x='>'/>",
+        "<a:b:c/>",
+        "<:a/>",
+        "<a: />",
+        "<x xmlns:xml='u'/>",
+        "<x xmlns:='u'/>",
+        "<x xmlnsy='u'/>",
+        "<x xmlns:p=''>",
+        "</x>",
+        "&amp;",
+        "&#65;",
+        "&;",
+        "& ",
+        "<!-- -->",
+        "<![CDATA[x]]>",
+        "<?p?>",
+        "<?xml version='1.0'?>",
+        "<?xml version='1.0' encoding='utf-16'?>",
+        "<!DOCTYPE a>",
+        " ",
+        "\n",
+        "text",
+        "\u{e9}",
+        "<\u{e9}>",
+        "</\u{e9}>",
+        ">",
+        "<",
+        "/>",
+        "'",
+        "\"",
+        "<a/ >",
+        "< a>",
+        "</ a>",
+        "<a\t>",
+        "]]>",
+        "\0",
+    ]);
+    prop::collection::vec(piece, 0..14).prop_map(|pieces| pieces.concat())
+}
+
+/// Balanced documents of elements that matter.
+fn tree() -> impl Strategy<Value = String> {
+    let leaf =
+        select(vec!["", " ", "ACTION_BY_CONTACT", "\u{e9}", "&amp;", "http://own/x", "<e/>"]);
+    let tree = leaf.prop_map(str::to_owned);
+    tree.prop_recursive(7, 60, 4, |inner| {
+        let name = select(vec![
+            "Contact", "ContactLists", "ContactList", "OptInSource", "OptInTime", "id", "c:Contact",
+            "c:ContactLists", "c:ContactList", "c:OptInSource", "d:OptInSource", "other",
+        ]);
+        let attributes = select(vec![
+            "", "", "", " id='http://own/1'", " xmlns='http://ws.constantcontact.com/ns/1.0/'",
+            " xmlns:c=\"http://ws.constantcontact.com/ns/1.0/\"", " xmlns:c='u'", " xmlns=''", "\n a='b' ",
+        ]);
+        (name, attributes, prop::collection::vec(inner, 0..4)).prop_map(|(name, attributes, inner)| {
+            format!("<{name}{attributes}>{}</{name}>", inner.concat())
+        })
+    })
+    .prop_map(|inner| {
+        format!("<r xmlns='http://ws.constantcontact.com/ns/1.0/' xmlns:c='http://ws.constantcontact.com/ns/1.0/'>{inner}</r>")
+    })
+}
+
+/// Lists as clients write them, and nearly so.
+fn lists() -> impl Strategy<Value = String> {
+    let id = select(vec![
+        " id=\"http://api.constantcontact.com/ws/customers/oakmill/lists/1\"",
+        " id='7'",
+        " id=\"http://OWN/1\"",
+        " id=' https://own'",
+        " id='ftps://own'",
+        " id=\"it's\"",
+        " id=\"a\" ",
+        " id='a' x='b'",
+        " x='b' id='a'",
+        " id='a' id='b'",
+        " id='a' xmlns='u'",
+        " id = 'a'",
+        "  id='a'",
+        " id='&amp;'",
+        " id='",
+        " id=a",
+        "",
+        "/",
+        " id='a'/",
+        " id='a&",
+        " id=a7a",
+        ">",
+        " id='>'",
+    ]);
+    let member = select(vec![
+        "<OptInSource>ACTION_BY_CONTACT</OptInSource>",
+        "<OptInSource>ACTION_BY_CUSTOMER</OptInSource>",
+        "<OptInSource>ACTION_BY_CUSTOMER </OptInSource>",
+        "<OptInSource>ACTION_BY_CUSTOMERS</OptInSource>",
+        "<OptInSource>ACTION_BY_CUSTOMER</OptInSource >",
+        "<OptInSource >ACTION_BY_CUSTOMER</OptInSource>",
+        "<OptInSource>ACTION_BY_SYSTEM</OptInSource>",
+        "<OptInSource/>",
+        "<OptInSource></OptInSource>",
+        "<OptInSource xmlns='u'>ACTION_BY_CONTACT</OptInSource>",
+        "<c:OptInSource>ACTION_BY_CONTACT</c:OptInSource>",
+        "<OptInTime>2012-01-17T15:02:33.110Z</OptInTime>",
+        "<OptInTime></OptInTime>",
+        "<OptInTime/>",
+        "<OptInTime>&#65;</OptInTime>",
+        "<OptInTime>& </OptInTime>",
+        "<OptInSource><Name>x</Name></OptInSource>",
+        "<id>http://own<Name>x</Name></id>",
+        "<OptInTime><a/></OptInTime>",
+        "<OptInTime>x</OptInTimes>",
+        "<OptInTimes>x</OptInTimes>",
+        "<OptInSource>",
+        "<link xmlns='http://www.w3.org/2005/Atom' href='/1' rel='self'/>",
+        "<link xmlns='u'></link>",
+        "<link xmlns='u'>",
+        "</link>",
+        "<id>http://own/1</id>",
+        "<Name>x</Name>",
+        "<Name></Name>",
+        "<Name>&lt;</Name>",
+        "<Name>x</Nam>",
+        "<Name>x</Name >",
+        "<:a>x</:a>",
+        "<a:>x</a:>",
+        "<1>x</1>",
+        "<ContactList id='b'></ContactList>",
+        "<ContactLists><ContactList id='b'></ContactList></ContactLists>",
+        "text",
+        "&amp;",
+        " ",
+        "\n\t",
+        "\u{b}",
+        "]]>",
+        "",
+    ]);
+    let end = select(vec![
+        "</ContactList>",
+        "</ContactList>",
+        "</ContactList>\r\n",
+        "</ContactList >",
+        "</ContactLists>",
+        "",
+    ]);
+    let prefix = select(vec!["", "", "c:"]);
+    let list = (prefix, id, prop::collection::vec(member, 0..4), end).prop_map(
+        |(prefix, id, members, end)| {
+            format!(
+                "<{prefix}ContactList{id}>{}{}",
+                members.concat(),
+                end.replacen("</", &format!("</{prefix}"), 1)
+            )
+        },
+    );
+    let around = select(vec![
+        (
+            "<Contact xmlns='http://ws.constantcontact.com/ns/1.0/'><ContactLists>",
+            "</ContactLists></Contact>",
+        ),
+        (
+            "<Contact xmlns='http://ws.constantcontact.com/ns/1.0/'><ContactLists xmlns='u'>",
+            "</ContactLists></Contact>",
+        ),
+        ("<Contact><ContactLists>", "</ContactLists></Contact>"),
+        (
+            "<c:Contact xmlns:c='http://ws.constantcontact.com/ns/1.0/' xmlns='u'><c:ContactLists>",
+            "</c:ContactLists></c:Contact>",
+        ),
+        (
+            "<Contact xmlns='http://ws.constantcontact.com/ns/1.0/'><x><ContactLists>",
+            "</ContactLists></x></Contact>",
+        ),
+        (
+            "<Contact xmlns='http://ws.constantcontact.com/ns/1.0/'><OptInSource><ContactLists>",
+            "</ContactLists></OptInSource></Contact>",
+        ),
+    ]);
+    (around, prop::collection::vec(list, 0..4))
+        .prop_map(|((start, end), lists)| format!("{start}{}{end}", lists.concat()))
+}
+
+#[test]
+fn both_readers_find_the_same_depth_too_deep() {
+    let lists = "<ContactLists><ContactList id='7'><OptInSource>ACTION_BY_CONTACT</OptInSource>\
+                 <OptInTime>x</OptInTime></ContactList><Name>x</Name></ContactLists>";
+    for depth in MAX_DEPTH - 5..MAX_DEPTH + 2 {
+        for inside in ["", "<Name>x</Name>", lists] {
+            let (start, end) = ("<a>".repeat(depth - 1), "</a>".repeat(depth - 1));
+            let contact = "Contact xmlns='http://ws.constantcontact.com/ns/1.0/'";
+            let body = format!("{start}<{contact}>{inside}</Contact>{end}");
+            let fits = read_generally(body.as_bytes(), None, None).is_ok();
+            assert_eq!(agree(body.as_bytes(), None), fits, "{depth} {inside}");
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 3000, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn the_plain_reader_agrees_with_the_general_one_on_anything(body in pieces()) {
+        agree(body.as_bytes(), Some("own"));
+        agree(format!("<r>{body}</r>").as_bytes(), Some("own"));
+    }
+
+    #[test]
+    fn the_plain_reader_agrees_with_the_general_one_on_documents(body in tree()) {
+        prop_assert!(agree(body.as_bytes(), Some("own")), "gave up: {}", body);
+    }
+
+    #[test]
+    fn the_plain_reader_agrees_with_the_general_one_on_lists(body in lists()) {
+        agree(body.as_bytes(), Some("own"));
+    }
+
+    #[test]
+    fn the_plain_reader_agrees_with_the_general_one_on_bytes(body in prop::collection::vec(any::<u8>(), 0..60)) {
+        agree(&body, None);
+    }
+}
