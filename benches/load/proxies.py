@@ -1,6 +1,5 @@
 """The proxies that are held beside each other, with one worker each, and the origin behind them."""
 
-import os
 import pathlib
 import re
 import signal
@@ -145,10 +144,10 @@ def make_certificate():
 
 
 class Server:
-    def __init__(self, name, core, port, arguments, **environment):
+    def __init__(self, name, core, port, arguments):
         self.name, self.port = name, port
         self.process = subprocess.Popen(["taskset", "-c", core, *map(str, arguments)], stdout=subprocess.DEVNULL,
-                                        stderr=subprocess.DEVNULL, env={**os.environ, **environment})
+                                        stderr=subprocess.DEVNULL)
         end = time.monotonic() + 10
         while True:
             with socket.socket() as client:
@@ -200,7 +199,7 @@ def optin_proxy(program, upstream, *settings):
     settings = ("log.level=error", "limits.max_connections=20000", *settings)
     arguments = [program, "serve", "--listen", f"127.0.0.1:{port}", "--upstream", upstream, "--admin", "127.0.0.1:0",
                  *(part for setting in settings for part in ("--set", setting))]
-    return Server("optin-proxy", PROXY_CORE, port, arguments, TOKIO_WORKER_THREADS="1")
+    return Server("optin-proxy", PROXY_CORE, port, arguments)
 
 
 class Intercepting(Server):

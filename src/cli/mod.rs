@@ -16,6 +16,7 @@ mod simulate;
 mod steer;
 
 use std::io::{self, IsTerminal, Write};
+use std::num::NonZero;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::OnceLock;
@@ -226,13 +227,16 @@ const LAST_LINES: Duration = Duration::from_secs(1);
 /// How long the end waits for tasks that were cut.
 const LAST_TASKS: Duration = Duration::from_millis(500);
 
-/// Runs what speaks HTTP, on a runtime of its own.
+/// Runs what speaks HTTP, on a runtime of its own: a thread for each CPU that this process may use. Where that is one,
+/// as for most sidecars, it is this one.
 fn block_on<T>(future: impl Future<Output = T>) -> io::Result<T> {
-    run_on(tokio::runtime::Builder::new_multi_thread().enable_all().build()?, future)
+    match std::thread::available_parallelism() {
+        Ok(NonZero::<usize>::MIN) => block_on_one(future),
+        _ => run_on(tokio::runtime::Builder::new_multi_thread().enable_all().build()?, future),
+    }
 }
 
 /// The same on this thread alone: for what waits more than it works, being handed from thread to thread costs more.
-#[cfg(feature = "ext-proc")]
 fn block_on_one<T>(future: impl Future<Output = T>) -> io::Result<T> {
     run_on(tokio::runtime::Builder::new_current_thread().enable_all().build()?, future)
 }

@@ -116,7 +116,8 @@ pub(super) fn body(edited: Bytes, is_counted: bool, gone: Vec<String>) -> Proces
             set_headers: is_counted.then(|| set(&CONTENT_LENGTH, length)).into_iter().collect(),
             remove_headers: gone,
         }),
-        body_mutation: Some(BodyMutation { mutation: Some(Mutation::Body(edited.into())) }),
+        // Not `into`: that moves it onto itself, which musl does backwards, byte by byte.
+        body_mutation: Some(BodyMutation { mutation: Some(Mutation::Body(edited.to_vec())) }),
         ..CommonResponse::default()
     };
     let body = BodyResponse { response: Some(response) };
