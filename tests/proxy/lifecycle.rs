@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
-use crate::support::binary::{Running, command};
+use crate::support::binary::{Running, command, on_one_cpu};
 use crate::support::client::Client;
 use crate::support::origin::{Origin, Reply};
 use crate::support::{BARE, RECIPE, RECIPE_OUT, answer, no_content, put, refusal};
@@ -59,6 +59,28 @@ async fn a_request_in_flight_is_finished_and_no_other_is_taken() {
     assert_eq!(answer.field("connection"), Some("close"));
     let (status, _) = running.finish();
     assert_eq!(status.code(), Some(0));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn on_one_cpu_one_thread_serves_all_and_nobody_waits_for_another() {
+    let go_on = Arc::new(Notify::new());
+    let paused = Reply::Pause(vec![], Arc::clone(&go_on), answer("200 OK", "", b"whole"));
+    let origin = Origin::start([paused, Reply::Write(no_content())]).await;
+    let running = on_one_cpu(|| serve(&origin, &[]));
+    let mut held = Client::connect(running.address).await;
+    held.send(&put(BARE)).await;
+    origin.arrived(1).await;
+    let mut another = Client::connect(running.address).await;
+    assert_eq!(another.ask(&put(RECIPE)).await.outcome(), "rewritten");
+    let threads = running.threads();
+    assert!(!threads.iter().any(|name| name.starts_with("tokio")), "{threads:?}");
+    running.signal("TERM");
+    while tokio::net::TcpStream::connect(running.address).await.is_ok() {
+        tokio::task::yield_now().await;
+    }
+    go_on.notify_one();
+    assert_eq!(held.answer(false).await.body, b"whole");
+    assert_eq!(running.finish().0.code(), Some(0));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -6,6 +6,7 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{LazyLock, mpsc};
 use std::thread::JoinHandle;
 
+use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 use tempfile::TempDir;
 
 pub fn command(arguments: &[&str]) -> Command {
@@ -21,6 +22,17 @@ pub fn command(arguments: &[&str]) -> Command {
     static DATA: LazyLock<TempDir> = LazyLock::new(|| tempfile::tempdir().expect("a folder"));
     command.env("XDG_DATA_HOME", DATA.path());
     command
+}
+
+/// What is started meanwhile may use one CPU.
+pub fn on_one_cpu<T>(start: impl FnOnce() -> T) -> T {
+    let all = sched_getaffinity(None).expect("Linux");
+    let mut one = CpuSet::new();
+    one.set((0..CpuSet::MAX_CPU).find(|&cpu| all.is_set(cpu)).expect("this thread runs"));
+    sched_setaffinity(None, &one).expect("it is one of them");
+    let started = start();
+    sched_setaffinity(None, &all).expect("as it was");
+    started
 }
 
 #[derive(Debug)]
@@ -115,6 +127,15 @@ impl Running {
     /// What the kernel says of it.
     pub fn told_by_the_kernel(&self, file: &str) -> String {
         std::fs::read_to_string(format!("/proc/{}/{file}", self.pid())).expect("Linux")
+    }
+
+    /// The names of its threads.
+    pub fn threads(&self) -> Vec<String> {
+        let tasks = std::fs::read_dir(format!("/proc/{}/task", self.pid())).expect("Linux");
+        tasks
+            .map(|task| std::fs::read_to_string(task.expect("a thread").path().join("comm")))
+            .map(|name| name.expect("it has one").trim_end().to_owned())
+            .collect()
     }
 
     pub fn refuses_huge_pages(&self) -> bool {
