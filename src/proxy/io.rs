@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use bytes::{Buf, Bytes};
 use http::StatusCode;
-use hyper_util::client::legacy::connect::{Connected, Connection};
+use hyper_util::client::legacy::connect::Connection;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::Sleep;
 
@@ -262,11 +262,16 @@ impl<T> Remembering<T> {
     pub fn new(inner: T) -> Self {
         Self { inner, history: History::default() }
     }
+
+    pub fn history(&self) -> History {
+        self.history.clone()
+    }
 }
 
-impl<T: Connection> Connection for Remembering<T> {
-    fn connected(&self) -> Connected {
-        self.inner.connected().extra(self.history.clone())
+impl<T: Connection> Remembering<T> {
+    /// Whether HTTP/2 was agreed on (RFC 7301).
+    pub fn is_http2(&self) -> bool {
+        self.inner.connected().is_negotiated_h2()
     }
 }
 

@@ -12,6 +12,7 @@ pub(crate) mod error;
 mod headers;
 pub(crate) mod io;
 mod listener;
+mod pool;
 mod probe;
 mod retry;
 pub(crate) mod route;

@@ -1,7 +1,7 @@
 //! The API's side: a pooled client that verifies whom it speaks to, with a deadline for every wait.
 
 use std::error::Error as StdError;
-use std::future::Future;
+use std::future::{Future, poll_fn};
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -13,8 +13,7 @@ use hyper::body::Incoming;
 use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder, MaybeHttpsStream};
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::client::legacy::connect::dns::{GaiResolver, Name};
-use hyper_util::client::legacy::{self, Client, ResponseFuture};
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::rt::TokioIo;
 use rustls::pki_types::CertificateDer;
 use rustls::{CertificateError, ClientConfig, RootCertStore};
 use tokio::net::TcpStream;
@@ -22,25 +21,19 @@ use tower::Service;
 
 use super::body::{Body, BodyError, Progress, Side, Streaming};
 use super::error::Error;
-use super::io::{History, Remembering};
+use super::io::Remembering;
+use super::pool::{BoxError, Connect, Pool, PoolError};
 use super::stack::Forward;
 use super::stage::{Call, Handle};
 use crate::config::{self, Config};
 use crate::intercept::guard::{ConnectError, Guard};
 use crate::intercept::{Denied, HostError, is_ours};
 
-/// The most connections kept open without a request on them.
-const MAX_IDLE: usize = 64;
-
-/// How often an HTTP/2 connection is asked whether it lives, and how long it may take to say so.
-const PING_INTERVAL: Duration = Duration::from_secs(10);
-const PING_TIMEOUT: Duration = Duration::from_secs(5);
-
 /// Sends requests to the API.
 pub(super) struct Upstream {
-    api: Client<Connector, Body>,
+    api: Pool<Api>,
     /// For plain requests to other hosts.
-    others: Client<Guarded, Body>,
+    others: Pool<Guarded>,
     config: Arc<Config>,
 }
 
@@ -62,19 +55,10 @@ impl Upstream {
             .https_or_http()
             .enable_all_versions()
             .wrap_connector(http);
-        let connector = Connector { https, timeout: config.upstream.connect_timeout };
-        let mut builder = Client::builder(TokioExecutor::new());
-        builder
-            .timer(TokioTimer::new())
-            .pool_timer(TokioTimer::new())
-            .pool_idle_timeout(config.upstream.keep_alive)
-            .pool_max_idle_per_host(MAX_IDLE)
-            .http1_preserve_header_case(true)
-            // A shared HTTP/2 connection is never idle for long: only pings tell that its path died.
-            .http2_keep_alive_interval(PING_INTERVAL)
-            .http2_keep_alive_timeout(PING_TIMEOUT)
-            .http2_keep_alive_while_idle(true);
-        let (api, others) = (builder.build(connector), builder.build(Guarded(guard)));
+        let connector = Api { https, timeout: config.upstream.connect_timeout };
+        let keep_alive = config.upstream.keep_alive;
+        let (api, others) =
+            (Pool::new(connector, keep_alive), Pool::new(Guarded(guard), keep_alive));
         Self { api, others, config }
     }
 
@@ -82,7 +66,7 @@ impl Upstream {
     /// still streams up, the time counts from its last movement.
     async fn attempt(
         &self,
-        response: ResponseFuture,
+        response: impl Future<Output = Result<Response<Incoming>, PoolError>>,
         progress: Option<Progress>,
     ) -> Result<Response<Incoming>, Failed> {
         let limit = self.config.upstream.response_timeout;
@@ -116,12 +100,12 @@ impl Handle<Call> for Upstream {
             Some(Forward::Elsewhere(target)) => Some(target),
             Some(Forward::Api) | None => None,
         };
-        let asked = if elsewhere.is_some() {
-            self.others.request(*request)
+        let answer = if elsewhere.is_some() {
+            Box::pin(self.attempt(self.others.request(*request), progress)).await
         } else {
-            self.api.request(*request)
+            self.attempt(self.api.request(*request), progress).await
         };
-        let incoming = self.attempt(asked, progress).await.map_err(|failed| {
+        let incoming = answer.map_err(|failed| {
             let is_api = elsewhere.is_none();
             let host = elsewhere
                 .map_or_else(|| self.config.upstream.authority.to_string(), |it| it.to_string());
@@ -250,8 +234,8 @@ impl Failed {
     }
 }
 
-impl From<legacy::Error> for Failed {
-    fn from(error: legacy::Error) -> Self {
+impl From<PoolError> for Failed {
+    fn from(error: PoolError) -> Self {
         let causes = || Causes(Some(&error));
         if let Some(body) = causes().find_map(|cause| cause.downcast_ref::<BodyError>()) {
             return Self::RequestBody(body.clone());
@@ -260,13 +244,8 @@ impl From<legacy::Error> for Failed {
         {
             return Self::Denied(denied.clone());
         }
-        let mut extensions = http::Extensions::new();
-        if let Some(connected) = error.connect_info() {
-            connected.get_extras(&mut extensions);
-            let history = extensions.get::<History>();
-            if !connected.is_negotiated_h2() && history.is_some_and(History::was_stale) {
-                return Self::Fault(Fault::Stale, "connection closed before any answer".into());
-            }
+        if let PoolError::Exchange { was_stale: true, .. } = error {
+            return Self::Fault(Fault::Stale, "connection closed before any answer".into());
         }
         let tls = causes().find_map(|cause| cause.downcast_ref::<rustls::Error>());
         let message = match tls {
@@ -277,7 +256,7 @@ impl From<legacy::Error> for Failed {
     }
 }
 
-fn classify<'e>(error: &legacy::Error, causes: impl Fn() -> Causes<'e>) -> Fault {
+fn classify<'e>(error: &PoolError, causes: impl Fn() -> Causes<'e>) -> Fault {
     let guarded = causes().find_map(<dyn StdError>::downcast_ref::<ConnectError>);
     if let Some(ConnectError::Timeout(_)) = guarded {
         return Fault::ConnectTimeout;
@@ -295,7 +274,7 @@ fn classify<'e>(error: &legacy::Error, causes: impl Fn() -> Causes<'e>) -> Fault
             _ => Fault::Tls,
         };
     }
-    if error.is_connect() {
+    if let PoolError::Connect(_) = error {
         return match causes()
             .find_map(|cause| cause.downcast_ref::<io::Error>())
             .map(io::Error::kind)
@@ -351,58 +330,39 @@ impl<'e> Iterator for Causes<'e> {
 }
 
 /// Opens connections to hosts of the client's choosing, as far as they are allowed.
-#[derive(Clone)]
 struct Guarded(Guard);
 
-impl Service<Uri> for Guarded {
-    type Response = TokioIo<Remembering<TcpStream>>;
-    type Error = ConnectError;
-    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, ConnectError>> + Send>>;
+impl Connect for Guarded {
+    type Stream = TcpStream;
 
-    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), ConnectError>> {
-        Poll::Ready(Ok(()))
-    }
-
-    fn call(&mut self, uri: Uri) -> Self::Future {
-        let guard = self.0.clone();
-        Box::pin(async move {
-            let host = uri.host().unwrap_or_default().parse();
-            let host =
-                host.map_err(|error| ConnectError::Io(io::Error::other::<HostError>(error)))?;
-            let stream = guard.connect(&host, uri.port_u16().unwrap_or(80)).await?;
-            Ok(TokioIo::new(Remembering::new(stream)))
-        })
+    async fn connect(&self, uri: Uri) -> Result<Remembering<TcpStream>, BoxError> {
+        let host = uri.host().unwrap_or_default().parse();
+        let host = host.map_err(|error| ConnectError::Io(io::Error::other::<HostError>(error)))?;
+        let stream = self.0.connect(&host, uri.port_u16().unwrap_or(80)).await?;
+        Ok(Remembering::new(stream))
     }
 }
 
-/// Opens connections, TLS included, within a deadline.
-#[derive(Clone)]
-struct Connector {
+/// Opens connections to the API, TLS included, within a deadline.
+struct Api {
     https: HttpsConnector<HttpConnector<Resolver>>,
     timeout: Duration,
 }
 
-/// Adapters on both sides, since only tokio's traits tell how much was read.
-type Io = TokioIo<Remembering<TokioIo<MaybeHttpsStream<TokioIo<TcpStream>>>>>;
+impl Connect for Api {
+    /// An adapter, since only tokio's traits tell how much was read.
+    type Stream = TokioIo<MaybeHttpsStream<TokioIo<TcpStream>>>;
 
-impl Service<Uri> for Connector {
-    type Response = Io;
-    type Error = Box<dyn StdError + Send + Sync>;
-    type Future = Pin<Box<dyn Future<Output = Result<Io, Self::Error>> + Send>>;
-
-    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
-        self.https.poll_ready(cx)
-    }
-
-    fn call(&mut self, uri: Uri) -> Self::Future {
-        let connecting = self.https.call(uri);
-        let limit = self.timeout;
-        Box::pin(async move {
-            match tokio::time::timeout(limit, connecting).await {
-                Ok(stream) => Ok(TokioIo::new(Remembering::new(TokioIo::new(stream?)))),
-                Err(_) => Err(ConnectError::Timeout(limit).into()),
-            }
-        })
+    async fn connect(&self, uri: Uri) -> Result<Remembering<Self::Stream>, BoxError> {
+        let mut https = self.https.clone();
+        let connecting = async {
+            poll_fn(|cx| https.poll_ready(cx)).await?;
+            https.call(uri).await
+        };
+        match tokio::time::timeout(self.timeout, connecting).await {
+            Ok(stream) => Ok(Remembering::new(TokioIo::new(stream?))),
+            Err(_) => Err(ConnectError::Timeout(self.timeout).into()),
+        }
     }
 }
 
