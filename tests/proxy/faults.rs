@@ -4,11 +4,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpListener;
 use tokio::sync::{Notify, oneshot};
-use tokio::time::Instant;
 
-use crate::support::clock::{Clock, settle};
+use crate::support::clock::Clock;
 use crate::support::origin::{Origin, Reply, read_head};
 use crate::support::proxy::Proxy;
 use crate::support::tls::Authority;
@@ -228,41 +226,6 @@ async fn a_request_on_a_stale_connection_is_sent_again_if_its_method_is_idempote
             );
         }
     }
-}
-
-/// Without its timer, the pool keeps a connection until somebody asks for one.
-#[tokio::test]
-async fn an_idle_upstream_connection_is_closed_when_its_time_is_over_and_never_used_beyond() {
-    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
-    let url = format!("http://{}", listener.local_addr().expect("bound"));
-    let proxy = Proxy::start(&url, &["upstream.keep_alive=40s"]).await;
-    let clock = Clock::hold();
-    let mut client = proxy.client().await;
-    client.send(GET).await;
-    let (mut first, _) = listener.accept().await.expect("a connection");
-    let mut buffer = Vec::new();
-    read_head(&mut first, &mut buffer).await.expect("a request");
-    first.write_all(&no_content()).await.expect("open");
-    assert_eq!(client.answer(false).await.status, 204);
-    // Within its time it is used again.
-    settle().await;
-    clock.advance(Duration::from_secs(39)).await;
-    client.send(GET).await;
-    read_head(&mut first, &mut buffer).await.expect("the second request");
-    first.write_all(&no_content()).await.expect("open");
-    assert_eq!(client.answer(false).await.status, 204);
-    settle().await;
-    let silent = Instant::now();
-    let end = clock.until(first.read(&mut [0; 1])).await;
-    assert_eq!(end.expect("no reset"), 0, "closed, without another request");
-    let idle = silent.elapsed().as_secs();
-    // The pool looks once in each such time.
-    assert!((39..=81).contains(&idle), "{idle}");
-    client.send(GET).await;
-    let (mut second, _) = listener.accept().await.expect("another connection");
-    read_head(&mut second, &mut buffer).await.expect("the third request");
-    second.write_all(&no_content()).await.expect("open");
-    assert_eq!(client.answer(false).await.status, 204);
 }
 
 #[tokio::test]

@@ -6,6 +6,7 @@ mod http2;
 mod lifecycle;
 mod limits;
 mod log;
+mod pool;
 mod reload;
 mod retry;
 mod rewrite;

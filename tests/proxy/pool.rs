@@ -1,0 +1,132 @@
+//! Connections to the upstream, kept for the next request.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpListener;
+use tokio::sync::Notify;
+use tokio::time::Instant;
+
+use crate::support::clock::{Clock, settle};
+use crate::support::origin::{Origin, Reply, read_head};
+use crate::support::proxy::Proxy;
+use crate::support::tls::Authority;
+use crate::support::{CONTACT, RECIPE, RECIPE_OUT, answer, no_content, put};
+
+const GET: &[u8] = b"GET /x HTTP/1.1\r\nHost: p\r\n\r\n";
+
+/// Without its timer, the pool keeps a connection until somebody asks for one.
+#[tokio::test]
+async fn an_idle_upstream_connection_is_closed_when_its_time_is_over_and_never_used_beyond() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+    let url = format!("http://{}", listener.local_addr().expect("bound"));
+    let proxy = Proxy::start(&url, &["upstream.keep_alive=40s"]).await;
+    let clock = Clock::hold();
+    let mut client = proxy.client().await;
+    client.send(GET).await;
+    let (mut first, _) = listener.accept().await.expect("a connection");
+    let mut buffer = Vec::new();
+    read_head(&mut first, &mut buffer).await.expect("a request");
+    first.write_all(&no_content()).await.expect("open");
+    assert_eq!(client.answer(false).await.status, 204);
+    // Within its time it is used again.
+    settle().await;
+    clock.advance(Duration::from_secs(39)).await;
+    client.send(GET).await;
+    read_head(&mut first, &mut buffer).await.expect("the second request");
+    first.write_all(&no_content()).await.expect("open");
+    assert_eq!(client.answer(false).await.status, 204);
+    settle().await;
+    let silent = Instant::now();
+    let end = clock.until(first.read(&mut [0; 1])).await;
+    assert_eq!(end.expect("no reset"), 0, "closed, without another request");
+    let idle = silent.elapsed().as_secs();
+    // The pool looks once in each such time.
+    assert!((39..=81).contains(&idle), "{idle}");
+    client.send(GET).await;
+    let (mut second, _) = listener.accept().await.expect("another connection");
+    read_head(&mut second, &mut buffer).await.expect("the third request");
+    second.write_all(&no_content()).await.expect("open");
+    assert_eq!(client.answer(false).await.status, 204);
+}
+
+#[tokio::test]
+async fn a_connection_is_used_again_once_its_answer_is_read_and_not_before() {
+    let go_on = Arc::new(Notify::new());
+    let whole = answer("200 OK", "", b"whole");
+    let (first, rest) = whole.split_at(whole.len() - 2);
+    let origin = Origin::start([
+        Reply::Pause(first.to_vec(), Arc::clone(&go_on), rest.to_vec()),
+        Reply::Write(no_content()),
+        Reply::Pause(vec![], Arc::clone(&go_on), no_content()),
+        Reply::Write(no_content()),
+    ])
+    .await;
+    let proxy = Proxy::before(&origin, &[]).await;
+    let (mut slow, mut quick) = (proxy.client().await, proxy.client().await);
+    slow.send(GET).await;
+    origin.arrived(1).await;
+    settle().await;
+    assert_eq!(quick.ask(GET).await.status, 204);
+    go_on.notify_one();
+    assert_eq!(slow.answer(false).await.body, b"whole");
+    settle().await;
+    slow.send(GET).await;
+    origin.arrived(3).await;
+    assert_eq!(quick.ask(GET).await.status, 204);
+    let connections: Vec<_> = origin.requests().iter().map(|it| it.connection).collect();
+    assert_eq!(connections[..2], [0, 1], "the first was in use");
+    assert_eq!(connections[2..].iter().collect::<BTreeSet<_>>().len(), 2, "{connections:?}");
+    assert!(connections[2..].iter().all(|it| *it < 2), "both were kept: {connections:?}");
+    go_on.notify_one();
+    assert_eq!(slow.answer(false).await.status, 204);
+}
+
+#[tokio::test]
+async fn no_more_than_64_connections_are_kept_without_a_request() {
+    let go_on = Arc::new(Notify::new());
+    let origin = Origin::start([Reply::Pause(vec![], Arc::clone(&go_on), no_content())]).await;
+    let proxy = Proxy::before(&origin, &[]).await;
+    let mut clients = Vec::new();
+    for _ in 0..70 {
+        clients.push(proxy.client().await);
+    }
+    for round in 1..=2 {
+        for client in &mut clients {
+            client.send(GET).await;
+        }
+        origin.arrived(round * clients.len()).await;
+        settle().await;
+        go_on.notify_waiters();
+        for client in &mut clients {
+            assert_eq!(client.answer(false).await.status, 204);
+        }
+        settle().await;
+    }
+    let connections: BTreeSet<_> = origin.requests().iter().map(|it| it.connection).collect();
+    assert_eq!(connections.len(), 70 + 70 - 64);
+}
+
+#[tokio::test]
+async fn one_http_2_connection_takes_all_requests() {
+    let authority = Authority::new();
+    // It accepts one.
+    let (address, serving) = authority.http_2_origin().await;
+    let ca_file = format!("upstream.ca_file={}", authority.file().display());
+    let proxy = Proxy::start(&format!("https://localhost:{}", address.port()), &[&ca_file]).await;
+    let mut client = proxy.client().await;
+    let expected = format!("HTTP/2.0 {CONTACT} {}", RECIPE_OUT.len());
+    assert_eq!(client.ask(&put(RECIPE)).await.body, expected.as_bytes());
+    let mut clients = Vec::new();
+    for _ in 0..3 {
+        let mut client = proxy.client().await;
+        client.send(&put(RECIPE)).await;
+        clients.push(client);
+    }
+    for client in &mut clients {
+        assert_eq!(client.answer(false).await.body, expected.as_bytes());
+    }
+    serving.abort();
+}
