@@ -16,12 +16,16 @@ use super::{Document, NAMESPACE, Source, value};
 /// How nearly all clients start a document. To take it apart is a fifteenth of the whole time of a short contact.
 const USUAL_DECLARATION: &[u8] = br#"<?xml version="1.0" encoding="UTF-8"?>"#;
 
+/// How far lines are indented at most, as clients write them. What is longer is searched rather than looked through.
+const DEEPEST: usize = 32;
+
 /// The most namespace declarations in scope at once, as in the general reader.
 const MAX_BINDINGS: usize = 128;
 
-/// How much of `rest` goes by before there is a letter or markup.
+/// How much of `rest` goes by before there is a letter or markup, as far as lines are indented.
 #[inline]
 fn blank(rest: &[u8]) -> usize {
+    let rest = &rest[..rest.len().min(DEEPEST)];
     rest.iter().position(|&byte| byte > b' ').unwrap_or(rest.len())
 }
 
