@@ -227,13 +227,22 @@ const LAST_LINES: Duration = Duration::from_secs(1);
 /// How long the end waits for tasks that were cut.
 const LAST_TASKS: Duration = Duration::from_millis(500);
 
-/// Runs what speaks HTTP, on a runtime of its own: a thread for each CPU that this process may use. Where that is one,
-/// as for most sidecars, it is this one.
+/// Runs what speaks HTTP, on a runtime of its own: on as many threads as tokio's own variable says, else one for each CPU
+/// that this process may use. Where that is one, it is this one.
 fn block_on<T>(future: impl Future<Output = T>) -> io::Result<T> {
-    match std::thread::available_parallelism() {
-        Ok(NonZero::<usize>::MIN) => block_on_one(future),
-        _ => run_on(tokio::runtime::Builder::new_multi_thread().enable_all().build()?, future),
+    let threads = match std::env::var("TOKIO_WORKER_THREADS") {
+        Ok(threads) => threads.parse().map_err(|_| {
+            let wrong =
+                "TOKIO_WORKER_THREADS: not a number of threads; leave it out for one for each CPU";
+            io::Error::new(io::ErrorKind::InvalidInput, wrong)
+        })?,
+        Err(_) => std::thread::available_parallelism().unwrap_or(NonZero::<usize>::MIN),
+    };
+    if threads.get() == 1 {
+        return block_on_one(future);
     }
+    let mut builder = tokio::runtime::Builder::new_multi_thread();
+    run_on(builder.worker_threads(threads.get()).enable_all().build()?, future)
 }
 
 /// The same on this thread alone: for what waits more than it works, being handed from thread to thread costs more.

@@ -80,6 +80,13 @@ fn what_cannot_be_started_with_is_one_line_and_an_exit_status() {
             2,
             vec!["OPTIN_PROXY_UPSTREAM__URL"],
         ),
+        (
+            "no threads",
+            vec![],
+            vec![("TOKIO_WORKER_THREADS", "0")],
+            1,
+            vec!["TOKIO_WORKER_THREADS", "leave it out"],
+        ),
     ] {
         let arguments: Vec<&str> = arguments.into_iter().collect();
         let output = serve(&arguments, &environment);
