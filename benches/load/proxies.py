@@ -202,6 +202,12 @@ def optin_proxy(program, upstream, *settings):
     return Server("optin-proxy", PROXY_CORE, port, arguments)
 
 
+def floor(what, origin):
+    """What optin-proxy stands on, and what any proxy does."""
+    port = free_port()
+    return Server(what, PROXY_CORE, port, [bench("floors"), what, f"127.0.0.1:{port}", f"127.0.0.1:{origin}"])
+
+
 class Intercepting(Server):
     """optin-proxy as HTTPS_PROXY. The load generator knows no CONNECT, so something beside it says that."""
 
@@ -231,7 +237,6 @@ def over_http(program, origin):
     lua.write_text(HAPROXY_LUA % origin)
     location = "location / {{ {} {} }}".format
     plain = PASS.format(scheme="http")
-    port = free_port()
     return [
         nginx("nginx", PROXY_CORE, origin, location("", plain) + STREAM),
         nginx("nginx+Lua", PROXY_CORE, origin, location(REWRITE, plain) + RETRY + STREAM, lua=True),
@@ -240,8 +245,9 @@ def over_http(program, origin):
                 rules="option http-buffer-request\n  http-request use-service lua.rewrite if METH_PUT"),
         # No wait between two attempts, as the others have none, and no limit of their share.
         optin_proxy(program, f"http://127.0.0.1:{origin}", "retry.base_delay=1ms", "retry.max_delay=1ms", "retry.budget=1"),
-        # The floor: bytes go to and fro, and nobody looks at them. It opens a connection for each that is opened.
-        Server("relay", PROXY_CORE, port, [bench("relay"), f"127.0.0.1:{port}", f"127.0.0.1:{origin}"]),
+        floor("hyper", origin),
+        # Of each client's connection it makes one to the origin.
+        floor("relay", origin),
     ]
 
 

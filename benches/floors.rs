@@ -1,7 +1,10 @@
-//! The floor beneath every proxy: bytes from one socket to another and back by epoll, and nothing else.
+//! What a proxy cannot go below: `relay`, bytes from one socket to another and back by epoll, and nothing else; and `hyper`,
+//! requests and answers by the libraries that optin-proxy stands on, with one thread.
 //!
-//! `benches/load/run` puts it beside the others. Not a proxy for any other use: it waits for whoever does not read.
+//! `benches/load/run` puts them beside the others. No proxies for any other use: the relay waits for whoever does not read.
 #![allow(missing_docs, reason = "a program for people")]
+
+mod hyper_proxy;
 
 use std::io::{self, Read, Write};
 use std::net::{TcpListener, TcpStream};
@@ -53,9 +56,16 @@ fn relay(listener: &TcpListener, upstream: &str) -> io::Result<()> {
 
 fn main() {
     let arguments: Vec<_> = std::env::args().skip(1).collect();
-    let [listen, upstream] = &arguments[..] else { return };
-    if !listen.starts_with("--") {
-        let listener = TcpListener::bind(listen).expect("a free port");
+    let [what, listen, upstream] = &arguments[..] else { return };
+    let listener = TcpListener::bind(listen).expect("a free port");
+    if what == "relay" {
         relay(&listener, upstream).expect("sockets");
+        return;
     }
+    listener.set_nonblocking(true).expect("a socket");
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    runtime.expect("a runtime").block_on(async {
+        let listener = tokio::net::TcpListener::from_std(listener).expect("a socket");
+        hyper_proxy::pass_through(listener, upstream.parse().expect("an address")).await;
+    });
 }
