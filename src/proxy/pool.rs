@@ -154,7 +154,13 @@ impl<C: Connect> Pool<C> {
 
     async fn connect(&self, uri: Uri) -> Result<Connection, PoolError> {
         let (scheme, authority) = (uri.scheme().cloned(), uri.authority().cloned());
-        let stream = self.connector.connect(uri).await.map_err(PoolError::Connect)?;
+        let stream = self.connector.connect(uri.clone()).await.map_err(PoolError::Connect)?;
+        if stream.is_http2()
+            && let Some(shared) = self.take(&uri)
+        {
+            // Of several requests at once this was not the first, and one connection takes them all.
+            return Ok(shared);
+        }
         let failed = |source| PoolError::Exchange { source, was_stale: false };
         let (history, is_http2) = (stream.history(), stream.is_http2());
         let stream = TokioIo::new(stream);

@@ -1,9 +1,15 @@
 //! Connections to the upstream, kept for the next request.
 
 use std::collections::BTreeSet;
+use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
+use http_body_util::Full;
+use hyper::server::conn::http2;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 use tokio::sync::Notify;
@@ -129,4 +135,42 @@ async fn one_http_2_connection_takes_all_requests() {
         assert_eq!(client.answer(false).await.body, expected.as_bytes());
     }
     serving.abort();
+}
+
+#[tokio::test]
+async fn requests_that_come_at_once_share_an_http_2_connection_from_the_start() {
+    let authority = Authority::new();
+    let acceptor = authority.acceptor("localhost", &["h2"]);
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+    let url = format!("https://localhost:{}", listener.local_addr().expect("bound").port());
+    // Answers with the number of the connection.
+    tokio::spawn(async move {
+        for number in 0.. {
+            let (stream, _) = listener.accept().await.expect("a connection");
+            let acceptor = acceptor.clone();
+            tokio::spawn(async move {
+                let Ok(stream) = acceptor.accept(stream).await else { return };
+                let answer = move |_| async move {
+                    let body = Full::new(Bytes::from(format!("{number}")));
+                    Ok::<_, Infallible>(http::Response::new(body))
+                };
+                let _ = http2::Builder::new(TokioExecutor::new())
+                    .serve_connection(TokioIo::new(stream), service_fn(answer))
+                    .await;
+            });
+        }
+    });
+    let ca_file = format!("upstream.ca_file={}", authority.file().display());
+    let proxy = Proxy::start(&url, &[&ca_file]).await;
+    let mut clients = Vec::new();
+    for _ in 0..8 {
+        let mut client = proxy.client().await;
+        client.send(GET).await;
+        clients.push(client);
+    }
+    let mut connections = BTreeSet::new();
+    for client in &mut clients {
+        connections.insert(client.answer(false).await.body);
+    }
+    assert_eq!(connections.len(), 1, "{connections:?}");
 }
