@@ -107,10 +107,8 @@ impl<C: Connect> Pool<C> {
     ) -> Result<Response<Incoming>, PoolError> {
         let uri = request.uri().clone();
         loop {
-            let kept = self.take(&uri);
-            let is_reused = kept.is_some();
-            let mut connection = match kept {
-                Some(connection) => connection,
+            let (mut connection, is_reused) = match self.take(&uri) {
+                Some(kept) => (kept, true),
                 // Seldom, and large.
                 None => Box::pin(self.connect(uri.clone())).await?,
             };
@@ -152,14 +150,15 @@ impl<C: Connect> Pool<C> {
         None
     }
 
-    async fn connect(&self, uri: Uri) -> Result<Connection, PoolError> {
+    /// A new connection, or one that another request has got meanwhile: whether it is such a one.
+    async fn connect(&self, uri: Uri) -> Result<(Connection, bool), PoolError> {
         let (scheme, authority) = (uri.scheme().cloned(), uri.authority().cloned());
         let stream = self.connector.connect(uri.clone()).await.map_err(PoolError::Connect)?;
         if stream.is_http2()
             && let Some(shared) = self.take(&uri)
         {
             // Of several requests at once this was not the first, and one connection takes them all.
-            return Ok(shared);
+            return Ok((shared, true));
         }
         let failed = |source| PoolError::Exchange { source, was_stale: false };
         let (history, is_http2) = (stream.history(), stream.is_http2());
@@ -187,7 +186,7 @@ impl<C: Connect> Pool<C> {
         if let Some(shared) = connection.shared() {
             keep(&self.kept, shared, self.keep_alive);
         }
-        Ok(connection)
+        Ok((connection, false))
     }
 
     /// Keeps a connection as soon as its answer is read.
