@@ -86,6 +86,8 @@ impl Processor {
             .max_encoding_message_size(longest);
         let mut http2 = http2::Builder::new(TokioExecutor::new());
         http2.timer(TokioTimer::new()).keep_alive_interval(PING).keep_alive_timeout(PING);
+        // gRPC has none.
+        http2.auto_date_header(false);
         // Envoy puts all that it asks on few connections.
         let limits = control.config().limits.clone();
         http2.max_concurrent_streams(u32::try_from(limits.max_requests).unwrap_or(u32::MAX));

@@ -382,7 +382,7 @@ impl Exchange {
             request_id = %self.id(),
             trace_id = self.trace.map(|it| display(format!("{:032x}", it.id))),
             method = method_name(&self.method),
-            route = route::template(self.uri.path()),
+            route = route::template(self.resource()),
             account = self.account().map(display),
             contact_id = self.contact_id().map(display),
             // Not `target`, which is a key of every event.

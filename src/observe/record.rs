@@ -361,7 +361,7 @@ impl Record {
             trace_id: finished.trace.map(|it| format!("{:032x}", it.id).into()),
             trace: finished.trace,
             method: method_name(&finished.method).into(),
-            route: route::template(path),
+            route: route::template(resource),
             account,
             contact_id: contact_id.map(|id| text(&Id(id))),
             user_agent: finished.has_agent.then(|| text(&Agent(finished.text(Part::Agent)))),
@@ -410,6 +410,7 @@ impl Found {
 
 /// A list's number: the end of its id. What is no UTF-8 is no number either.
 pub(super) fn list_id<'o>(finding: &Finding, original: &'o [u8]) -> Option<&'o str> {
-    let id = std::str::from_utf8(&original[finding.list_id?.range()]).unwrap_or_default();
-    id.trim_end_matches('/').rsplit('/').next()
+    let id = &original[finding.list_id?.range()];
+    let end = id.rsplit(|&byte| byte == b'/').find(|part| !part.is_empty());
+    Some(std::str::from_utf8(end.unwrap_or_default()).unwrap_or_default())
 }

@@ -119,21 +119,21 @@ impl Stats {
             None => self.applications.entry(if room { agent } else { OTHERS }.into()).or_default(),
         };
         application.totals.add(record);
-        for found in &record.findings {
+        for alike in record.findings.chunk_by(|one, next| one.kind == next.kind) {
+            let [.., last] = alike else { continue };
             let kinds = &mut application.kinds;
-            let position = kinds.iter().position(|it| it.kind == found.kind).unwrap_or_else(|| {
+            let position = kinds.iter().position(|it| it.kind == last.kind).unwrap_or_else(|| {
                 let request_id = record.request_id.clone();
-                let cause = cause::of(found);
-                kinds.push(ByKind { kind: found.kind, findings: 0, changed: 0, cause, request_id });
+                kinds.push(ByKind { kind: last.kind, findings: 0, changed: 0, cause: "", request_id });
                 kinds.len() - 1
             });
             let by_kind = &mut kinds[position];
-            by_kind.findings += 1;
-            by_kind.changed += u64::from(found.changed);
-            by_kind.cause = cause::of(found);
-            if by_kind.request_id != record.request_id {
-                by_kind.request_id.clone_from(&record.request_id);
-            }
+            by_kind.findings += alike.len() as u64;
+            by_kind.changed += alike.iter().filter(|found| found.changed).count() as u64;
+            by_kind.cause = cause::of(last);
+            by_kind.request_id.clone_from(&record.request_id);
+        }
+        for found in &record.findings {
             if let Some(list) = found.list_id.as_deref() {
                 let room = application.lists.len() < LISTS;
                 match application.lists.get_mut(list) {

@@ -28,7 +28,7 @@ impl<'a> Resource<'a> {
     /// Reads a path without regard to case, and to slashes beside one another or at the end: a base URL that ends with one
     /// is easily written.
     pub fn of(path: &'a str) -> Option<Self> {
-        let mut segments = path.split('/').filter(|segment| !segment.is_empty());
+        let mut segments = segments(path);
         if !path.starts_with('/')
             || !["ws", "customers"]
                 .iter()
@@ -55,6 +55,18 @@ impl<'a> Resource<'a> {
     }
 }
 
+/// What stands between slashes. It is too short for a search to be worth its beginning.
+fn segments(path: &str) -> impl Iterator<Item = &str> {
+    let mut rest = path;
+    std::iter::from_fn(move || {
+        let segment = &rest[rest.bytes().position(|byte| byte != b'/')?..];
+        let end = segment.bytes().position(|byte| byte == b'/').unwrap_or(segment.len());
+        let (segment, behind) = segment.split_at(end);
+        rest = behind;
+        Some(segment)
+    })
+}
+
 impl Route {
     pub fn of(method: &Method, uri: &Uri) -> Self {
         match Resource::of(uri.path()) {
@@ -69,8 +81,8 @@ impl Route {
 }
 
 /// The path with everything taken out that may be personal: `/ws/customers/{user}/contacts/{id}`.
-pub(crate) fn template(path: &str) -> &'static str {
-    let Some(resource) = Resource::of(path) else { return "other" };
+pub(crate) fn template(resource: Option<Resource<'_>>) -> &'static str {
+    let Some(resource) = resource else { return "other" };
     let known = [
         ("contacts", "/ws/customers/{user}/contacts", "/ws/customers/{user}/contacts/{id}"),
         ("lists", "/ws/customers/{user}/lists", "/ws/customers/{user}/lists/{id}"),

@@ -3,6 +3,7 @@
 The files are taken as they are, but for addresses, and for TLS to the API, whose place an origin here takes.
 """
 
+import gzip
 import http.client
 import http.server
 import json
@@ -112,6 +113,7 @@ class Program:
         assert b"(e-mail address)" in log or b"mismatch" not in log
         for planted in (b"jane.roe", b"example.org", b"cGxhbnRlZA"):
             assert planted not in log, planted
+        return log
 
 
 class Envoy:
@@ -142,6 +144,33 @@ class Envoy:
     def stop(self):
         self.process.terminate()
         self.process.wait(30)
+
+
+class Wire:
+    """Stands before a port, and remembers what is sent to it."""
+
+    def __init__(self, port):
+        self.sent, self.behind = bytearray(), port
+        self.listener = socket.create_server(("127.0.0.1", 0))
+        self.port = self.listener.getsockname()[1]
+        threading.Thread(target=self.accept, daemon=True).start()
+
+    def accept(self):
+        while True:
+            client, _ = self.listener.accept()
+            server = socket.create_connection(("127.0.0.1", self.behind))
+            for source, sink, seen in ((client, server, self.sent), (server, client, bytearray())):
+                threading.Thread(target=self.copy, args=(source, sink, seen), daemon=True).start()
+
+    @staticmethod
+    def copy(source, sink, seen):
+        try:
+            while content := source.recv(65536):
+                seen += content
+                sink.sendall(content)
+        except OSError:
+            pass
+        sink.close()
 
 
 def put(connection, number, content, chunked=False, **fields):
@@ -199,6 +228,17 @@ def check_ext_proc(origin):
     clean = body(3_000, CONTACT)
     assert put(connection, "clean", clean, Digest="sha-256=x")[1].endswith("outcome=clean")
     assert origin.got["clean"][0][0] == clean and origin.got["clean"][0][1]["Digest"] == "sha-256=x"
+    # Whatever a field decides, that field has reached the processor.
+    packed = gzip.compress(body(2_000))
+    assert put(connection, "packed", packed, Content_Encoding="gzip")[1].endswith("outcome=rewritten")
+    assert gzip.decompress(origin.got["packed"][0][0]) == aligned(body(2_000))
+    own = body(2_000, CONTACT).replace(b"api.constantcontact.com", f"127.0.0.1:{envoy.port}".encode())
+    assert put(connection, "own ids", own)[1].endswith("outcome=rewritten")
+    assert origin.got["own ids"][0][0] == body(2_000, CONTACT)
+    wide = body(2_000)
+    assert put(connection, "wide", wide, Content_Type="application/atom+xml; charset=UTF-16")[1].endswith("outcome=uninspected")
+    trace = "0af7651916cd43dd8448eb211c80319c"
+    assert put(connection, "traced", body(2_000), Traceparent=f"00-{trace}-b7ad6b7169203331-01")[0] == 204
     assert put(connection, "chunked", body(5_000), chunked=True)[0] == 204
     assert origin.got["chunked"][0][0] == aligned(body(5_000))
     connection.request("GET", "/ws/customers/joesflowers/contacts")
@@ -215,8 +255,16 @@ def check_ext_proc(origin):
     assert processor.metric('optin_proxy_contact_writes_total{outcome="rewritten"}') > 1_300
     envoy.stop()
 
+    # Credentials do not leave Envoy.
+    ports["optin-proxy"] = (wire := Wire(processor.port)).port
+    envoy = Envoy("ext-proc.yaml", ports)
+    assert put(client(envoy), "overheard", body(2_000))[0] == 204
+    assert b"check (jane.roe@example.org)" in wire.sent and CUSTOMER in wire.sent
+    assert b"cGxhbnRlZA" not in wire.sent and b"authorization" not in wire.sent
+    envoy.stop()
+
     # A refusal of the proxy's own, where it is to refuse.
-    processor.stop()
+    assert trace.encode() in processor.stop()
     processor = Program("ext-proc", "--set", "sanitize.uninspectable=reject")
     ports["optin-proxy"] = processor.port
     envoy = Envoy("ext-proc.yaml", ports)

@@ -159,7 +159,7 @@ fn plain_text<'b>(body: &'b [u8], charset: Option<&str>) -> Option<&'b str> {
     {
         return None;
     }
-    std::str::from_utf8(body).ok()
+    simdutf8::basic::from_utf8(body).ok()
 }
 
 /// The same as [`read`], by the general reader alone.

@@ -181,13 +181,14 @@ impl<'t> Plain<'t> {
     #[inline]
     fn member(&mut self, contact: u32, list: u32, start: usize) -> Option<usize> {
         let rest = &self.bytes[start..];
-        let source = if rest.starts_with(b"<OptInSource>ACTION_BY_CUSTOMER</OptInSource>") {
-            Some(Source::Customer)
-        } else if rest.starts_with(b"<OptInSource>ACTION_BY_CONTACT</OptInSource>") {
-            Some(Source::Contact)
-        } else {
-            None
-        };
+        // In two steps: what is longer than 32 bytes is compared by a call, which musl's libc does byte by byte.
+        let source = rest.strip_prefix(b"<OptInSource>ACTION_BY_C").and_then(|rest| {
+            if rest.starts_with(b"USTOMER</OptInSource>") {
+                Some(Source::Customer)
+            } else {
+                rest.starts_with(b"ONTACT</OptInSource>").then_some(Source::Contact)
+            }
+        });
         if let Some(source) = source {
             let slot = start + "<OptInSource>".len();
             let slot = slot..slot + source.as_str().len();
