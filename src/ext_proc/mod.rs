@@ -21,7 +21,7 @@ use envoy_types::pb::envoy::service::ext_proc::v3::processing_response::Response
 use envoy_types::pb::envoy::service::ext_proc::v3::{
     HttpBody, HttpHeaders, ProcessingRequest, ProcessingResponse, ProtocolConfiguration,
 };
-use http::HeaderMap;
+use http::{HeaderMap, HeaderName};
 use http::header::CONTENT_LENGTH;
 use hyper::body::Incoming;
 use hyper::server::conn::http2;
@@ -45,7 +45,7 @@ use crate::observe::metrics::Metrics;
 use crate::proxy::Control;
 use crate::proxy::error::Error;
 use crate::proxy::route::Route;
-use crate::proxy::sanitize::{DIGESTS, Found, look, own_host};
+use crate::proxy::sanitize::{Found, digests, look, own_host};
 
 /// The longest message: a body that came before Envoy knew that it is wanted may be twice as long as what Envoy
 /// holds, and it holds more than `sanitize.max_body`.
@@ -311,9 +311,8 @@ impl Conversation {
         match edited {
             None => messages::go_on(Answer::RequestBody),
             Some(edited) => {
-                let gone = DIGESTS.into_iter().filter(|name| headers.contains_key(name));
-                let is_counted = headers.contains_key(CONTENT_LENGTH);
-                messages::body(edited, is_counted, gone.map(|name| name.to_string()).collect())
+                let gone = digests(&headers).map(HeaderName::to_string).collect();
+                messages::body(edited, headers.contains_key(CONTENT_LENGTH), gone)
             }
         }
     }

@@ -160,7 +160,7 @@ fn tokens<'h>(
 
 /// What is meant for this connection only (RFC 9110 section 7.6.1). `Trailer` is not among it: trailers
 /// are passed on.
-const HOP_BY_HOP: [HeaderName; 8] = [
+static HOP_BY_HOP: [HeaderName; 8] = [
     CONNECTION,
     KEEP_ALIVE,
     PROXY_CONNECTION,
