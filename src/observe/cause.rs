@@ -1,12 +1,12 @@
 //! Where a finding is likely to come from: what clients of each family were seen to do (API-V1: "What real
 //! clients send on an update").
 
-use super::record::Found;
+use super::record::Seen;
 use crate::contact::{Kind, Source};
 
 /// What in the application's code is likely to cause this.
-pub fn of(found: &Found) -> &'static str {
-    match (found.kind, found.declared, &*found.was) {
+pub fn of(seen: Seen<'_>) -> &'static str {
+    match (seen.kind, seen.declared, seen.was) {
         (Kind::ListDiffers, Some(Source::Contact), "ACTION_BY_CUSTOMER") => {
             "It gets the contact, adds an OptInSource and puts everything back: each ContactList still has the \
              OptInSource of its history. Leave OptInSource and OptInTime out of the lists that are put back."

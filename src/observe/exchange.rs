@@ -423,7 +423,7 @@ impl Exchange {
             finished.is_complete = complete;
             finished.duration = elapsed;
             if let Some(body) = body {
-                finished.complete(&body, journal.has_audit());
+                finished.complete(body, journal.has_audit());
             }
             journal.submit(finished);
         }

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use super::audit::Audit;
 use super::metrics::Metrics;
-use super::record::{Finished, Record};
+use super::record::{Finished, Found, Record};
 use super::stats::Stats;
 
 /// How much may wait to be put into words, in bytes: bodies, most of it. A half is for what is to be audited, where
@@ -36,7 +36,7 @@ const TICK: Duration = Duration::from_millis(2);
 const BLANKS: usize = 1_024;
 const IDLE: Duration = Duration::from_secs(5);
 
-/// The most findings that are kept of one exchange. All of them are counted and audited.
+/// The most findings of one exchange that are put into words, but for the audit trail. All of them are counted.
 const FINDINGS: usize = 16;
 
 /// After how many records room is made and blanks are given back.
@@ -76,7 +76,8 @@ impl InWords {
     fn new(finished: &Finished, has_audit: bool) -> Self {
         let is_audited = has_audit && finished.is_audited();
         let digests = is_audited.then(|| finished.digests()).flatten();
-        Self { record: Record::new(finished), is_audited, digests }
+        let findings = if is_audited { usize::MAX } else { FINDINGS };
+        Self { record: Record::new(finished, findings), is_audited, digests }
     }
 }
 
@@ -344,11 +345,14 @@ impl State {
                     weight += item.weight;
                     match item.what {
                         What::Finished(mut finished) => {
-                            self.take(InWords::new(&finished, self.audit.is_some()));
+                            let in_words = InWords::new(&finished, self.audit.is_some());
+                            self.take(in_words, |stats, record| stats.add(record, finished.seen()));
                             finished.reset();
                             blanks.push(finished);
                         }
-                        What::InWords(in_words) => self.take(*in_words),
+                        What::InWords(in_words) => self.take(*in_words, |stats, record| {
+                            stats.add(record, record.findings.iter().map(Found::seen));
+                        }),
                         // Nobody waits any longer, at the worst.
                         What::Flush(flushed) => drop(flushed.send(())),
                     }
@@ -361,7 +365,8 @@ impl State {
         }
     }
 
-    fn take(&self, InWords { mut record, is_audited, digests }: InWords) {
+    fn take(&self, in_words: InWords, count: impl FnOnce(&mut Stats, &Record)) {
+        let InWords { mut record, is_audited, digests } = in_words;
         if let Some(audit) = self.audit.as_ref().filter(|_| is_audited) {
             audit.submit(&record, digests);
         }
@@ -371,7 +376,7 @@ impl State {
         let mut kept = self.kept();
         kept.count += 1;
         record.seq = kept.count;
-        kept.stats.add(&record);
+        count(&mut kept.stats, &record);
         record.findings.truncate(FINDINGS);
         record.findings.shrink_to_fit();
         if kept.records.len() >= kept.capacity {

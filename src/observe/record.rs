@@ -89,6 +89,8 @@ pub(crate) struct Finished {
     /// Left in place for the next exchange, which most often has the same: where two threads count the references to
     /// it, both wait for each other.
     config: Option<Arc<Config>>,
+    /// The original, if it is large. It would be copied for nothing.
+    large: Bytes,
     text: Vec<u8>,
     /// Where each [`Part`] ends.
     ends: [usize; 4],
@@ -125,6 +127,7 @@ impl Default for Finished {
             edits: Vec::new(),
             is_inspected: false,
             config: None,
+            large: Bytes::new(),
             text: Vec::new(),
             ends: [0; 4],
         }
@@ -140,6 +143,7 @@ impl Finished {
         self.findings.shrink_to(64);
         self.edits.clear();
         self.edits.shrink_to(64);
+        self.large = Bytes::new();
         self.text.clear();
         self.text.shrink_to(SMALL);
         self.ends = [0; 4];
@@ -152,6 +156,9 @@ impl Finished {
     }
 
     fn part(&self, part: Part) -> &[u8] {
+        if part == Part::Original && !self.large.is_empty() {
+            return &self.large;
+        }
         let part = part as usize;
         let start = part.checked_sub(1).map_or(0, |before| self.ends[before]);
         &self.text[start..self.ends[part]]
@@ -187,20 +194,37 @@ impl Finished {
     }
 
     /// Adds the body after all, if its lists have to be named or its digests made.
-    pub fn complete(&mut self, original: &[u8], has_audit: bool) {
-        if !self.findings.is_empty() || has_audit && self.is_audited() {
-            self.put(Part::Original, original);
+    pub fn complete(&mut self, original: Bytes, has_audit: bool) {
+        if self.findings.is_empty() && !(has_audit && self.is_audited()) {
+            return;
+        }
+        if original.len() > SMALL {
+            self.large = original;
+        } else {
+            self.put(Part::Original, &original);
         }
     }
 
     /// How much memory it takes, in bytes, beside its own size.
     pub fn held(&self) -> usize {
-        self.text.len() + size_of_val(&*self.findings) + size_of_val(&*self.edits)
+        self.text.len() + self.large.len() + size_of_val(&*self.findings) + size_of_val(&*self.edits)
     }
 
     /// Whether it belongs into the audit trail: a contact write with a finding or a refusal.
     pub fn is_audited(&self) -> bool {
         self.transient > 0 || self.legitimate || !self.findings.is_empty()
+    }
+
+    /// All that was found.
+    pub fn seen(&self) -> impl Iterator<Item = Seen<'_>> {
+        let original = self.part(Part::Original);
+        self.findings.iter().map(|finding| Seen {
+            kind: finding.kind,
+            changed: finding.acted_on(),
+            declared: finding.declared,
+            was: Value::known(&finding.was),
+            list_id: list_id(finding, original).map(|id| Id(id).as_str()),
+        })
     }
 
     /// SHA-256 of the body before and after, if it was inspected.
@@ -293,6 +317,21 @@ pub struct Record {
     pub duration_ms: f64,
 }
 
+/// What is counted of a finding.
+#[derive(Clone, Copy)]
+pub struct Seen<'f> {
+    /// What it is.
+    pub kind: Kind,
+    /// Whether it was changed.
+    pub changed: bool,
+    /// The declaration that it was held against.
+    pub declared: Option<Source>,
+    /// What was there, as far as that is one of the known values.
+    pub was: &'f str,
+    /// The list that it stands in.
+    pub list_id: Option<&'f str>,
+}
+
 /// One finding.
 #[derive(Debug, Clone, Serialize)]
 pub struct Found {
@@ -346,8 +385,8 @@ impl Record {
         size_of_val(&*self.findings) + self.findings.len() * 16
     }
 
-    /// Puts the material into words.
-    pub(super) fn new(finished: &Finished) -> Self {
+    /// Puts the material into words, and so many of its findings.
+    pub(super) fn new(finished: &Finished, most: usize) -> Self {
         let text = |shown: &dyn std::fmt::Display| shown.to_string().into_boxed_str();
         let path = finished.text(Part::Path);
         let resource = Resource::of(path);
@@ -375,7 +414,7 @@ impl Record {
             verdicts: Verdicts { transient: finished.transient, legitimate: finished.legitimate },
             found: findings.len(),
             rewritten: findings.iter().filter(|finding| finding.acted_on()).count(),
-            findings: findings.iter().map(|finding| Found::new(finding, finished)).collect(),
+            findings: findings.iter().take(most).map(|it| Found::new(it, finished)).collect(),
             complete: finished.is_complete,
             duration_ms: finished.duration.as_micros() as f64 / 1000.0,
         }
@@ -383,6 +422,11 @@ impl Record {
 }
 
 impl Found {
+    pub(super) fn seen(&self) -> Seen<'_> {
+        let Self { kind, changed, declared, .. } = *self;
+        Seen { kind, changed, declared, was: &self.was, list_id: self.list_id.as_deref() }
+    }
+
     fn new(finding: &Finding, finished: &Finished) -> Self {
         let was = match &finding.was {
             Was::OwnOrigin(_) => Cow::Owned(Value(&finding.was).as_str().to_owned()),

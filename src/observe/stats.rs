@@ -6,7 +6,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use serde::Serialize;
 
 use super::cause;
-use super::record::Record;
+use super::record::{Record, Seen};
 use crate::contact::Kind;
 
 /// How many minutes are kept.
@@ -85,6 +85,25 @@ struct Application {
     lists: HashMap<Box<str>, u64>,
 }
 
+impl Application {
+    /// Where findings of this kind are counted: this is the newest.
+    fn kind_of(&mut self, seen: Seen<'_>, request_id: &str) -> usize {
+        let cause = cause::of(seen);
+        let position = self.kinds.iter().position(|it| it.kind == seen.kind);
+        let position = position.unwrap_or_else(|| {
+            let request_id = request_id.into();
+            self.kinds.push(ByKind { kind: seen.kind, findings: 0, changed: 0, cause, request_id });
+            self.kinds.len() - 1
+        });
+        let by_kind = &mut self.kinds[position];
+        by_kind.cause = cause;
+        if *by_kind.request_id != *request_id {
+            by_kind.request_id = request_id.into();
+        }
+        position
+    }
+}
+
 #[derive(Debug, Clone, Serialize)]
 struct ByKind {
     kind: Kind,
@@ -105,8 +124,8 @@ pub struct Stats {
 }
 
 impl Stats {
-    /// Counts one exchange more.
-    pub fn add(&mut self, record: &Record) {
+    /// Counts one exchange more, and all that was found in it: a record may name fewer.
+    pub fn add<'s>(&mut self, record: &Record, found: impl Iterator<Item = Seen<'s>>) {
         self.totals.add(record);
         self.minute_of(record.time).add(record);
         if record.outcome.is_none_or(|outcome| outcome == "no_contact") {
@@ -119,33 +138,26 @@ impl Stats {
             None => self.applications.entry(if room { agent } else { OTHERS }.into()).or_default(),
         };
         application.totals.add(record);
-        for alike in record.findings.chunk_by(|one, next| one.kind == next.kind) {
-            let [.., last] = alike else { continue };
-            let kinds = &mut application.kinds;
-            let position = kinds.iter().position(|it| it.kind == last.kind).unwrap_or_else(|| {
-                let request_id = record.request_id.clone();
-                kinds.push(ByKind { kind: last.kind, findings: 0, changed: 0, cause: "", request_id });
-                kinds.len() - 1
-            });
-            let by_kind = &mut kinds[position];
-            by_kind.findings += alike.len() as u64;
-            by_kind.changed += alike.iter().filter(|found| found.changed).count() as u64;
-            by_kind.cause = cause::of(last);
-            by_kind.request_id.clone_from(&record.request_id);
-        }
-        for found in &record.findings {
-            if let Some(list) = found.list_id.as_deref() {
-                let room = application.lists.len() < LISTS;
-                match application.lists.get_mut(list) {
-                    Some(count) => *count += 1,
-                    None => {
-                        *application
-                            .lists
-                            .entry(if room { list } else { OTHERS }.into())
-                            .or_default() += 1;
-                    }
-                }
+        // Most are like the one before.
+        let (mut alike, mut others) = (None, 0);
+        for seen in found {
+            let position = match alike {
+                Some((kind, position)) if kind == seen.kind => position,
+                _ => application.kind_of(seen, &record.request_id),
+            };
+            alike = Some((seen.kind, position));
+            application.kinds[position].findings += 1;
+            application.kinds[position].changed += u64::from(seen.changed);
+            let Some(list) = seen.list_id else { continue };
+            let room = application.lists.len() < LISTS;
+            match application.lists.get_mut(list) {
+                Some(count) => *count += 1,
+                None if room => drop(application.lists.insert(list.into(), 1)),
+                None => others += 1,
             }
+        }
+        if others > 0 {
+            *application.lists.entry(OTHERS.into()).or_default() += others;
         }
     }
 
