@@ -3,6 +3,7 @@
 use std::collections::{HashMap, VecDeque};
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use fnv::FnvHashMap;
 use serde::Serialize;
 
 use super::cause;
@@ -81,8 +82,8 @@ struct Application {
     #[serde(flatten)]
     totals: Totals,
     kinds: Vec<ByKind>,
-    /// Findings by list.
-    lists: HashMap<Box<str>, u64>,
+    /// Findings by list. There are too few for a sender to gain by ids that collide.
+    lists: FnvHashMap<Box<str>, u64>,
 }
 
 impl Application {

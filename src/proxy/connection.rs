@@ -57,6 +57,9 @@ const HYPER_MAX_TARGET: usize = 65_534;
 /// hyper's own limit, for which it needs no allocation.
 const HYPER_MAX_HEADERS: usize = 100;
 
+/// How often a connection is read from before others have their turn, if each time more has come than is read at once.
+const READS: usize = 16;
+
 /// RFC 9113 section 3.4.
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
@@ -262,8 +265,13 @@ where
         let first = head.count() + 1;
         let mut seen = None;
         poll_fn(|cx| {
-            if let Poll::Ready(ended) = Pin::new(&mut *connection).poll(cx) {
-                return Poll::Ready(Some(End::Done(ended)));
+            for _ in 0..READS {
+                if let Poll::Ready(ended) = Pin::new(&mut *connection).poll(cx) {
+                    return Poll::Ready(Some(End::Done(ended)));
+                }
+                if !head.has_more() {
+                    break;
+                }
             }
             let (waits, count) = (head.waits(), head.count());
             let in_begun = begun && count == first;

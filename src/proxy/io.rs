@@ -25,6 +25,8 @@ pub(crate) struct Head {
     waiting: AtomicBool,
     /// All that was written has been taken by the system.
     flushed: AtomicBool,
+    /// The last read filled all the room that it was given.
+    filled: AtomicBool,
     /// The status with which hyper refused a head.
     refused: AtomicU16,
 }
@@ -35,6 +37,7 @@ impl Default for Head {
             begun: AtomicU32::new(0),
             waiting: AtomicBool::new(false),
             flushed: AtomicBool::new(true),
+            filled: AtomicBool::new(false),
             refused: AtomicU16::new(0),
         }
     }
@@ -49,6 +52,11 @@ impl Head {
     /// How many heads were waited for so far.
     pub fn count(&self) -> u32 {
         self.begun.load(Ordering::Relaxed)
+    }
+
+    /// Whether more has probably come than was read since this was asked last.
+    pub fn has_more(&self) -> bool {
+        self.filled.load(Ordering::Relaxed) && self.filled.swap(false, Ordering::Relaxed)
     }
 
     /// The status with which a head was refused.
@@ -156,7 +164,12 @@ impl<T: AsyncRead + Unpin> AsyncRead for Downstream<T> {
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         if self.start.is_empty() {
-            return Pin::new(&mut self.inner).poll_read(cx, buffer);
+            let before = buffer.filled().len();
+            let polled = Pin::new(&mut self.inner).poll_read(cx, buffer);
+            if buffer.remaining() == 0 && buffer.filled().len() > before {
+                self.head.filled.store(true, Ordering::Relaxed);
+            }
+            return polled;
         }
         let fits = self.start.len().min(buffer.remaining());
         buffer.put_slice(&self.start[..fits]);
