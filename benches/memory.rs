@@ -3,7 +3,7 @@
 //! `cargo bench --bench memory` measures, each in a process of its own, and fails beyond the bound that the
 //! README promises:
 //!
-//! * 5,000 connections that have asked once and are silent since;
+//! * 10,000 connections that have asked once and are silent since;
 //! * 2,000 tunnels that are silent;
 //! * 500 clients that send 1 MiB of a contact write each, slowly, and never its end; then how long a good
 //!   client waits for its answer once they are gone.
@@ -22,7 +22,7 @@ mod support;
 
 use support::Worker;
 
-const CONNECTIONS: usize = 5_000;
+const CONNECTIONS: usize = 10_000;
 const TUNNELS: usize = 2_000;
 const ATTACKERS: usize = 500;
 const BODY: usize = 1 << 20;
@@ -40,6 +40,7 @@ impl Program {
             .args(["--upstream", &format!("http://{origin}")])
             .args(["--set", "intercept.allow_private=127.0.0.1", "--set", "log.level=off"])
             .args(["--set", &format!("intercept.ports={}", origin.port())])
+            .args(["--set", &format!("limits.max_connections={}", 2 * CONNECTIONS)])
             .args(["--set", &format!("intercept.ca_dir={}", folder.display())])
             .stdout(Stdio::piped())
             .spawn()

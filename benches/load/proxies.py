@@ -130,6 +130,16 @@ end)
 """
 
 
+# The same edit for mitmproxy, which sends what it has edited.
+MITMPROXY = """
+import re
+def request(flow):
+    text = flow.request.content
+    if text and b"<OptInSource>ACTION_BY_CONTACT</OptInSource>" in text:
+        flow.request.content = re.sub(rb"(<ContactList id[^>]*>\\s*<OptInSource>)ACTION_BY_CUSTOMER", rb"\\1ACTION_BY_CONTACT", text)
+"""
+
+
 def free_port():
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
@@ -248,6 +258,19 @@ def over_http(program, origin):
         floor("hyper", origin),
         # Of each client's connection it makes one to the origin.
         floor("relay", origin),
+    ]
+
+
+def beside_a_script(program, origin):
+    """What one would write first: an addon for mitmproxy."""
+    addon, port = FOLDER / "addon.py", free_port()
+    addon.write_text(MITMPROXY)
+    script = ["mitmdump", "--quiet", "--mode", f"reverse:http://127.0.0.1:{origin}", "--listen-host", "127.0.0.1", "--listen-port", port,
+              "--set", f"confdir={FOLDER}/mitmproxy", "--scripts", addon]
+    return [
+        nginx("nginx", PROXY_CORE, origin, "location / { %s }" % PASS.format(scheme="http")),
+        optin_proxy(program, f"http://127.0.0.1:{origin}"),
+        Server("mitmproxy", PROXY_CORE, port, script),
     ]
 
 

@@ -202,7 +202,8 @@ mod tests {
     #[test]
     fn envoy_is_told_to_send_the_fields_that_are_looked_at_and_no_others() {
         let file = include_str!("../../deploy/envoy/ext-proc.yaml");
-        let sent: Vec<_> = file.lines().filter_map(|it| it.trim().strip_prefix("- exact: ")).collect();
+        let sent: Vec<_> =
+            file.lines().filter_map(|it| it.trim().strip_prefix("- exact: ")).collect();
         let sent: Vec<_> = sent.iter().map(|name| name.trim_matches('"')).collect();
         assert_eq!(sent, FIELDS);
     }

@@ -207,7 +207,10 @@ impl Finished {
 
     /// How much memory it takes, in bytes, beside its own size.
     pub fn held(&self) -> usize {
-        self.text.len() + self.large.len() + size_of_val(&*self.findings) + size_of_val(&*self.edits)
+        self.text.len()
+            + self.large.len()
+            + size_of_val(&*self.findings)
+            + size_of_val(&*self.edits)
     }
 
     /// Whether it belongs into the audit trail: a contact write with a finding or a refusal.
