@@ -32,13 +32,9 @@ fn measured(body: &Bytes, policy: &Policy) -> usize {
 
 fn main() {
     let Some(case) = std::env::args().find(|argument| argument.contains("lists")) else { return };
-    let (lists, listed) = match case.as_str() {
-        "8-lists-edited" => (8, "ACTION_BY_CUSTOMER"),
-        "8-lists-clean" => (8, "ACTION_BY_CONTACT"),
-        "1500-lists-edited" => (1500, "ACTION_BY_CUSTOMER"),
-        "1500-lists-clean" => (1500, "ACTION_BY_CONTACT"),
-        other => unreachable!("{other} is none of the cases"),
-    };
+    let (lists, kind) = case.split_once("-lists-").expect("NUMBER-lists-KIND");
+    let lists = lists.parse().expect("a number");
+    let listed = if kind == "edited" { "ACTION_BY_CUSTOMER" } else { "ACTION_BY_CONTACT" };
     let (body, policy) = (update(lists, listed), Policy::default());
     // Whatever is set up once is set up by the first.
     measured(&body, &policy);

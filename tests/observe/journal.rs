@@ -29,6 +29,10 @@ struct Kept {
 
 impl Kept {
     async fn before(origin: &Origin) -> Self {
+        Self::with(origin, true).await
+    }
+
+    async fn with(origin: &Origin, has_trail: bool) -> Self {
         let mut layers = Layers::default();
         layers.set("test", "listen.address=127.0.0.1:0");
         layers.set("test", &format!("upstream.url={}", origin.url()));
@@ -36,8 +40,9 @@ impl Kept {
         let metrics = Arc::new(Metrics::default());
         let folder = tempfile::tempdir().expect("a folder");
         let trail = folder.path().join("audit.jsonl");
-        let audit = Audit::start(&trail, &config.audit, Arc::clone(&metrics)).expect("a file");
-        let journal = Journal::start(100, Some(audit), Arc::clone(&metrics)).expect("a thread");
+        let audit = has_trail.then(|| Audit::start(&trail, &config.audit, Arc::clone(&metrics)));
+        let audit = audit.transpose().expect("a file");
+        let journal = Journal::start(200, audit, Arc::clone(&metrics)).expect("a thread");
         let mut server = Server::bind(config, Arc::clone(&metrics)).await.expect("a free port");
         server.keep(journal.clone());
         let client = Client::connect(server.address()).await;
@@ -52,11 +57,16 @@ impl Kept {
         line.expect("a series").parse().expect("a number")
     }
 
-    /// The lines of the trail, once all is written.
-    async fn lines(&self) -> Vec<Value> {
+    /// All has been recorded.
+    async fn settled(&self) {
         let journal = self.journal.clone();
         let minute = std::time::Duration::from_secs(60);
         tokio::task::spawn_blocking(move || journal.flush(minute)).await.expect("no panic");
+    }
+
+    /// The lines of the trail, once all is written.
+    async fn lines(&self) -> Vec<Value> {
+        self.settled().await;
         let text = std::fs::read_to_string(self.folder.path().join("audit.jsonl"));
         let text = text.expect("it is there");
         text.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect()
@@ -168,8 +178,18 @@ async fn beyond_all_room_the_trail_tells_how_many_are_missing() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_hundred_applications_and_fifty_lists_of_each_are_told_apart() {
+    tell_apart(true).await;
+}
+
+/// Without a trail, only the findings that are kept are put into words.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn without_a_trail_all_findings_are_counted_and_sixteen_kept() {
+    tell_apart(false).await;
+}
+
+async fn tell_apart(has_trail: bool) {
     let origin = Origin::start([Reply::Write(answer("200 OK", "", b""))]).await;
-    let mut kept = Kept::before(&origin).await;
+    let mut kept = Kept::with(&origin, has_trail).await;
     let recipe = std::str::from_utf8(RECIPE).expect("UTF-8");
     let (start, end) = recipe.split_once("</ContactLists>").expect("lists");
     let lists: String = (100..160)
@@ -186,7 +206,7 @@ async fn a_hundred_applications_and_fifty_lists_of_each_are_told_apart() {
         let body = if number == 0 { many.as_bytes() } else { RECIPE };
         kept.client.ask(&request("PUT", CONTACT, &fields, body)).await;
     }
-    kept.lines().await;
+    kept.settled().await;
     let stats = kept.journal.kept().stats.to_json();
     let applications = stats["applications"].as_array().expect("an array");
     assert_eq!(applications.len(), 101);
@@ -198,6 +218,14 @@ async fn a_hundred_applications_and_fifty_lists_of_each_are_told_apart() {
     let others = lists.iter().find(|list| list["list_id"] == "(others)").expect("it is there");
     // The recipe has two of its own.
     assert_eq!(others["findings"], 12);
+    assert_eq!(lists.iter().filter_map(|list| list["findings"].as_u64()).sum::<u64>(), 62);
+    let kinds = named("shop/0")["kinds"].as_array().expect("an array");
+    assert_eq!((&kinds[0]["kind"], &kinds[0]["findings"]), (&"list_differs".into(), &62.into()));
+    assert_eq!(kinds[0]["changed"], 62);
+    assert!(kinds[0]["cause"].as_str().is_some_and(|cause| cause.contains("of its history")));
+    let first = kept.journal.kept().newest().last().cloned().expect("a record");
+    assert_eq!((first.found, first.rewritten, first.findings.len()), (62, 62, 16));
+    assert_eq!(kinds[0]["request_id"], *first.request_id);
     assert_eq!(stats["totals"]["requests"], 105);
 }
 
