@@ -23,6 +23,10 @@ use crate::proxy::route::{self, Resource};
 /// bytes.
 const SMALL: usize = 8 * 1024;
 
+/// The longest body that may be a part of its connection's buffer, as the limits are by default, in bytes: what is longer was
+/// put together, and is nobody else's.
+const PIECE: usize = 16 * 1024;
+
 /// What a client of the forward proxy was given.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Decision {
@@ -89,7 +93,7 @@ pub(crate) struct Finished {
     /// Left in place for the next exchange, which most often has the same: where two threads count the references to
     /// it, both wait for each other.
     config: Option<Arc<Config>>,
-    /// The original, if it is large. It would be copied for nothing.
+    /// The original, if it is longer than [`PIECE`]. It would be copied for nothing.
     large: Bytes,
     text: Vec<u8>,
     /// Where each [`Part`] ends.
@@ -198,7 +202,7 @@ impl Finished {
         if self.findings.is_empty() && !(has_audit && self.is_audited()) {
             return;
         }
-        if original.len() > SMALL {
+        if original.len() > PIECE {
             self.large = original;
         } else {
             self.put(Part::Original, &original);
