@@ -4,6 +4,7 @@
 //! whole (BUFFERED, or BUFFERED_PARTIAL where nothing announces its length), and what goes back is the body to send, with its length. Answers' heads get the report. Envoy
 //! sends requests itself, so nothing is retried here: that takes a hop through `optin-proxy serve`.
 
+mod gather;
 mod messages;
 mod room;
 
@@ -35,6 +36,7 @@ use tokio_util::task::TaskTracker;
 use tonic::codegen::Service;
 use tonic::{Code, Request, Response, Status, Streaming};
 
+use self::gather::Gathering;
 use self::messages::Mode;
 use self::room::{Held, Metered};
 use crate::config::Config;
@@ -118,16 +120,17 @@ impl Processor {
                 let body = Metered { body, held };
                 service.clone().call(http::Request::from_parts(parts, body))
             });
-            let connection = http2.serve_connection(TokioIo::new(stream), service);
+            let wire = Gathering::new(stream);
+            let connection = http2.serve_connection(TokioIo::new(wire.clone()), service);
             let stop = stop.clone();
             connections.spawn(async move {
                 let _permit = permit;
                 let mut connection = pin!(connection);
                 let ended = tokio::select! {
-                    ended = connection.as_mut() => ended,
+                    ended = wire.drive(connection.as_mut()) => ended,
                     () = stop.cancelled() => {
                         connection.as_mut().graceful_shutdown();
-                        connection.await
+                        wire.drive(connection).await
                     }
                 };
                 if let Err(error) = ended {

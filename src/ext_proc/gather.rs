@@ -1,0 +1,234 @@
+//! Frames of many streams, gathered into few writes.
+//!
+//! HTTP/2's library writes each longer frame by itself. On a connection that many streams share, answers come in
+//! handfuls: what its connection has written by the time that it has nothing more to do leaves at once.
+
+use std::error::Error;
+use std::future::poll_fn;
+use std::io;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, ready};
+
+use bytes::{Buf, BytesMut};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+/// The most that is gathered, in bytes. Then it is written, and waited for.
+const MOST: usize = 64 * 1024;
+
+/// A connection in hyper's hands, and in those of who writes for it.
+pub(super) struct Gathering<T>(Arc<Mutex<Wire<T>>>);
+
+struct Wire<T> {
+    stream: T,
+    /// To be written. Holds no memory while there is nothing.
+    gathered: BytesMut,
+}
+
+impl<T> Clone for Gathering<T> {
+    fn clone(&self) -> Self {
+        Self(Arc::clone(&self.0))
+    }
+}
+
+impl<T> Gathering<T> {
+    pub fn new(stream: T) -> Self {
+        Self(Arc::new(Mutex::new(Wire { stream, gathered: BytesMut::new() })))
+    }
+
+    fn wire(&self) -> MutexGuard<'_, Wire<T>> {
+        // Bytes are taken off in one step, once they are written: a poisoned lock is as good as any.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl<T: AsyncWrite + Unpin> Gathering<T> {
+    /// Drives what reads and writes here to its end. What it writes leaves whenever it has to wait.
+    pub async fn drive<C, E>(
+        &self,
+        mut connection: Pin<&mut C>,
+    ) -> Result<(), Box<dyn Error + Send + Sync>>
+    where
+        C: Future<Output = Result<(), E>>,
+        E: Error + Send + Sync + 'static,
+    {
+        poll_fn(|cx| {
+            let ended = connection.as_mut().poll(cx);
+            if let Poll::Ready(Err(error)) = self.wire().poll_write_out(cx) {
+                return Poll::Ready(Err(error.into()));
+            }
+            ended.map_err(Into::into)
+        })
+        .await
+    }
+}
+
+impl<T: AsyncWrite + Unpin> Wire<T> {
+    fn poll_write_out(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        while self.gathered.has_remaining() {
+            let written = ready!(Pin::new(&mut self.stream).poll_write(cx, &self.gathered))?;
+            if written == 0 {
+                return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+            }
+            self.gathered.advance(written);
+        }
+        self.gathered = BytesMut::new();
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl<T: AsyncRead + Unpin> AsyncRead for Gathering<T> {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.wire().stream).poll_read(cx, buffer)
+    }
+}
+
+impl<T: AsyncWrite + Unpin> AsyncWrite for Gathering<T> {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        self.poll_write_vectored(cx, &[io::IoSlice::new(bytes)])
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        slices: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let mut wire = self.wire();
+        if wire.gathered.len() >= MOST {
+            ready!(wire.poll_write_out(cx))?;
+        }
+        if wire.gathered.is_empty() {
+            wire.gathered.reserve(MOST);
+        }
+        let mut taken = 0;
+        for slice in slices {
+            let fits = slice.len().min(MOST - wire.gathered.len());
+            wire.gathered.extend_from_slice(&slice[..fits]);
+            taken += fits;
+        }
+        Poll::Ready(Ok(taken))
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        true
+    }
+
+    /// Asked for after each frame. It is done once there are no more: see [`Gathering::drive`].
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let mut wire = self.wire();
+        ready!(wire.poll_write_out(cx))?;
+        Pin::new(&mut wire.stream).poll_shutdown(cx)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::AsyncWriteExt as _;
+
+    use super::*;
+
+    /// Takes so many bytes at once as long as it is open, and remembers what it was given.
+    #[derive(Default)]
+    struct Peer {
+        is_shut: bool,
+        at_once: usize,
+        written: Vec<Vec<u8>>,
+    }
+
+    impl AsyncWrite for Peer {
+        fn poll_write(
+            mut self: Pin<&mut Self>,
+            _: &mut Context<'_>,
+            bytes: &[u8],
+        ) -> Poll<io::Result<usize>> {
+            if self.at_once == 0 {
+                return Poll::Pending;
+            }
+            let taken = bytes.len().min(self.at_once);
+            self.written.push(bytes[..taken].to_vec());
+            Poll::Ready(Ok(taken))
+        }
+
+        fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Ready(Ok(()))
+        }
+
+        fn poll_shutdown(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            self.is_shut = true;
+            Poll::Ready(Ok(()))
+        }
+    }
+
+    fn taking(at_once: usize) -> Gathering<Peer> {
+        Gathering::new(Peer { at_once, ..Peer::default() })
+    }
+
+    fn written(wire: &Gathering<Peer>) -> Vec<u8> {
+        wire.wire().stream.written.concat()
+    }
+
+    /// Polls once what writes so many frames, each flushed, and then waits.
+    fn write_frames(wire: &Gathering<Peer>, frames: usize, frame: &[u8]) {
+        let mut end = wire.clone();
+        let connection = async move {
+            for _ in 0..frames {
+                end.write_all(frame).await?;
+                end.flush().await?;
+            }
+            std::future::pending::<io::Result<()>>().await
+        };
+        let mut driven = Box::pin(async { wire.drive(std::pin::pin!(connection)).await });
+        let mut cx = Context::from_waker(std::task::Waker::noop());
+        assert!(driven.as_mut().poll(&mut cx).is_pending());
+    }
+
+    #[test]
+    fn all_that_is_written_before_a_connection_waits_leaves_at_once() {
+        let wire = taking(usize::MAX);
+        write_frames(&wire, 8, b"a frame");
+        assert_eq!(wire.wire().stream.written, [b"a frame".repeat(8)]);
+        assert_eq!(wire.wire().gathered.capacity(), 0, "an idle connection holds memory");
+    }
+
+    #[test]
+    fn a_peer_that_takes_little_at_once_gets_every_byte_in_order() {
+        let wire = taking(5);
+        let frame: Vec<u8> = (0..=255).collect();
+        write_frames(&wire, 600, &frame);
+        assert!(written(&wire) == frame.repeat(600));
+    }
+
+    #[test]
+    fn no_more_is_gathered_for_a_peer_that_takes_nothing_than_there_is_room_for() {
+        let wire = taking(0);
+        write_frames(&wire, 2, &[7; MOST]);
+        assert_eq!(wire.wire().gathered.len(), MOST);
+        // One frame was taken, and nothing of the second.
+        wire.wire().stream.at_once = MOST;
+        write_frames(&wire, 0, b"");
+        assert_eq!(written(&wire).len(), MOST);
+    }
+
+    #[test]
+    fn what_was_gathered_goes_before_the_end() {
+        let wire = taking(1);
+        let mut end = wire.clone();
+        let mut cx = Context::from_waker(std::task::Waker::noop());
+        assert!(matches!(Pin::new(&mut end).poll_write(&mut cx, b"GOAWAY"), Poll::Ready(Ok(6))));
+        assert!(matches!(Pin::new(&mut end).poll_shutdown(&mut cx), Poll::Ready(Ok(()))));
+        assert_eq!(written(&wire), b"GOAWAY");
+        assert!(wire.wire().stream.is_shut);
+    }
+}
