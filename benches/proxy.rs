@@ -34,8 +34,11 @@ use support::{Worker, median, stay_on};
 
 const CLIENTS: usize = 32;
 /// Short turns, and many of them: what the machine does beside them changes more slowly.
-const REQUESTS: usize = 1_024;
-const ROUNDS: usize = 153;
+const REQUESTS: usize = 512;
+const ROUNDS: usize = 50;
+/// So many of each, in the same places of memory by nothing but chance: one watched beside one that is not may take two
+/// hundredths more or less whether there is anybody to watch or not.
+const PAIRS: usize = 6;
 const PATH: &str = "/ws/customers/oakmill/contacts/1904";
 
 async fn bind() -> (TcpListener, SocketAddr) {
@@ -164,16 +167,22 @@ fn main() {
     stay_on(1);
     let (clients, origins) = (Worker::start(), Worker::start());
     let folder = tempfile::tempdir().expect("a folder");
-    let trail = folder.path().join("audit.jsonl");
-    let workers = [(); 3].map(|()| Worker::start_on(Some(0)));
-    let [plain, ours, watched] = &workers;
     let watching = Worker::start();
     let upstream = origin(&origins);
-    let addresses = [
-        pass_through(plain, upstream),
-        optin_proxy(ours, upstream, None),
-        optin_proxy(watched, upstream, Some((&watching, &trail))),
-    ];
+    let measured = |start: &dyn Fn(&Worker) -> SocketAddr| {
+        let worker = Worker::start_on(Some(0));
+        let address = start(&worker);
+        (worker, address)
+    };
+    let plain = measured(&|worker| pass_through(worker, upstream));
+    let pairs: Vec<_> = (0..PAIRS)
+        .map(|number| {
+            let trail = folder.path().join(format!("audit-{number}.jsonl"));
+            let ours = measured(&|worker| optin_proxy(worker, upstream, None));
+            let watched = Some((&watching, &*trail));
+            [ours, measured(&|worker| optin_proxy(worker, upstream, watched))]
+        })
+        .collect();
     println!(
         "{:<22}{:>14}{:>14}{:>7}{:>14}{:>7}",
         "CPU time per PUT", "pass-through", "optin-proxy", "ratio", "watched", "ratio"
@@ -191,18 +200,22 @@ fn main() {
         ("8 clean, logged", clean, &logged),
     ] {
         level.set(log);
-        for address in addresses {
-            load(&clients, address, body, 1_000);
+        for (_, address) in pairs.iter().flatten().chain([&plain]) {
+            load(&clients, *address, body, 1_000);
         }
+        let take = |(worker, address): &(Worker, SocketAddr)| {
+            let before = worker.cpu_time();
+            load(&clients, *address, body, REQUESTS);
+            (worker.cpu_time() - before).as_secs_f64() * 1e6 / REQUESTS as f64
+        };
         let mut times: [Vec<f64>; 3] = Default::default();
-        for round in 0..ROUNDS {
+        for round in 0..ROUNDS * PAIRS {
+            let pair = &pairs[round % PAIRS];
             // Each comes after each other one as often.
             for turn in 0..3 {
-                let at = (turn * (1 + round % 2) + round / 2) % 3;
-                let before = workers[at].cpu_time();
-                load(&clients, addresses[at], body, REQUESTS);
-                let time = workers[at].cpu_time() - before;
-                times[at].push(time.as_secs_f64() * 1e6 / REQUESTS as f64);
+                let at = (turn * (1 + round / PAIRS % 2) + round / PAIRS / 2) % 3;
+                let server = at.checked_sub(1).map_or(&plain, |at| &pair[at]);
+                times[at].push(take(server));
             }
         }
         let ratio = |over: &[f64], under: &[f64]| {

@@ -3,7 +3,7 @@
 use std::cell::Cell;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
-use std::time::{Instant, SystemTime};
+use std::time::Instant;
 
 use bytes::Bytes;
 use http::header::USER_AGENT;
@@ -407,8 +407,7 @@ impl Exchange {
             let material = self.material().take();
             let Material { begun: mut finished, body } =
                 material.unwrap_or_else(|| Material { begun: self.begun(journal), body: None });
-            let now = SystemTime::now();
-            finished.at = now.checked_sub(elapsed).unwrap_or(now);
+            finished.started = self.started;
             finished.trace = self.trace;
             finished.method.clone_from(&self.method);
             finished.target = self.target.get().cloned();

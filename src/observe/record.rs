@@ -5,7 +5,7 @@
 
 use std::borrow::Cow;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime};
 
 use aws_lc_rs::digest::{self, Digest, SHA256};
 use bytes::Bytes;
@@ -71,7 +71,8 @@ pub(crate) struct Inspected<'a> {
 /// the buffer that it was read into, which its connection would have to do without. Used again and again,
 /// so that what one thread allocates is not another's to free.
 pub(crate) struct Finished {
-    pub at: SystemTime,
+    /// The clock is looked at off the request path.
+    pub started: Instant,
     pub trace: Option<Trace>,
     pub method: Method,
     pub target: Option<Target>,
@@ -112,7 +113,7 @@ pub(crate) enum Part {
 impl Default for Finished {
     fn default() -> Self {
         Self {
-            at: UNIX_EPOCH,
+            started: Instant::now(),
             trace: None,
             method: Method::GET,
             target: None,
@@ -400,9 +401,10 @@ impl Record {
         let account = resource.map(|resource| text(&Account(resource.account)));
         let contact_id = resource.and_then(|resource| resource.contact_id());
         let findings = &finished.findings;
+        let now = SystemTime::now();
         Self {
             seq: 0,
-            time: finished.at,
+            time: now.checked_sub(finished.started.elapsed()).unwrap_or(now),
             request_id: finished.text(Part::RequestId).into(),
             trace_id: finished.trace.map(|it| format!("{:032x}", it.id).into()),
             trace: finished.trace,
