@@ -239,6 +239,16 @@ fn resident(pid: u32) -> (u64, usize) {
     (memory, std::fs::read_dir(format!("/proc/{pid}/fd")).expect("it runs").count())
 }
 
+/// How long its threads were on a CPU, in us.
+fn cpu_time(pid: u32) -> f64 {
+    let threads = std::fs::read_dir(format!("/proc/{pid}/task")).expect("it runs");
+    let times = threads.filter_map(|thread| {
+        let stat = std::fs::read_to_string(thread.ok()?.path().join("schedstat")).ok()?;
+        stat.split(' ').next()?.parse::<f64>().ok()
+    });
+    times.sum::<f64>() / 1e3
+}
+
 struct Program(Child);
 
 impl Drop for Program {
@@ -296,9 +306,18 @@ async fn soak(seconds: u64) {
             }
         });
     }
-    // Warm: pools and allocator have what they need.
-    tokio::time::sleep(Duration::from_secs(seconds / 6)).await;
-    let (early, _) = resident(pid);
+    // After the first sixth, pools and allocator have what they need.
+    let (mut early, mut costs) = (0, Vec::new());
+    let mut before = (0.0, 0);
+    for sixth in 0..6 {
+        tokio::time::sleep(Duration::from_secs_f64(seconds as f64 / 6.0)).await;
+        let now = (cpu_time(pid), told.requests.load(Ordering::Relaxed));
+        costs.push(format!("{:.1}", (now.0 - before.0) / (now.1 - before.1) as f64));
+        before = now;
+        if sixth == 0 {
+            early = resident(pid).0;
+        }
+    }
     while let Some(ended) = clients.join_next().await {
         ended.expect("every request was accounted for");
     }
@@ -328,6 +347,7 @@ async fn soak(seconds: u64) {
         early as f64 / 1e3,
         late as f64 / 1e3,
     );
+    println!("CPU time a request, in us, in each sixth: {}", costs.join(" "));
     assert!(late < early + early / 5 + 2_000, "memory grows");
     assert!(descriptors < 120, "descriptors leak");
 }

@@ -254,7 +254,7 @@ def over_http(program, origin):
         haproxy("HAProxy+Lua", origin, f"tune.bufsize 524288\n  lua-load {lua}",
                 rules="option http-buffer-request\n  http-request use-service lua.rewrite if METH_PUT"),
         # No wait between two attempts, as the others have none, and no limit of their share.
-        optin_proxy(program, f"http://127.0.0.1:{origin}", "retry.base_delay=1ms", "retry.max_delay=1ms", "retry.budget=1"),
+        optin_proxy(program, f"http://127.0.0.1:{origin}", "retry.base_delay=0ms", "retry.max_delay=0ms", "retry.budget=1"),
         floor("hyper", origin),
         # Of each client's connection it makes one to the origin.
         floor("relay", origin),
