@@ -9,9 +9,11 @@ use std::io;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use bytes::{Buf, BytesMut};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::time::Sleep;
 
 /// The most that is gathered, in bytes. Then it is written, and waited for.
 const MOST: usize = 64 * 1024;
@@ -21,8 +23,10 @@ pub(super) struct Gathering<T>(Arc<Mutex<Wire<T>>>);
 
 struct Wire<T> {
     stream: T,
-    /// To be written. Holds no memory while there is nothing.
+    /// To be written. Holds no memory while there is nothing, and never grows.
     gathered: BytesMut,
+    /// The peer has taken something since this was asked last.
+    has_moved: bool,
 }
 
 impl<T> Clone for Gathering<T> {
@@ -33,7 +37,7 @@ impl<T> Clone for Gathering<T> {
 
 impl<T> Gathering<T> {
     pub fn new(stream: T) -> Self {
-        Self(Arc::new(Mutex::new(Wire { stream, gathered: BytesMut::new() })))
+        Self(Arc::new(Mutex::new(Wire { stream, gathered: BytesMut::new(), has_moved: false })))
     }
 
     fn wire(&self) -> MutexGuard<'_, Wire<T>> {
@@ -44,18 +48,31 @@ impl<T> Gathering<T> {
 
 impl<T: AsyncWrite + Unpin> Gathering<T> {
     /// Drives what reads and writes here to its end. What it writes leaves whenever it has to wait.
+    ///
+    /// # Errors
+    /// Its own, and those of writing: `TimedOut` too, if the peer takes nothing for so long.
     pub async fn drive<C, E>(
         &self,
         mut connection: Pin<&mut C>,
+        limit: Duration,
     ) -> Result<(), Box<dyn Error + Send + Sync>>
     where
         C: Future<Output = Result<(), E>>,
         E: Error + Send + Sync + 'static,
     {
+        let mut stalled: Option<Pin<Box<Sleep>>> = None;
         poll_fn(|cx| {
             let ended = connection.as_mut().poll(cx);
-            if let Poll::Ready(Err(error)) = self.wire().poll_write_out(cx) {
-                return Poll::Ready(Err(error.into()));
+            let mut wire = self.wire();
+            let written = wire.poll_write_out(cx)?;
+            if std::mem::take(&mut wire.has_moved) || written.is_ready() {
+                stalled = None;
+            }
+            if ended.is_pending() && written.is_pending() {
+                let stalled = stalled.get_or_insert_with(|| Box::pin(tokio::time::sleep(limit)));
+                ready!(stalled.as_mut().poll(cx));
+                let stalled = io::Error::new(io::ErrorKind::TimedOut, "the peer stopped reading");
+                return Poll::Ready(Err(stalled.into()));
             }
             ended.map_err(Into::into)
         })
@@ -71,6 +88,7 @@ impl<T: AsyncWrite + Unpin> Wire<T> {
                 return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
             }
             self.gathered.advance(written);
+            self.has_moved = true;
         }
         self.gathered = BytesMut::new();
         Poll::Ready(Ok(()))
@@ -102,15 +120,15 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for Gathering<T> {
         slices: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let mut wire = self.wire();
-        if wire.gathered.len() >= MOST {
+        // What was taken off its start is no room.
+        let room = |gathered: &BytesMut| gathered.capacity() - gathered.len();
+        if room(&wire.gathered) == 0 {
             ready!(wire.poll_write_out(cx))?;
-        }
-        if wire.gathered.is_empty() {
             wire.gathered.reserve(MOST);
         }
         let mut taken = 0;
         for slice in slices {
-            let fits = slice.len().min(MOST - wire.gathered.len());
+            let fits = slice.len().min(room(&wire.gathered));
             wire.gathered.extend_from_slice(&slice[..fits]);
             taken += fits;
         }
@@ -121,7 +139,7 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for Gathering<T> {
         true
     }
 
-    /// Asked for after each frame. It is done once there are no more: see [`Gathering::drive`].
+    /// Asked for after each longer frame. It is done once there are no more: see [`Gathering::drive`].
     fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
         Poll::Ready(Ok(()))
     }
@@ -135,15 +153,20 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for Gathering<T> {
 
 #[cfg(test)]
 mod tests {
+    use std::task::Waker;
+
     use tokio::io::AsyncWriteExt as _;
 
     use super::*;
 
-    /// Takes so many bytes at once as long as it is open, and remembers what it was given.
+    const LIMIT: Duration = Duration::from_secs(60);
+
+    /// Takes so many bytes at once and so many in all, as long as it is open, and remembers what it was given.
     #[derive(Default)]
     struct Peer {
         is_shut: bool,
         at_once: usize,
+        in_all: usize,
         written: Vec<Vec<u8>>,
     }
 
@@ -153,10 +176,12 @@ mod tests {
             _: &mut Context<'_>,
             bytes: &[u8],
         ) -> Poll<io::Result<usize>> {
-            if self.at_once == 0 {
+            assert!(!self.is_shut, "written after the end");
+            let taken = bytes.len().min(self.at_once).min(self.in_all);
+            if taken == 0 {
                 return Poll::Pending;
             }
-            let taken = bytes.len().min(self.at_once);
+            self.in_all -= taken;
             self.written.push(bytes[..taken].to_vec());
             Poll::Ready(Ok(taken))
         }
@@ -171,61 +196,92 @@ mod tests {
         }
     }
 
-    fn taking(at_once: usize) -> Gathering<Peer> {
-        Gathering::new(Peer { at_once, ..Peer::default() })
+    fn taking(at_once: usize, in_all: usize) -> Gathering<Peer> {
+        Gathering::new(Peer { at_once, in_all, ..Peer::default() })
     }
 
     fn written(wire: &Gathering<Peer>) -> Vec<u8> {
         wire.wire().stream.written.concat()
     }
 
-    /// Polls once what writes so many frames, each flushed, and then waits.
-    fn write_frames(wire: &Gathering<Peer>, frames: usize, frame: &[u8]) {
-        let mut end = wire.clone();
-        let connection = async move {
-            for _ in 0..frames {
-                end.write_all(frame).await?;
-                end.flush().await?;
-            }
-            std::future::pending::<io::Result<()>>().await
-        };
-        let mut driven = Box::pin(async { wire.drive(std::pin::pin!(connection)).await });
-        let mut cx = Context::from_waker(std::task::Waker::noop());
-        assert!(driven.as_mut().poll(&mut cx).is_pending());
+    /// Writes so many frames, each flushed, and then waits.
+    async fn frames(mut end: Gathering<Peer>, count: usize, frame: Vec<u8>) -> io::Result<()> {
+        for _ in 0..count {
+            let (head, rest) = frame.split_at(frame.len().min(9));
+            let written = end.write_vectored(&[head, rest].map(io::IoSlice::new)).await?;
+            end.write_all(&frame[written..]).await?;
+            end.flush().await?;
+        }
+        std::future::pending().await
+    }
+
+    /// Polls it once.
+    fn drive(wire: &Gathering<Peer>, connection: impl Future<Output = io::Result<()>>) {
+        let mut connection = Box::pin(connection);
+        let mut driven = Box::pin(wire.drive(connection.as_mut(), LIMIT));
+        assert!(driven.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending());
     }
 
     #[test]
     fn all_that_is_written_before_a_connection_waits_leaves_at_once() {
-        let wire = taking(usize::MAX);
-        write_frames(&wire, 8, b"a frame");
-        assert_eq!(wire.wire().stream.written, [b"a frame".repeat(8)]);
+        let wire = taking(usize::MAX, usize::MAX);
+        drive(&wire, frames(wire.clone(), 8, b"a frame of some length".to_vec()));
+        assert_eq!(wire.wire().stream.written, [b"a frame of some length".repeat(8)]);
         assert_eq!(wire.wire().gathered.capacity(), 0, "an idle connection holds memory");
     }
 
     #[test]
     fn a_peer_that_takes_little_at_once_gets_every_byte_in_order() {
-        let wire = taking(5);
-        let frame: Vec<u8> = (0..=255).collect();
-        write_frames(&wire, 600, &frame);
+        let wire = taking(5, usize::MAX);
+        let frame: Vec<u8> = (0..=250).collect();
+        drive(&wire, frames(wire.clone(), 600, frame.clone()));
         assert!(written(&wire) == frame.repeat(600));
     }
 
-    #[test]
-    fn no_more_is_gathered_for_a_peer_that_takes_nothing_than_there_is_room_for() {
-        let wire = taking(0);
-        write_frames(&wire, 2, &[7; MOST]);
-        assert_eq!(wire.wire().gathered.len(), MOST);
-        // One frame was taken, and nothing of the second.
-        wire.wire().stream.at_once = MOST;
-        write_frames(&wire, 0, b"");
-        assert_eq!(written(&wire).len(), MOST);
+    #[tokio::test]
+    async fn no_more_is_gathered_for_a_slow_peer_than_there_is_room_for() {
+        let wire = taking(1_000, 0);
+        let frame: Vec<u8> = (0..=250).cycle().take(9_001).collect();
+        let mut connection = Box::pin(frames(wire.clone(), 100, frame.clone()));
+        let mut driven = Box::pin(wire.drive(connection.as_mut(), LIMIT));
+        let mut cx = Context::from_waker(Waker::noop());
+        for _ in 0..2_000 {
+            assert!(driven.as_mut().poll(&mut cx).is_pending());
+            let mut held = wire.wire();
+            assert!(held.gathered.capacity() <= MOST);
+            held.stream.in_all = 777;
+        }
+        assert!(written(&wire) == frame.repeat(100));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_peer_that_takes_nothing_for_too_long_is_given_up() {
+        let wire = taking(1_000, 0);
+        let mut connection = Box::pin(frames(wire.clone(), 1, vec![7; 5_000]));
+        let begun = tokio::time::Instant::now();
+        let slowly = async {
+            for _ in 0..3 {
+                tokio::time::sleep(LIMIT - Duration::from_secs(1)).await;
+                wire.wire().stream.in_all = 1;
+                // The peer's window opens: the system would wake who waits for it.
+                tokio::task::yield_now().await;
+            }
+            std::future::pending::<()>().await;
+        };
+        let ended = tokio::select! {
+            ended = wire.drive(connection.as_mut(), LIMIT) => ended,
+            () = slowly => unreachable!(),
+        };
+        assert_eq!(ended.expect_err("nothing was taken").to_string(), "the peer stopped reading");
+        assert!(begun.elapsed() > 3 * LIMIT, "it took a byte now and then");
+        assert_eq!(written(&wire), [7; 3]);
     }
 
     #[test]
     fn what_was_gathered_goes_before_the_end() {
-        let wire = taking(1);
+        let wire = taking(1, usize::MAX);
         let mut end = wire.clone();
-        let mut cx = Context::from_waker(std::task::Waker::noop());
+        let mut cx = Context::from_waker(Waker::noop());
         assert!(matches!(Pin::new(&mut end).poll_write(&mut cx, b"GOAWAY"), Poll::Ready(Ok(6))));
         assert!(matches!(Pin::new(&mut end).poll_shutdown(&mut cx), Poll::Ready(Ok(()))));
         assert_eq!(written(&wire), b"GOAWAY");

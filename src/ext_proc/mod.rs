@@ -122,15 +122,15 @@ impl Processor {
             });
             let wire = Gathering::new(stream);
             let connection = http2.serve_connection(TokioIo::new(wire.clone()), service);
-            let stop = stop.clone();
+            let (stop, limit) = (stop.clone(), limits.idle_timeout);
             connections.spawn(async move {
                 let _permit = permit;
                 let mut connection = pin!(connection);
                 let ended = tokio::select! {
-                    ended = wire.drive(connection.as_mut()) => ended,
+                    ended = wire.drive(connection.as_mut(), limit) => ended,
                     () = stop.cancelled() => {
                         connection.as_mut().graceful_shutdown();
-                        wire.drive(connection).await
+                        wire.drive(connection, limit).await
                     }
                 };
                 if let Err(error) = ended {

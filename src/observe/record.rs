@@ -71,7 +71,7 @@ pub(crate) struct Inspected<'a> {
 /// the buffer that it was read into, which its connection would have to do without. Used again and again,
 /// so that what one thread allocates is not another's to free.
 pub(crate) struct Finished {
-    /// The clock is looked at off the request path.
+    /// What time that was is looked up off the request path.
     pub started: Instant,
     pub trace: Option<Trace>,
     pub method: Method,
