@@ -36,8 +36,8 @@ const CLIENTS: usize = 32;
 /// Short turns, and many of them: what the machine does beside them changes more slowly.
 const REQUESTS: usize = 512;
 const ROUNDS: usize = 50;
-/// So many of each, in the same places of memory by nothing but chance: one watched beside one that is not may take two
-/// hundredths more or less whether there is anybody to watch or not.
+/// So many of each: where its memory happens to lie makes a server take two hundredths more or less than another, watched
+/// or not.
 const PAIRS: usize = 6;
 const PATH: &str = "/ws/customers/oakmill/contacts/1904";
 

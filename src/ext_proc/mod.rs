@@ -46,6 +46,7 @@ use crate::observe::journal::Journal;
 use crate::observe::metrics::Metrics;
 use crate::proxy::Control;
 use crate::proxy::error::Error;
+use crate::proxy::io::Downstream;
 use crate::proxy::route::Route;
 use crate::proxy::sanitize::{Found, digests, look, own_host};
 
@@ -120,17 +121,19 @@ impl Processor {
                 let body = Metered { body, held };
                 service.clone().call(http::Request::from_parts(parts, body))
             });
-            let wire = Gathering::new(stream);
+            // The peer has to take what is written.
+            let limit = limits.idle_timeout;
+            let wire = Gathering::new(Downstream::new(stream, Bytes::new(), limit, Arc::default()));
             let connection = http2.serve_connection(TokioIo::new(wire.clone()), service);
-            let (stop, limit) = (stop.clone(), limits.idle_timeout);
+            let stop = stop.clone();
             connections.spawn(async move {
                 let _permit = permit;
                 let mut connection = pin!(connection);
                 let ended = tokio::select! {
-                    ended = wire.drive(connection.as_mut(), limit) => ended,
+                    ended = wire.drive(connection.as_mut()) => ended,
                     () = stop.cancelled() => {
                         connection.as_mut().graceful_shutdown();
-                        wire.drive(connection, limit).await
+                        wire.drive(connection).await
                     }
                 };
                 if let Err(error) = ended {
