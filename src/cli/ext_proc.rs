@@ -65,7 +65,7 @@ async fn process(
         Failure::Failed(format!("cannot listen on {listen}: {error}; {advice}"))
     })?;
     let address = listener.local_addr()?;
-    let control = Control::alone(address, Arc::clone(&config))
+    let control = Control::new(address, Arc::clone(&config), false)
         .map_err(|error| Failure::Failed(error.to_string()))?;
     let (orders, asked) = mpsc::channel(ORDERS);
     let steering = Steering {

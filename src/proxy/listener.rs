@@ -4,29 +4,25 @@ use std::convert::Infallible;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
-use std::thread;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
-use arc_swap::ArcSwap;
 use http::Response;
-use rustls::ClientConfig;
 use tokio::io::DuplexStream;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Semaphore, mpsc, watch};
+use tokio::sync::{Semaphore, mpsc};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::connect::{Connect, Open, Opened, Peer, how_to_trust};
 use super::connection::{ON_ITS_WAY, Protocols, Serving};
+use super::control::{Control, Wanted};
 use super::socket::{Socket, Watch};
 use super::stack::{Arrived, Observed, stack};
 use super::stage::Handle;
-use super::upstream::{SetupError, Upstream, tls};
+use super::upstream::{SetupError, Upstream};
 use crate::config::{CLOSE_IT, Config};
-use crate::intercept::ca::{Authority, CaError};
 use crate::intercept::guard::{Guard, Resolve, System};
-use crate::intercept::leaf::Leaves;
 use crate::observe::journal::Journal;
 use crate::observe::metrics::Metrics;
 use crate::observe::redact::Agent;
@@ -34,147 +30,13 @@ use crate::observe::redact::Agent;
 /// A proxy with its listener bound. Accepts nothing before [`Server::run`].
 pub struct Server {
     listener: TcpListener,
-    address: SocketAddr,
+    control: Control,
     /// This process's listeners.
     own: Vec<SocketAddr>,
     entrance: (Entrance, mpsc::Receiver<DuplexStream>),
     metrics: Arc<Metrics>,
     journal: Option<Journal>,
     resolver: Arc<dyn Resolve>,
-    /// What is wanted now, and changed by a [`Control`].
-    wanted: watch::Sender<Arc<Wanted>>,
-    drain: CancellationToken,
-    /// What is still open ends now, whatever is in flight.
-    cut: CancellationToken,
-}
-
-/// A configuration that has been found to work.
-struct Wanted {
-    config: Arc<Config>,
-    tls: ClientConfig,
-    leaves: Arc<Leaves>,
-    /// When the authority that was there ends, or why it cannot be used.
-    authority: Result<Option<SystemTime>, String>,
-}
-
-impl Wanted {
-    /// `before` is what was wanted until now: what has not changed is kept.
-    ///
-    /// `forwards`: clients may ask for tunnels, which takes an authority.
-    fn new(config: Arc<Config>, before: Option<&Self>, forwards: bool) -> Result<Self, SetupError> {
-        let (folder, hosts) = (&config.intercept.ca_dir, &config.intercept.rules.hosts);
-        let kept = before.map(|before| &before.leaves).filter(|it| it.are_for(folder, hosts));
-        let leaves =
-            kept.map_or_else(|| Arc::new(Leaves::new(folder.clone(), hosts.clone())), Arc::clone);
-        let is_chosen = !config.resolved.intercept.ca_dir.is_empty();
-        // The one reads some hundred certificates, the other waits for its first random number.
-        let (tls, authority) = thread::scope(|scope| {
-            let checking = scope.spawn(|| match forwards {
-                true => leaves.check(is_chosen).map_err(|error| error.to_string()),
-                false => Ok(None),
-            });
-            let tls = tls(&config.upstream);
-            let checked = checking.join();
-            (tls, checked.unwrap_or_else(|_| Err("it could not be looked at".into())))
-        });
-        let tls = tls?;
-        // A base URL is served all the same; that the other half is missing shows in the readiness.
-        if let Err(error) = &authority {
-            tracing::error!(%error, "HTTPS_PROXY mode will not work");
-        }
-        Ok(Self { config, tls, leaves, authority })
-    }
-}
-
-/// A hand on a server that runs.
-#[derive(Clone)]
-pub struct Control {
-    /// What is bound, whatever the new configuration says.
-    address: SocketAddr,
-    wanted: watch::Sender<Arc<Wanted>>,
-    drain: CancellationToken,
-    cut: CancellationToken,
-    /// Requests are forwarded for whoever reaches the listener.
-    forwards: bool,
-}
-
-impl Control {
-    /// A hand on something else that is bound to `address` and heeds a configuration.
-    ///
-    /// # Errors
-    /// If TLS cannot be set up.
-    #[cfg(feature = "ext-proc")]
-    pub(crate) fn alone(address: SocketAddr, config: Arc<Config>) -> Result<Self, SetupError> {
-        let wanted = watch::Sender::new(Arc::new(Wanted::new(config, None, false)?));
-        let (drain, cut) = Default::default();
-        Ok(Self { address, wanted, drain, cut, forwards: false })
-    }
-
-    /// The address that was bound.
-    pub fn address(&self) -> SocketAddr {
-        self.address
-    }
-
-    /// The configuration by which new requests are served.
-    pub fn config(&self) -> Arc<Config> {
-        Arc::clone(&self.wanted.borrow().config)
-    }
-
-    /// The certificate authority, made if there is none yet.
-    ///
-    /// # Errors
-    /// If it cannot be used.
-    pub fn authority(&self) -> Result<Arc<Authority>, CaError> {
-        let leaves = Arc::clone(&self.wanted.borrow().leaves);
-        leaves.authority()
-    }
-
-    /// When the certificate authority ends, if there is one.
-    ///
-    /// # Errors
-    /// Why it could not be used when the configuration was read.
-    pub fn authority_end(&self) -> Result<Option<SystemTime>, String> {
-        let wanted = self.wanted.borrow();
-        match wanted.leaves.not_after() {
-            Some(end) => Ok(Some(end)),
-            None => wanted.authority.clone(),
-        }
-    }
-
-    /// From now on connections close after their answer. New ones are still served.
-    pub fn drain(&self) {
-        self.drain.cancel();
-    }
-
-    /// Says that the process ends now: the records of what is cut by that do not blame clients for it.
-    pub fn cut(&self) {
-        self.cut.cancel();
-    }
-
-    /// Cancelled once [`Control::cut`] was said.
-    #[cfg(feature = "ext-proc")]
-    pub(crate) fn cutting(&self) -> CancellationToken {
-        self.cut.clone()
-    }
-
-    /// Whether it was told to drain or to stop.
-    pub fn is_draining(&self) -> bool {
-        self.drain.is_cancelled()
-    }
-
-    /// From now on new requests are served by this configuration; those in flight keep theirs. The listener's
-    /// own address and the limit of connections stay as they were.
-    ///
-    /// # Errors
-    /// If TLS cannot be set up, or the listener would serve everybody. Nothing has changed then.
-    pub fn reload(&self, config: Arc<Config>) -> Result<(), StartError> {
-        if self.forwards && config.listen.is_open(self.address.ip()) {
-            return Err(StartError::Open { address: self.address });
-        }
-        let wanted = Wanted::new(config, Some(&self.wanted.borrow()), self.forwards)?;
-        self.wanted.send_replace(Arc::new(wanted));
-        Ok(())
-    }
 }
 
 /// A way in beside the listener that needs no socket: for a program that embeds the proxy, and for whoever
@@ -247,32 +109,28 @@ impl Server {
         if config.listen.is_open(address.ip()) {
             return Err(StartError::Open { address });
         }
-        let wanted = watch::Sender::new(Arc::new(Wanted::new(config, None, true)?));
+        let control = Control::new(address, config, true)?;
         let (entrance, entering) = mpsc::channel(1);
         let entrance = (Entrance(entrance), entering);
         Ok(Self {
             listener,
-            address,
+            control,
             own: vec![address],
             entrance,
             metrics,
             journal: None,
             resolver: Arc::new(System),
-            wanted,
-            drain: CancellationToken::new(),
-            cut: CancellationToken::new(),
         })
     }
 
     /// The address that was bound, with the real port.
     pub fn address(&self) -> SocketAddr {
-        self.address
+        self.control.address()
     }
 
     /// What steers the server once it runs.
     pub fn control(&self) -> Control {
-        let (wanted, drain, cut) = (self.wanted.clone(), self.drain.clone(), self.cut.clone());
-        Control { address: self.address, wanted, drain, cut, forwards: true }
+        self.control.clone()
     }
 
     /// Hands every exchange to a journal once it is over.
@@ -300,46 +158,45 @@ impl Server {
     pub async fn run(self, stop: CancellationToken) -> usize {
         let Self {
             listener,
+            control,
             own,
             entrance: (_, mut entering),
             metrics,
             journal,
             resolver,
-            wanted,
-            drain,
-            cut,
-            ..
         } = self;
-        let mut changes = wanted.subscribe();
+        let (drain, cut) = (control.drain.clone(), control.cut.clone());
         let connections = TaskTracker::new();
         let (opened, mut tunnels) = mpsc::channel(OPENED);
-        let assemble = |wanted: &Wanted| {
-            let config = &wanted.config;
-            let rules = config.intercept.rules.clone();
-            let timeout = config.upstream.connect_timeout;
-            let guard = Guard::new(rules, own.clone(), timeout, Arc::clone(&resolver));
-            let upstream = Upstream::new(Arc::clone(config), wanted.tls.clone(), guard.clone());
-            let connect = Connect {
-                guard,
-                leaves: Arc::clone(&wanted.leaves),
-                metrics: Arc::clone(&metrics),
-                handshake_timeout: config.limits.header_timeout,
-                idle: config.intercept.tunnel_idle_timeout,
-                tunnels: connections.clone(),
-                opened: opened.clone(),
-            };
-            stack(config, &metrics, journal.as_ref(), upstream, connect)
+        let assemble = {
+            let (metrics, connections) = (Arc::clone(&metrics), connections.clone());
+            move |wanted: &Wanted| {
+                let config = &wanted.config;
+                let rules = config.intercept.rules.clone();
+                let timeout = config.upstream.connect_timeout;
+                let guard = Guard::new(rules, own.clone(), timeout, Arc::clone(&resolver));
+                let upstream = Upstream::new(Arc::clone(config), wanted.tls.clone(), guard.clone());
+                let connect = Connect {
+                    guard,
+                    leaves: Arc::clone(&wanted.leaves),
+                    metrics: Arc::clone(&metrics),
+                    handshake_timeout: config.limits.header_timeout,
+                    idle: config.intercept.tunnel_idle_timeout,
+                    tunnels: connections.clone(),
+                    opened: opened.clone(),
+                };
+                stack(config, &metrics, journal.as_ref(), upstream, connect)
+            }
         };
-        let first = Arc::clone(&changes.borrow_and_update());
-        let mut config = Arc::clone(&first.config);
+        let (stack, mut changes) = control.heed(assemble);
+        let mut config = Arc::clone(&changes.borrow().config);
         let mut serving = Serving {
-            stack: Arc::new(ArcSwap::from_pointee(assemble(&first))),
+            stack,
             protocols: Arc::new(Protocols::new(&config)),
             metrics: Arc::clone(&metrics),
             stop: stop.clone(),
             drain: drain.clone(),
         };
-        drop(first);
         let room = Arc::new(Semaphore::new(config.limits.max_connections));
         let open = |permit| Open::new(Arc::clone(&metrics), cut.clone(), permit);
         let mut full = Seldom::default();
@@ -365,9 +222,7 @@ impl Server {
                     break;
                 }
                 Ok(()) = changes.changed() => {
-                    let wanted = Arc::clone(&changes.borrow_and_update());
-                    config = Arc::clone(&wanted.config);
-                    serving.stack.store(Arc::new(assemble(&wanted)));
+                    config = Arc::clone(&changes.borrow_and_update().config);
                     serving.protocols = Arc::new(Protocols::new(&config));
                     continue;
                 }

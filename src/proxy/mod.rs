@@ -8,6 +8,7 @@ mod budget;
 mod coding;
 pub(crate) mod connect;
 mod connection;
+mod control;
 pub(crate) mod error;
 mod headers;
 pub(crate) mod io;
@@ -24,6 +25,7 @@ mod streams;
 mod upstream;
 
 pub use auth::Credentials;
-pub use listener::{Control, Entrance, Server, StartError};
+pub use control::Control;
+pub use listener::{Entrance, Server, StartError};
 pub use probe::{Probe, ProbeError, probe};
 pub use upstream::SetupError;

@@ -1,0 +1,176 @@
+//! Steering a server that runs: another configuration, draining, and its end.
+
+use std::net::SocketAddr;
+use std::sync::{Arc, OnceLock};
+use std::thread;
+use std::time::SystemTime;
+
+use arc_swap::ArcSwap;
+use rustls::ClientConfig;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use super::listener::StartError;
+use super::upstream::{SetupError, tls};
+use crate::config::Config;
+use crate::intercept::ca::{Authority, CaError};
+use crate::intercept::leaf::Leaves;
+
+/// A configuration that has been found to work.
+pub(super) struct Wanted {
+    pub config: Arc<Config>,
+    pub tls: ClientConfig,
+    pub leaves: Arc<Leaves>,
+    /// When the authority that was there ends, or why it cannot be used.
+    authority: Result<Option<SystemTime>, String>,
+}
+
+impl Wanted {
+    /// `before` is what was wanted until now: what has not changed is kept.
+    ///
+    /// `forwards`: clients may ask for tunnels, which takes an authority.
+    fn new(config: Arc<Config>, before: Option<&Self>, forwards: bool) -> Result<Self, SetupError> {
+        let (folder, hosts) = (&config.intercept.ca_dir, &config.intercept.rules.hosts);
+        let kept = before.map(|before| &before.leaves).filter(|it| it.are_for(folder, hosts));
+        let leaves =
+            kept.map_or_else(|| Arc::new(Leaves::new(folder.clone(), hosts.clone())), Arc::clone);
+        let is_chosen = !config.resolved.intercept.ca_dir.is_empty();
+        // The one reads some hundred certificates, the other waits for its first random number.
+        let (tls, authority) = thread::scope(|scope| {
+            let checking = scope.spawn(|| match forwards {
+                true => leaves.check(is_chosen).map_err(|error| error.to_string()),
+                false => Ok(None),
+            });
+            let tls = tls(&config.upstream);
+            let checked = checking.join();
+            (tls, checked.unwrap_or_else(|_| Err("it could not be looked at".into())))
+        });
+        let tls = tls?;
+        // A base URL is served all the same; that the other half is missing shows in the readiness.
+        if let Err(error) = &authority {
+            tracing::error!(%error, "HTTPS_PROXY mode will not work");
+        }
+        Ok(Self { config, tls, leaves, authority })
+    }
+}
+
+type Apply = Box<dyn Fn(&Wanted) + Send + Sync>;
+
+/// A hand on a server that runs.
+#[derive(Clone)]
+pub struct Control {
+    /// What is bound, whatever the new configuration says.
+    address: SocketAddr,
+    wanted: watch::Sender<Arc<Wanted>>,
+    /// Has new requests served by it.
+    apply: Arc<OnceLock<Apply>>,
+    pub(super) drain: CancellationToken,
+    /// What is still open ends now, whatever is in flight.
+    pub(super) cut: CancellationToken,
+    /// Requests are forwarded for whoever reaches the listener.
+    forwards: bool,
+}
+
+impl Control {
+    /// `forwards`: requests are forwarded for whoever reaches `address`.
+    ///
+    /// # Errors
+    /// If TLS cannot be set up.
+    pub(crate) fn new(
+        address: SocketAddr,
+        config: Arc<Config>,
+        forwards: bool,
+    ) -> Result<Self, SetupError> {
+        let wanted = watch::Sender::new(Arc::new(Wanted::new(config, None, forwards)?));
+        let (apply, drain, cut) = Default::default();
+        Ok(Self { address, wanted, apply, drain, cut, forwards })
+    }
+
+    /// What is made of the configuration now, and of each that comes: at once, so that what is served after
+    /// [`Control::reload`] is served by it. Called once.
+    pub(super) fn heed<H: Send + Sync + 'static>(
+        &self,
+        make: impl Fn(&Wanted) -> H + Send + Sync + 'static,
+    ) -> (Arc<ArcSwap<H>>, watch::Receiver<Arc<Wanted>>) {
+        let changes = self.wanted.subscribe();
+        let first = Arc::clone(&changes.borrow());
+        let made = Arc::new(ArcSwap::from_pointee(make(&first)));
+        let kept = Arc::clone(&made);
+        let apply =
+            self.apply.get_or_init(|| Box::new(move |wanted| kept.store(Arc::new(make(wanted)))));
+        if changes.has_changed().unwrap_or(false) {
+            apply(&changes.borrow());
+        }
+        (made, changes)
+    }
+
+    /// The address that was bound.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// The configuration by which new requests are served.
+    pub fn config(&self) -> Arc<Config> {
+        Arc::clone(&self.wanted.borrow().config)
+    }
+
+    /// The certificate authority, made if there is none yet.
+    ///
+    /// # Errors
+    /// If it cannot be used.
+    pub fn authority(&self) -> Result<Arc<Authority>, CaError> {
+        let leaves = Arc::clone(&self.wanted.borrow().leaves);
+        leaves.authority()
+    }
+
+    /// When the certificate authority ends, if there is one.
+    ///
+    /// # Errors
+    /// Why it could not be used when the configuration was read.
+    pub fn authority_end(&self) -> Result<Option<SystemTime>, String> {
+        let wanted = self.wanted.borrow();
+        match wanted.leaves.not_after() {
+            Some(end) => Ok(Some(end)),
+            None => wanted.authority.clone(),
+        }
+    }
+
+    /// From now on connections close after their answer. New ones are still served.
+    pub fn drain(&self) {
+        self.drain.cancel();
+    }
+
+    /// Says that the process ends now: the records of what is cut by that do not blame clients for it.
+    pub fn cut(&self) {
+        self.cut.cancel();
+    }
+
+    /// Cancelled once [`Control::cut`] was said.
+    #[cfg(feature = "ext-proc")]
+    pub(crate) fn cutting(&self) -> CancellationToken {
+        self.cut.clone()
+    }
+
+    /// Whether it was told to drain or to stop.
+    pub fn is_draining(&self) -> bool {
+        self.drain.is_cancelled()
+    }
+
+    /// From now on new requests are served by this configuration; those in flight keep theirs. The listener's
+    /// own address and the limit of connections stay as they were.
+    ///
+    /// # Errors
+    /// If TLS cannot be set up, or the listener would serve everybody. Nothing has changed then.
+    pub fn reload(&self, config: Arc<Config>) -> Result<(), StartError> {
+        if self.forwards && config.listen.is_open(self.address.ip()) {
+            return Err(StartError::Open { address: self.address });
+        }
+        let wanted = Wanted::new(config, Some(&self.wanted.borrow()), self.forwards)?;
+        let wanted = Arc::new(wanted);
+        self.wanted.send_replace(Arc::clone(&wanted));
+        if let Some(apply) = self.apply.get() {
+            apply(&wanted);
+        }
+        Ok(())
+    }
+}
