@@ -12,14 +12,15 @@ use tokio::sync::OwnedSemaphorePermit;
 
 use super::ids::{RequestId, Trace, hexadecimal};
 use super::journal::Journal;
+use super::lines;
 use super::metrics::{BodyLabel, Metrics, Name, RetryLabel, VerdictLabel};
-use super::record::{Decision, Finished, Inspected, Part, list_id, method_name};
-use super::redact::{Account, Agent, Id, Now, Value};
+use super::record::{Decision, Finished, Inspected, Part, Record};
+use super::redact::{Account, Agent, Id};
 use crate::contact::refusal::Verdict;
 use crate::contact::{Finding, Kind, Uninspectable};
 use crate::proxy::connect::{Peer, Target};
 use crate::proxy::error::Error;
-use crate::proxy::route::{self, Resource};
+use crate::proxy::route::Resource;
 
 /// The record of one exchange. Each stage notes what it did; the line is written when all is over.
 pub struct Exchange {
@@ -173,7 +174,7 @@ impl Exchange {
         let _ = self.decision.set(decision);
     }
 
-    /// An event for each finding, and the counters.
+    /// Counts what was found, and keeps it for the record.
     pub(crate) fn inspected(&self, inspection: Inspection<'_>) {
         let tally = match inspection {
             Inspection::NotOurs => Tally::NotOurs,
@@ -191,12 +192,11 @@ impl Exchange {
             Inspection::Contact(inspected) => {
                 let findings = &inspected.findings;
                 self.count(findings);
-                findings.iter().for_each(|finding| self.mismatch(finding, &inspected.original));
                 self.metrics.edits.inc_by(inspected.edits.len() as u64);
                 let acted_on = findings.iter().filter(|finding| finding.acted_on()).count();
                 let tally = Tally::Inspected { findings: findings.len(), acted_on };
-                if let Some(journal) = &self.journal {
-                    let mut begun = self.begun(journal);
+                if self.is_recorded() {
+                    let mut begun = self.begun();
                     let body = begun.inspected(inspected);
                     *self.material() = Some(Material { begun, body });
                 }
@@ -218,9 +218,14 @@ impl Exchange {
         self.material.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Whether anybody is told of it once it is over.
+    fn is_recorded(&self) -> bool {
+        self.journal.is_some() || tracing::enabled!(tracing::Level::WARN)
+    }
+
     /// A record with all that is known of a request before it is sent.
-    fn begun(&self, journal: &Journal) -> Box<Finished> {
-        let mut begun = journal.blank();
+    fn begun(&self) -> Box<Finished> {
+        let mut begun = self.journal.as_ref().map(Journal::blank).unwrap_or_default();
         match &self.id {
             RequestId::Client(id) => begun.put(Part::RequestId, id.as_bytes()),
             RequestId::Ours(id) => begun.put(Part::RequestId, &hexadecimal(*id)),
@@ -240,21 +245,6 @@ impl Exchange {
                 self.metrics.mismatches(kind).inc_by(found);
             }
         }
-    }
-
-    fn mismatch(&self, finding: &Finding, original: &[u8]) {
-        // Arguments are looked at only if somebody listens.
-        tracing::warn!(
-            kind = finding.kind.as_str(),
-            request_id = %self.id(),
-            account = self.account().map(display),
-            contact_id = self.contact_id().map(display),
-            list_id = list_id(finding, original).map(Id).map(display),
-            was = %Value(&finding.was),
-            now = %Now(finding),
-            user_agent = self.user_agent().map(|it| it.to_string()),
-            "mismatch"
-        );
     }
 
     pub(crate) fn attempted(&self) {
@@ -349,82 +339,61 @@ impl Exchange {
         HeaderValue::from_maybe_shared(Bytes::from(report)).ok()
     }
 
-    /// The one line of this exchange. `complete` is false if the client did not get the whole answer.
+    /// Hands over all that is to be told of it. `complete` is false if the client did not get the whole answer.
     pub(crate) fn finish(&self, complete: bool, sent: u64) {
         let elapsed = self.started.elapsed();
         self.metrics.requests.inc();
         self.metrics.duration.observe(elapsed.as_secs_f64());
+        let status = self.status.get().copied();
         let decision = self.target.get().map(|_| {
-            let is_fault = self.status.get().is_some_and(|status| status.is_server_error());
-            let without = if is_fault { "failed" } else { "refused" };
+            let is_fault = status.is_some_and(|status| status.is_server_error());
+            let without = if is_fault { Decision::Failed } else { Decision::Refused };
             // Whether its address is one that may be reached shows only once its name is resolved.
             let decision = match self.decision.get() {
                 Some(Decision::Forwarded) if self.error.get().is_some() => without,
-                decision => decision.map_or(without, |it| it.as_str()),
+                decision => decision.copied().unwrap_or(without),
             };
-            self.metrics.forward(decision);
+            self.metrics.forward(decision.as_str());
             decision
         });
         let tally = self.result.get().copied();
-        let (findings, rewritten, reason) = match tally {
-            Some(Tally::Inspected { findings, acted_on }) => (Some(findings), Some(acted_on), None),
-            Some(Tally::Uninspected(reason)) => (Some(0), Some(0), Some(reason.as_str())),
-            _ => (None, None, None),
-        };
         let outcome = tally.map(|tally| self.outcome_of(tally));
         if let Some(outcome) = outcome {
             self.metrics.wrote(outcome);
         }
-        // Nobody was left to answer, or the proxy did not wait any longer.
-        let is_unanswered = self.status.get().is_none();
-        let is_cut = is_unanswered && (CUTTING.get() || self.peer().is_some_and(Peer::is_cut));
-        tracing::info!(
-            request_id = %self.id(),
-            trace_id = self.trace.map(|it| display(format!("{:032x}", it.id))),
-            method = method_name(&self.method),
-            route = route::template(self.resource()),
-            account = self.account().map(display),
-            contact_id = self.contact_id().map(display),
-            // Not `target`, which is a key of every event.
-            authority = self.target.get().map(display),
-            decision,
-            status = self.status.get().map(StatusCode::as_u16),
-            outcome,
-            findings,
-            rewritten,
-            reason,
-            attempts = self.attempts.load(Ordering::Relaxed),
-            problem = self.error.get(),
-            client_gone = (is_unanswered && !is_cut).then_some(true),
-            cut = is_cut.then_some(true),
-            sent,
-            complete,
-            duration_ms = elapsed.as_micros() as f64 / 1000.0,
-            user_agent = self.user_agent().map(|it| it.to_string()),
-            "request"
-        );
-        if let Some(journal) = &self.journal {
-            let material = self.material().take();
-            let Material { begun: mut finished, body } =
-                material.unwrap_or_else(|| Material { begun: self.begun(journal), body: None });
-            finished.started = self.started;
-            finished.trace = self.trace;
-            finished.method.clone_from(&self.method);
-            finished.target = self.target.get().cloned();
-            finished.decision = self.decision.get().copied();
-            finished.status = self.status.get().copied();
-            finished.outcome = outcome;
-            finished.reason = reason;
-            finished.problem = self.error.get().copied();
-            finished.attempts = self.attempts.load(Ordering::Relaxed);
-            finished.transient = self.transient.load(Ordering::Relaxed);
-            finished.legitimate = self.legitimate.load(Ordering::Relaxed);
-            finished.is_complete = complete;
-            finished.duration = elapsed;
-            if let Some(body) = body {
-                finished.complete(body, journal.has_audit());
-            }
-            journal.submit(finished);
+        if !self.is_recorded() {
+            return;
+        }
+        let material = self.material().take();
+        let Material { begun: mut finished, body } =
+            material.unwrap_or_else(|| Material { begun: self.begun(), body: None });
+        finished.started = self.started;
+        finished.trace = self.trace;
+        finished.method.clone_from(&self.method);
+        finished.target = self.target.get().cloned();
+        finished.decision = decision;
+        finished.status = status;
+        finished.outcome = outcome;
+        finished.reason = match tally {
+            Some(Tally::Uninspected(reason)) => Some(reason.as_str()),
+            _ => None,
+        };
+        finished.problem = self.error.get().copied();
+        finished.attempts = self.attempts.load(Ordering::Relaxed);
+        finished.transient = self.transient.load(Ordering::Relaxed);
+        finished.legitimate = self.legitimate.load(Ordering::Relaxed);
+        finished.is_complete = complete;
+        finished.sent = sent;
+        let is_unanswered = status.is_none();
+        finished.is_cut = is_unanswered && (CUTTING.get() || self.peer().is_some_and(Peer::is_cut));
+        finished.is_abandoned = is_unanswered && !finished.is_cut;
+        finished.duration = elapsed;
+        if let Some(body) = body {
+            finished.complete(body, self.journal.as_ref().is_some_and(Journal::has_audit));
+        }
+        match &self.journal {
+            Some(journal) => journal.submit(finished),
+            None => lines::log(&finished, &Record::new(&finished, 0)),
         }
     }
 

@@ -1,7 +1,7 @@
 //! The journal: what became of every exchange, kept off the request path.
 //!
 //! An exchange that is over leaves its material in a bounded queue and is done; a thread of its own puts it into
-//! words, counts it, keeps the last ones for who wants to see them, and passes on what is for the audit trail. A full queue
+//! words, logs and counts it, keeps the last ones for who wants to see them, and passes on what is for the audit trail. A full queue
 //! costs the record, which is counted and logged, and never the request.
 
 use std::collections::VecDeque;
@@ -12,6 +12,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use super::audit::Audit;
+use super::lines;
 use super::metrics::Metrics;
 use super::record::{Finished, Found, Record};
 use super::stats::Stats;
@@ -20,6 +21,10 @@ use super::stats::Stats;
 /// there is a trail: no other traffic can crowd that out. Beyond the whole, what is audited has to put itself into
 /// words, and may wait for as much again.
 const HELD: usize = 16 * 1024 * 1024;
+
+/// How much of it may wait for its lines to be logged as well, in bytes. Beyond that, exchanges log theirs themselves: they
+/// are slowed down by it, as it should be, before records are lost.
+const AHEAD: usize = 1024 * 1024;
 
 /// What an exchange weighs at least, in bytes. That bounds their number too.
 const LIGHTEST: usize = 1024;
@@ -59,7 +64,10 @@ struct Item {
 }
 
 enum What {
-    Finished(Blank),
+    Finished {
+        finished: Blank,
+        is_logged: bool,
+    },
     InWords(Box<InWords>),
     /// Answered once all that came before has been dealt with.
     Flush(SyncSender<()>),
@@ -206,12 +214,24 @@ impl Journal {
 
     /// Takes an exchange that is over. Never waits.
     pub(crate) fn submit(&self, finished: Blank) {
+        let weight = LIGHTEST + finished.held();
+        let item = Item { what: What::Finished { finished, is_logged: false }, weight };
+        if let Err(Item { what: What::Finished { finished, .. }, .. }) =
+            self.state().inbox.add(item, AHEAD)
+        {
+            self.submit_behind(finished, weight);
+        }
+    }
+
+    /// The same where the thread has fallen behind.
+    #[cold]
+    fn submit_behind(&self, finished: Blank, weight: usize) {
+        lines::log(&finished, &Record::new(&finished, 0));
         let is_audited = self.has_audit() && finished.is_audited();
         let most = if is_audited || !self.has_audit() { HELD } else { HELD / 2 };
-        let weight = LIGHTEST + finished.held();
-        let item = Item { what: What::Finished(finished), weight };
+        let item = Item { what: What::Finished { finished, is_logged: true }, weight };
         match self.state().inbox.add(item, most) {
-            Err(Item { what: What::Finished(finished), .. }) if is_audited => {
+            Err(Item { what: What::Finished { finished, .. }, .. }) if is_audited => {
                 let in_words = Box::new(InWords::new(&finished, true));
                 let weight = LIGHTEST + in_words.record.held();
                 let item = Item { what: What::InWords(in_words), weight };
@@ -344,8 +364,11 @@ impl State {
                 for item in rest.by_ref().take(BATCH) {
                     weight += item.weight;
                     match item.what {
-                        What::Finished(mut finished) => {
+                        What::Finished { mut finished, is_logged } => {
                             let in_words = InWords::new(&finished, self.audit.is_some());
+                            if !is_logged {
+                                lines::log(&finished, &in_words.record);
+                            }
                             self.take(in_words, |stats, record| stats.add(record, finished.seen()));
                             finished.reset();
                             blanks.push(finished);

@@ -190,7 +190,7 @@ mod tests {
         assert_eq!(line["error"], "a \"cause\"");
         assert_eq!(line["debugged"], "Some(\"x\")");
         assert_eq!((&line["level"], &line["message"]), (&"WARN".into(), &"said".into()));
-        assert_eq!(line["target"], "optin_proxy::observe::line::tests");
+        assert_eq!(line["target"], "optin_proxy::observe::json::tests");
         let time = line["timestamp"].as_str().expect("text");
         assert!(humantime::parse_rfc3339(time).is_ok() && time.len() == 27, "{time}");
     }

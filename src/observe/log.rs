@@ -20,7 +20,7 @@ use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::reload;
 use tracing_subscriber::util::SubscriberInitExt;
 
-use super::line::Json;
+use super::json::Json;
 use crate::config::{Log, LogFormat, LogLevel};
 
 /// How much may wait to be written, in bytes: some thousand lines.

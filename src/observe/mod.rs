@@ -7,7 +7,8 @@ pub mod cause;
 pub mod exchange;
 pub(crate) mod ids;
 pub mod journal;
-mod line;
+mod json;
+mod lines;
 pub mod log;
 pub mod metrics;
 #[cfg(feature = "otel")]

@@ -36,6 +36,10 @@ pub(crate) enum Decision {
     Tunneled,
     /// A plain request, passed on.
     Forwarded,
+    /// Nothing, by the rules.
+    Refused,
+    /// Nothing, since it could not be done.
+    Failed,
 }
 
 impl Decision {
@@ -44,12 +48,14 @@ impl Decision {
             Self::Intercepted => "intercepted",
             Self::Tunneled => "tunneled",
             Self::Forwarded => "forwarded",
+            Self::Refused => "refused",
+            Self::Failed => "failed",
         }
     }
 }
 
 /// A method of RFC 9110 or RFC 5789 by its name; any other is a client's own text.
-pub(super) fn method_name(method: &Method) -> &str {
+fn method_name(method: &Method) -> &str {
     use Method as M;
     let known =
         [M::GET, M::HEAD, M::POST, M::PUT, M::DELETE, M::OPTIONS, M::CONNECT, M::PATCH, M::TRACE];
@@ -86,6 +92,12 @@ pub(crate) struct Finished {
     pub transient: u32,
     pub legitimate: bool,
     pub is_complete: bool,
+    /// Bytes of the answer's body.
+    pub sent: u64,
+    /// Nobody was left to answer.
+    pub is_abandoned: bool,
+    /// The proxy did not wait any longer.
+    pub is_cut: bool,
     pub duration: Duration,
     pub has_agent: bool,
     findings: Vec<Finding>,
@@ -126,6 +138,9 @@ impl Default for Finished {
             transient: 0,
             legitimate: false,
             is_complete: false,
+            sent: 0,
+            is_abandoned: false,
+            is_cut: false,
             duration: Duration::ZERO,
             has_agent: false,
             findings: Vec::new(),
@@ -223,16 +238,26 @@ impl Finished {
         self.transient > 0 || self.legitimate || !self.findings.is_empty()
     }
 
-    /// All that was found.
-    pub fn seen(&self) -> impl Iterator<Item = Seen<'_>> {
+    /// All that was found, and the list that each stands in.
+    pub fn found(&self) -> impl Iterator<Item = (&Finding, Option<Id<'_>>)> {
         let original = self.part(Part::Original);
-        self.findings.iter().map(|finding| Seen {
+        self.findings.iter().map(|finding| (finding, list_id(finding, original).map(Id)))
+    }
+
+    /// The same, as it is counted.
+    pub fn seen(&self) -> impl Iterator<Item = Seen<'_>> {
+        self.found().map(|(finding, list_id)| Seen {
             kind: finding.kind,
             changed: finding.acted_on(),
             declared: finding.declared,
             was: Value::known(&finding.was),
-            list_id: list_id(finding, original).map(|id| Id(id).as_str()),
+            list_id: list_id.map(|id| id.as_str()),
         })
+    }
+
+    /// Whether a contact was looked for in the body, or would have been.
+    pub fn is_write(&self) -> bool {
+        self.is_inspected || self.reason.is_some()
     }
 
     /// SHA-256 of the body before and after, if it was inspected.
@@ -423,7 +448,7 @@ impl Record {
             verdicts: Verdicts { transient: finished.transient, legitimate: finished.legitimate },
             found: findings.len(),
             rewritten: findings.iter().filter(|finding| finding.acted_on()).count(),
-            findings: findings.iter().take(most).map(|it| Found::new(it, finished)).collect(),
+            findings: finished.found().take(most).map(|it| Found::new(it, finished)).collect(),
             complete: finished.is_complete,
             duration_ms: finished.duration.as_micros() as f64 / 1000.0,
         }
@@ -436,7 +461,7 @@ impl Found {
         Seen { kind, changed, declared, was: &self.was, list_id: self.list_id.as_deref() }
     }
 
-    fn new(finding: &Finding, finished: &Finished) -> Self {
+    fn new((finding, list_id): (&Finding, Option<Id<'_>>), finished: &Finished) -> Self {
         let was = match &finding.was {
             Was::OwnOrigin(_) => Cow::Owned(Value(&finding.was).as_str().to_owned()),
             was => Cow::Borrowed(Value::known(was)),
@@ -447,8 +472,7 @@ impl Found {
         };
         Self {
             kind: finding.kind,
-            list_id: list_id(finding, finished.part(Part::Original))
-                .map(|id| Id(id).as_str().into()),
+            list_id: list_id.map(|id| id.as_str().into()),
             was,
             now,
             changed: finding.acted_on(),
@@ -462,7 +486,7 @@ impl Found {
 }
 
 /// A list's number: the end of its id. What is no UTF-8 is no number either.
-pub(super) fn list_id<'o>(finding: &Finding, original: &'o [u8]) -> Option<&'o str> {
+fn list_id<'o>(finding: &Finding, original: &'o [u8]) -> Option<&'o str> {
     let id = &original[finding.list_id?.range()];
     let end = id.rsplit(|&byte| byte == b'/').find(|part| !part.is_empty());
     Some(std::str::from_utf8(end.unwrap_or_default()).unwrap_or_default())

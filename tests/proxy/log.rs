@@ -139,9 +139,16 @@ async fn a_log_that_nobody_reads_costs_lines_and_no_request() {
         for _ in 0..2_500 {
             assert_eq!(client.ask(&request("PUT", CONTACT, "", RECIPE)).await.status, 204);
         }
-        let asked = b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n";
-        let metrics = Client::connect(admin).await.ask(asked).await.body;
-        let metrics = String::from_utf8(metrics).expect("text");
+        let mut operator = Client::connect(admin).await;
+        let mut get = async |path: &str| {
+            let asked = format!("GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n");
+            operator.ask(asked.as_bytes()).await.body
+        };
+        // What is counted is logged.
+        while serde_json::from_slice::<Value>(&get("/api/stats").await).expect("JSON")["totals"]["requests"]
+            != 2_500
+        {}
+        let metrics = String::from_utf8(get("/metrics").await).expect("text");
         let lost =
             metrics.lines().find_map(|line| line.strip_prefix("optin_proxy_log_lost_total "));
         let lost: u64 = lost.expect("it is counted").parse().expect("a number");
