@@ -38,7 +38,7 @@ const REQUESTS: usize = 512;
 const ROUNDS: usize = 50;
 /// So many of each: where its memory happens to lie makes a server take two hundredths more or less than another, watched
 /// or not.
-const PAIRS: usize = 6;
+const SETS: usize = 6;
 const PATH: &str = "/ws/customers/oakmill/contacts/1904";
 
 async fn bind() -> (TcpListener, SocketAddr) {
@@ -69,21 +69,33 @@ fn pass_through(worker: &Worker, upstream: SocketAddr) -> SocketAddr {
     })
 }
 
-/// The proxy; watched, if there is somebody to watch and a file for the trail.
-fn optin_proxy(
-    worker: &Worker,
-    upstream: SocketAddr,
-    watched: Option<(&Worker, &std::path::Path)>,
-) -> SocketAddr {
+/// What is made of exchanges beside serving them.
+enum Told<'b> {
+    /// Nothing.
+    Nobody,
+    /// Lines of the log.
+    Log,
+    /// The same, an audit trail in this file, and a dashboard that is connected.
+    All(&'b Worker, std::path::PathBuf),
+}
+
+fn optin_proxy(worker: &Worker, upstream: SocketAddr, told: &Told<'_>) -> SocketAddr {
     let mut layers = Layers::default();
     layers.set("bench", "listen.address=127.0.0.1:0");
     layers.set("bench", &format!("upstream.url=http://{upstream}"));
     let config = Arc::new(layers.build().expect("valid"));
     let metrics = Arc::new(Metrics::default());
-    let journal = watched.map(|(_, trail)| {
-        let audit = Audit::start(trail, &config.audit, Arc::clone(&metrics)).expect("a file");
-        Journal::start(config.admin.exchanges, Some(audit), Arc::clone(&metrics)).expect("a thread")
-    });
+    let start = |exchanges, audit| {
+        Journal::start(exchanges, audit, Arc::clone(&metrics)).expect("a thread")
+    };
+    let journal = match told {
+        Told::Nobody => None,
+        Told::Log => Some(start(0, None)),
+        Told::All(_, trail) => {
+            let audit = Audit::start(trail, &config.audit, Arc::clone(&metrics)).expect("a file");
+            Some(start(config.admin.exchanges, Some(audit)))
+        }
+    };
     let (kept, measured) = (journal.clone(), Arc::clone(&metrics));
     let (address, control) = worker.run(async move {
         let mut server = Server::bind(config, measured).await.expect("it starts");
@@ -94,7 +106,7 @@ fn optin_proxy(
         tokio::spawn(server.run(CancellationToken::new()));
         found
     });
-    if let (Some((worker, _)), Some(journal)) = (watched, journal) {
+    if let (Told::All(worker, _), Some(journal)) = (told, journal) {
         worker.run(watch(metrics, control, journal));
     }
     address
@@ -175,12 +187,11 @@ fn main() {
         (worker, address)
     };
     let plain = measured(&|worker| pass_through(worker, upstream));
-    let pairs: Vec<_> = (0..PAIRS)
+    let sets: Vec<_> = (0..SETS)
         .map(|number| {
             let trail = folder.path().join(format!("audit-{number}.jsonl"));
-            let ours = measured(&|worker| optin_proxy(worker, upstream, None));
-            let watched = Some((&watching, &*trail));
-            [ours, measured(&|worker| optin_proxy(worker, upstream, watched))]
+            [Told::Nobody, Told::Log, Told::All(&watching, trail)]
+                .map(|told| measured(&|worker| optin_proxy(worker, upstream, &told)))
         })
         .collect();
     println!(
@@ -200,7 +211,7 @@ fn main() {
         ("8 clean, logged", clean, &logged),
     ] {
         level.set(log);
-        for (_, address) in pairs.iter().flatten().chain([&plain]) {
+        for (_, address) in sets.iter().flatten().chain([&plain]) {
             load(&clients, *address, body, 1_000);
         }
         let take = |(worker, address): &(Worker, SocketAddr)| {
@@ -209,12 +220,14 @@ fn main() {
             (worker.cpu_time() - before).as_secs_f64() * 1e6 / REQUESTS as f64
         };
         let mut times: [Vec<f64>; 3] = Default::default();
-        for round in 0..ROUNDS * PAIRS {
-            let pair = &pairs[round % PAIRS];
+        // Who logs has somebody for it.
+        let unwatched = usize::from(log.level != LogLevel::Off);
+        for round in 0..ROUNDS * SETS {
+            let set = &sets[round % SETS];
             // Each comes after each other one as often.
             for turn in 0..3 {
-                let at = (turn * (1 + round / PAIRS % 2) + round / PAIRS / 2) % 3;
-                let server = at.checked_sub(1).map_or(&plain, |at| &pair[at]);
+                let at = (turn * (1 + round / SETS % 2) + round / SETS / 2) % 3;
+                let server = [&plain, &set[unwatched], &set[2]][at];
                 times[at].push(take(server));
             }
         }
