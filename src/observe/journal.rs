@@ -45,7 +45,7 @@ const IDLE: Duration = Duration::from_secs(5);
 const FINDINGS: usize = 16;
 
 /// After how many records room is made and blanks are given back.
-const BATCH: usize = 64;
+const BATCH: usize = 16;
 
 /// Takes what is over, and answers for it.
 #[derive(Clone)]
