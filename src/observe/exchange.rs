@@ -220,7 +220,7 @@ impl Exchange {
 
     /// Whether anybody is told of it once it is over.
     fn is_recorded(&self) -> bool {
-        self.journal.is_some() || tracing::enabled!(tracing::Level::WARN)
+        self.journal.is_some() || lines::are_wanted()
     }
 
     /// A record with all that is known of a request before it is sent.

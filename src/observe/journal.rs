@@ -213,21 +213,18 @@ impl Journal {
     }
 
     /// Takes an exchange that is over. Never waits.
-    pub(crate) fn submit(&self, finished: Blank) {
+    pub(crate) fn submit(&self, mut finished: Blank) {
         let weight = LIGHTEST + finished.held();
-        let item = Item { what: What::Finished { finished, is_logged: false }, weight };
-        if let Err(Item { what: What::Finished { finished, .. }, .. }) =
-            self.state().inbox.add(item, AHEAD)
-        {
-            self.submit_behind(finished, weight);
-        }
-    }
-
-    /// The same where the thread has fallen behind.
-    #[cold]
-    fn submit_behind(&self, finished: Blank, weight: usize) {
-        lines::log(&finished, &Record::new(&finished, 0));
         let is_audited = self.has_audit() && finished.is_audited();
+        let is_logged = !lines::are_wanted();
+        if !is_logged {
+            let item = Item { what: What::Finished { finished, is_logged }, weight };
+            finished = match self.state().inbox.add(item, AHEAD) {
+                Err(Item { what: What::Finished { finished, .. }, .. }) => finished,
+                _ => return,
+            };
+            lines::log(&finished, &Record::new(&finished, 0));
+        }
         let most = if is_audited || !self.has_audit() { HELD } else { HELD / 2 };
         let item = Item { what: What::Finished { finished, is_logged: true }, weight };
         match self.state().inbox.add(item, most) {

@@ -3,10 +3,16 @@
 //! A line of JSON takes some 2 us, so an update with eight findings would take longer to log than to serve. The journal's
 //! thread does it, as long as it keeps up.
 
+use tracing::Level;
 use tracing::field::display;
 
 use super::record::{Finished, Record};
 use super::redact::{Now, Value};
+
+/// Whether anything is logged at all: mismatches are warnings.
+pub(super) fn are_wanted() -> bool {
+    tracing::enabled!(Level::WARN)
+}
 
 /// Logs it. `record` is the same in words, whether all its findings are or not.
 pub(super) fn log(finished: &Finished, record: &Record) {

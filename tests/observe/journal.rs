@@ -1,7 +1,8 @@
 //! What the journal takes, and what it does when more comes than it can.
 
-use std::sync::Arc;
+use std::io::Write;
 use std::sync::mpsc;
+use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 
 use optin_proxy::config::Layers;
@@ -99,6 +100,87 @@ impl Drop for Hold {
         self.release.take();
         self.holding.take().expect("dropped once").join().expect("no panic");
     }
+}
+
+/// What this thread logs; the journal's has no part in it.
+#[derive(Clone, Default)]
+struct Logged(Arc<Mutex<Vec<u8>>>);
+
+impl Write for Logged {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.lock().expect("no panic").extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+impl Logged {
+    fn start(&self) -> tracing::subscriber::DefaultGuard {
+        let this = self.clone();
+        let subscriber =
+            tracing_subscriber::fmt().with_ansi(false).with_writer(move || this.clone());
+        tracing::subscriber::set_default(subscriber.finish())
+    }
+
+    fn count(&self, message: &str) -> usize {
+        let text = String::from_utf8(self.0.lock().expect("no panic").clone()).expect("UTF-8");
+        text.lines().filter(|line| line.contains(message)).count()
+    }
+}
+
+/// One thread serves.
+#[tokio::test]
+async fn an_exchange_logs_for_itself_only_where_the_journal_has_fallen_behind_by_a_mebibyte() {
+    let origin = Origin::start([Reply::Write(answer("200 OK", "", b""))]).await;
+    let mut kept = Kept::before(&origin).await;
+    let logged = Logged::default();
+    let _logging = logged.start();
+    let ask = async |kept: &mut Kept| {
+        kept.client.ask(&heavy_get()).await;
+        kept.client.ask(&request("PUT", CONTACT, "", RECIPE)).await;
+    };
+    {
+        let _hold = Hold::of(&kept.journal);
+        for _ in 0..100 {
+            ask(&mut kept).await;
+        }
+    }
+    // Each pair weighs some 20 KiB.
+    let behind = logged.count(" request ");
+    assert!((80..130).contains(&behind), "{behind} of 200");
+    // Every other one is an update, with two of them.
+    assert!(logged.count(" mismatch ").abs_diff(behind) <= 2);
+    kept.settled().await;
+    assert_eq!(kept.counter("optin_proxy_journal_dropped_total"), 0);
+    assert_eq!(kept.journal.kept().count(), 200);
+    for _ in 0..10 {
+        ask(&mut kept).await;
+        kept.settled().await;
+    }
+    assert_eq!(logged.count(" request "), behind);
+}
+
+#[tokio::test]
+async fn without_a_journal_an_exchange_logs_for_itself() {
+    let origin = Origin::start([Reply::Write(answer("200 OK", "", b""))]).await;
+    let mut layers = Layers::default();
+    layers.set("test", "listen.address=127.0.0.1:0");
+    layers.set("test", &format!("upstream.url={}", origin.url()));
+    let config = Arc::new(layers.build().expect("valid"));
+    let server = Server::bind(config, Arc::default()).await.expect("a free port");
+    let mut client = Client::connect(server.address()).await;
+    let stop = CancellationToken::new();
+    let running = tokio::spawn(server.run(stop.clone()));
+    let logged = Logged::default();
+    let _logging = logged.start();
+    client.ask(&request("PUT", CONTACT, "", RECIPE)).await;
+    drop(client);
+    stop.cancel();
+    running.await.expect("no panic");
+    assert_eq!((logged.count(" mismatch "), logged.count(" request ")), (2, 1));
 }
 
 fn heavy_get() -> Vec<u8> {
