@@ -16,8 +16,8 @@
 //! 4. `Retry` keeps what may be refused transiently, and asks [`contact::refusal`] about each 400.
 //! 5. `Headers` makes the message the upstream's: hop-by-hop fields end, `Host` and `Via` are set.
 //! 6. `Upstream` sends it, over a pooled and verified connection.
-//! 7. The answer takes the same way back. When its body has ended, or its client has gone, the
-//!    exchange writes its one log line.
+//! 7. The answer takes the same way back. When its body has ended, or its client has gone, the exchange
+//!    is handed to the [`observe::journal::Journal`], which logs it and keeps the record.
 //!
 //! # The rooms
 //!

@@ -33,7 +33,7 @@ where
         event.record(&mut fields);
         fields.written?;
         out.write_str(",\"target\":")?;
-        string(&mut out, &event.metadata().target())?;
+        string(&mut out, event.metadata().target())?;
         out.write_str("}\n")
     }
 }
@@ -47,7 +47,9 @@ impl Fields<'_, '_> {
     fn put(&mut self, field: &Field, value: impl FnOnce(&mut Writer<'_>) -> fmt::Result) {
         let write = || {
             // Names are identifiers of ours.
-            write!(self.out, ",\"{}\":", field.name())?;
+            self.out.write_str(",\"")?;
+            self.out.write_str(field.name())?;
+            self.out.write_str("\":")?;
             value(self.out)
         };
         self.written = self.written.and_then(|()| write());
@@ -56,19 +58,15 @@ impl Fields<'_, '_> {
 
 impl Visit for Fields<'_, '_> {
     fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
-        self.put(field, |out| {
-            out.write_char('"')?;
-            write!(Escaped(out), "{value:?}")?;
-            out.write_char('"')
-        });
+        self.put(field, |out| quoted(out, |out| write!(out, "{value:?}")));
     }
 
     fn record_str(&mut self, field: &Field, value: &str) {
-        self.put(field, |out| string(out, &value));
+        self.put(field, |out| string(out, value));
     }
 
     fn record_error(&mut self, field: &Field, value: &(dyn std::error::Error + 'static)) {
-        self.put(field, |out| string(out, &value));
+        self.put(field, |out| quoted(out, |out| write!(out, "{value}")));
     }
 
     fn record_f64(&mut self, field: &Field, value: f64) {
@@ -91,9 +89,16 @@ impl Visit for Fields<'_, '_> {
     }
 }
 
-fn string(out: &mut Writer<'_>, text: &dyn fmt::Display) -> fmt::Result {
+fn string(out: &mut Writer<'_>, text: &str) -> fmt::Result {
+    quoted(out, |out| out.write_str(text))
+}
+
+fn quoted(
+    out: &mut Writer<'_>,
+    write: impl FnOnce(&mut Escaped<'_, '_>) -> fmt::Result,
+) -> fmt::Result {
     out.write_char('"')?;
-    write!(Escaped(out), "{text}")?;
+    write(&mut Escaped(out))?;
     out.write_char('"')
 }
 
