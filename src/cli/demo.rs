@@ -159,9 +159,9 @@ impl Demo {
                 let _ = steering.reload();
             }
         }
-        let _ = tokio::task::spawn_blocking(move || journal.flush(FLUSH)).await;
         stop.cancel();
         running.join_all().await;
+        let _ = tokio::task::spawn_blocking(move || journal.flush(FLUSH)).await;
         if well {
             Ok(())
         } else {

@@ -40,7 +40,7 @@ pub struct Exchange {
     slot: OnceLock<OwnedSemaphorePermit>,
     bytes: OnceLock<OwnedSemaphorePermit>,
     result: OnceLock<Tally>,
-    /// Of a contact write, for the journal. Taken when all is over.
+    /// Of a contact write. Taken when all is over.
     material: Mutex<Option<Material>>,
     attempts: AtomicU32,
     /// How often it was refused though it ought not to have been.
@@ -63,7 +63,7 @@ pub(crate) enum Inspection<'a> {
     Contact(Inspected<'a>),
 }
 
-/// What is kept for the journal until the line is written.
+/// What is kept until all is over.
 struct Material {
     begun: Box<Finished>,
     /// The body, if it is not in there yet.
@@ -418,7 +418,7 @@ impl Exchange {
     }
 }
 
-/// Writes the line of an exchange once nothing holds it any more, however it ended.
+/// Ends the record of an exchange once nothing holds it any more, however it ended.
 pub(crate) struct Line {
     pub exchange: Arc<Exchange>,
     pub complete: bool,

@@ -66,7 +66,8 @@ struct Item {
 enum What {
     Finished {
         finished: Blank,
-        is_logged: bool,
+        /// Its lines are still to be logged.
+        to_log: bool,
     },
     InWords(Box<InWords>),
     /// Answered once all that came before has been dealt with.
@@ -216,17 +217,17 @@ impl Journal {
     pub(crate) fn submit(&self, mut finished: Blank) {
         let weight = LIGHTEST + finished.held();
         let is_audited = self.has_audit() && finished.is_audited();
-        let is_logged = !lines::are_wanted();
-        if !is_logged {
-            let item = Item { what: What::Finished { finished, is_logged }, weight };
-            finished = match self.state().inbox.add(item, AHEAD) {
+        if lines::are_wanted() {
+            let item = Item { what: What::Finished { finished, to_log: true }, weight };
+            // What is large alone is not behind.
+            finished = match self.state().inbox.add(item, AHEAD.max(weight.min(HELD / 2))) {
                 Err(Item { what: What::Finished { finished, .. }, .. }) => finished,
                 _ => return,
             };
             lines::log(&finished, &Record::new(&finished, 0));
         }
         let most = if is_audited || !self.has_audit() { HELD } else { HELD / 2 };
-        let item = Item { what: What::Finished { finished, is_logged: true }, weight };
+        let item = Item { what: What::Finished { finished, to_log: false }, weight };
         match self.state().inbox.add(item, most) {
             Err(Item { what: What::Finished { finished, .. }, .. }) if is_audited => {
                 let in_words = Box::new(InWords::new(&finished, true));
@@ -361,9 +362,9 @@ impl State {
                 for item in rest.by_ref().take(BATCH) {
                     weight += item.weight;
                     match item.what {
-                        What::Finished { mut finished, is_logged } => {
+                        What::Finished { mut finished, to_log } => {
                             let in_words = InWords::new(&finished, self.audit.is_some());
-                            if !is_logged {
+                            if to_log {
                                 lines::log(&finished, &in_words.record);
                             }
                             self.take(in_words, |stats, record| stats.add(record, finished.seen()));

@@ -1,7 +1,7 @@
 //! A line of the log for machines: one JSON object.
 //!
 //! tracing-subscriber's own goes through serde and looks at each piece of text several times over. An update with eight
-//! findings has nine lines, which took 42 us that way and take 19 this way (`cargo bench --bench proxy`).
+//! findings has nine lines, which took 42 us that way and take 19 this way.
 
 use std::fmt::{self, Write};
 use std::time::SystemTime;

@@ -487,7 +487,10 @@ impl Found {
 
 /// A list's number: the end of its id. What is no UTF-8 is no number either.
 fn list_id<'o>(finding: &Finding, original: &'o [u8]) -> Option<&'o str> {
-    let id = &original[finding.list_id?.range()];
-    let end = id.rsplit(|&byte| byte == b'/').find(|part| !part.is_empty());
-    Some(std::str::from_utf8(end.unwrap_or_default()).unwrap_or_default())
+    let mut id = &original[finding.list_id?.range()];
+    while let [before @ .., b'/'] = id {
+        id = before;
+    }
+    let start = memchr::memrchr(b'/', id).map_or(0, |slash| slash + 1);
+    Some(std::str::from_utf8(&id[start..]).unwrap_or_default())
 }

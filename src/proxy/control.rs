@@ -1,7 +1,7 @@
 //! Steering a server that runs: another configuration, draining, and its end.
 
 use std::net::SocketAddr;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::SystemTime;
 
@@ -54,7 +54,22 @@ impl Wanted {
     }
 }
 
+/// Has new requests served by a configuration.
 type Apply = Box<dyn Fn(&Wanted) + Send + Sync>;
+
+/// While it is there, configurations are heeded.
+pub(super) struct Heeding(Arc<Mutex<Option<Apply>>>);
+
+impl Drop for Heeding {
+    fn drop(&mut self) {
+        *lock(&self.0) = None;
+    }
+}
+
+fn lock(apply: &Mutex<Option<Apply>>) -> MutexGuard<'_, Option<Apply>> {
+    // It is set in one step: a poisoned lock is as good as any.
+    apply.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 /// A hand on a server that runs.
 #[derive(Clone)]
@@ -62,8 +77,7 @@ pub struct Control {
     /// What is bound, whatever the new configuration says.
     address: SocketAddr,
     wanted: watch::Sender<Arc<Wanted>>,
-    /// Has new requests served by it.
-    apply: Arc<OnceLock<Apply>>,
+    apply: Arc<Mutex<Option<Apply>>>,
     pub(super) drain: CancellationToken,
     /// What is still open ends now, whatever is in flight.
     pub(super) cut: CancellationToken,
@@ -87,21 +101,18 @@ impl Control {
     }
 
     /// What is made of the configuration now, and of each that comes: at once, so that what is served after
-    /// [`Control::reload`] is served by it. Called once.
+    /// [`Control::reload`] is served by it.
     pub(super) fn heed<H: Send + Sync + 'static>(
         &self,
         make: impl Fn(&Wanted) -> H + Send + Sync + 'static,
-    ) -> (Arc<ArcSwap<H>>, watch::Receiver<Arc<Wanted>>) {
+    ) -> (Arc<ArcSwap<H>>, watch::Receiver<Arc<Wanted>>, Heeding) {
+        let mut apply = lock(&self.apply);
         let changes = self.wanted.subscribe();
         let first = Arc::clone(&changes.borrow());
         let made = Arc::new(ArcSwap::from_pointee(make(&first)));
         let kept = Arc::clone(&made);
-        let apply =
-            self.apply.get_or_init(|| Box::new(move |wanted| kept.store(Arc::new(make(wanted)))));
-        if changes.has_changed().unwrap_or(false) {
-            apply(&changes.borrow());
-        }
-        (made, changes)
+        *apply = Some(Box::new(move |wanted| kept.store(Arc::new(make(wanted)))));
+        (made, changes, Heeding(Arc::clone(&self.apply)))
     }
 
     /// The address that was bound.
@@ -165,12 +176,47 @@ impl Control {
         if self.forwards && config.listen.is_open(self.address.ip()) {
             return Err(StartError::Open { address: self.address });
         }
+        // Of two at once, the last one is in force everywhere.
+        let apply = lock(&self.apply);
         let wanted = Wanted::new(config, Some(&self.wanted.borrow()), self.forwards)?;
         let wanted = Arc::new(wanted);
         self.wanted.send_replace(Arc::clone(&wanted));
-        if let Some(apply) = self.apply.get() {
+        if let Some(apply) = &*apply {
             apply(&wanted);
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Layers;
+
+    fn config(most: usize) -> Arc<Config> {
+        let mut layers = Layers::default();
+        layers.set("test", &format!("limits.max_requests={most}"));
+        Arc::new(layers.build().expect("valid"))
+    }
+
+    /// Regression: what was served after a reload could be served by what was there before.
+    #[test]
+    fn a_configuration_is_in_force_when_its_reload_returns_and_as_long_as_somebody_heeds_it() {
+        let address = SocketAddr::from(([127, 0, 0, 1], 8080));
+        let control = Control::new(address, config(1), false).expect("it can be set up");
+        let served = Arc::new(());
+        let is_served = Arc::clone(&served);
+        let (made, changes, heeding) = control.heed(move |wanted| {
+            let _ = &is_served;
+            wanted.config.limits.max_requests
+        });
+        assert_eq!(**made.load(), 1);
+        control.reload(config(2)).expect("it can be set up");
+        assert_eq!(**made.load(), 2);
+        assert!(changes.has_changed().expect("it is there"));
+        drop(heeding);
+        control.reload(config(3)).expect("it can be set up");
+        assert_eq!((**made.load(), control.config().limits.max_requests), (2, 3));
+        assert_eq!(Arc::strong_count(&served), 1, "nothing of a server is kept beyond it");
     }
 }

@@ -188,7 +188,7 @@ impl Server {
                 stack(config, &metrics, journal.as_ref(), upstream, connect)
             }
         };
-        let (stack, mut changes) = control.heed(assemble);
+        let (stack, mut changes, _heeding) = control.heed(assemble);
         let mut config = Arc::clone(&changes.borrow().config);
         let mut serving = Serving {
             stack,

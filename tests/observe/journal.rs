@@ -2,7 +2,7 @@
 
 use std::io::Write;
 use std::sync::mpsc;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, Once};
 use std::thread::JoinHandle;
 
 use optin_proxy::config::Layers;
@@ -102,14 +102,22 @@ impl Drop for Hold {
     }
 }
 
-/// What this thread logs; the journal's has no part in it.
-#[derive(Clone, Default)]
-struct Logged(Arc<Mutex<Vec<u8>>>);
+/// Lines with ids of this test's, and whether the journal's thread has logged them.
+static LOGGED: Mutex<Vec<(String, bool)>> = Mutex::new(Vec::new());
 
-impl Write for Logged {
-    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        self.0.lock().expect("no panic").extend_from_slice(bytes);
-        Ok(bytes.len())
+/// Logs for the whole process, since tracing asks any thread's subscriber whether an event is wanted, and heeds the answer
+/// on all.
+struct Logging;
+
+impl Write for Logging {
+    /// Takes one line.
+    fn write(&mut self, line: &[u8]) -> std::io::Result<usize> {
+        let text = String::from_utf8_lossy(line);
+        if text.contains(" request_id=feedface") {
+            let is_journals = std::thread::current().name() == Some("journal");
+            LOGGED.lock().expect("no panic").push((text.into_owned(), is_journals));
+        }
+        Ok(line.len())
     }
 
     fn flush(&mut self) -> std::io::Result<()> {
@@ -117,54 +125,59 @@ impl Write for Logged {
     }
 }
 
-impl Logged {
-    fn start(&self) -> tracing::subscriber::DefaultGuard {
-        let this = self.clone();
-        let subscriber =
-            tracing_subscriber::fmt().with_ansi(false).with_writer(move || this.clone());
-        tracing::subscriber::set_default(subscriber.finish())
+impl Logging {
+    fn start() {
+        static STARTED: Once = Once::new();
+        STARTED.call_once(|| {
+            let subscriber =
+                tracing_subscriber::fmt().with_target(false).with_ansi(false).with_writer(|| Self);
+            tracing::subscriber::set_global_default(subscriber.finish()).expect("the only one");
+        });
     }
 
-    fn count(&self, message: &str) -> usize {
-        let text = String::from_utf8(self.0.lock().expect("no panic").clone()).expect("UTF-8");
-        text.lines().filter(|line| line.contains(message)).count()
+    /// How many lines that say this of exchanges with this id the journal has logged, and how many others.
+    fn count(message: &str, id: &str) -> (usize, usize) {
+        let lines = LOGGED.lock().expect("no panic");
+        let of = |(line, _): &&(String, bool)| line.contains(message) && line.contains(id);
+        let all: Vec<_> = lines.iter().filter(of).collect();
+        let journals = all.iter().filter(|(_, is_journals)| *is_journals).count();
+        (journals, all.len() - journals)
     }
 }
 
-/// One thread serves.
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_exchange_logs_for_itself_only_where_the_journal_has_fallen_behind_by_a_mebibyte() {
+    Logging::start();
     let origin = Origin::start([Reply::Write(answer("200 OK", "", b""))]).await;
     let mut kept = Kept::before(&origin).await;
-    let logged = Logged::default();
-    let _logging = logged.start();
-    let ask = async |kept: &mut Kept| {
-        kept.client.ask(&heavy_get()).await;
-        kept.client.ask(&request("PUT", CONTACT, "", RECIPE)).await;
+    let ids = ["feedface00000001", "feedface00000002"];
+    let ask = async |kept: &mut Kept, id: &str| {
+        let fields = format!("X-Request-Id: {id}\r\nUser-Agent: {}\r\n", "x".repeat(14_000));
+        kept.client.ask(&request("PUT", CONTACT, &fields, RECIPE)).await;
     };
     {
         let _hold = Hold::of(&kept.journal);
         for _ in 0..100 {
-            ask(&mut kept).await;
+            ask(&mut kept, ids[0]).await;
         }
     }
-    // Each pair weighs some 20 KiB.
-    let behind = logged.count(" request ");
-    assert!((80..130).contains(&behind), "{behind} of 200");
-    // Every other one is an update, with two of them.
-    assert!(logged.count(" mismatch ").abs_diff(behind) <= 2);
     kept.settled().await;
+    // Each weighs some 17 KiB.
+    let (journals, others) = Logging::count("INFO request ", ids[0]);
+    assert!((55..65).contains(&journals) && journals + others == 100, "{journals}, {others}");
+    assert_eq!(Logging::count("WARN mismatch ", ids[0]), (2 * journals, 2 * others));
     assert_eq!(kept.counter("optin_proxy_journal_dropped_total"), 0);
-    assert_eq!(kept.journal.kept().count(), 200);
+    assert_eq!(kept.journal.kept().count(), 100);
     for _ in 0..10 {
-        ask(&mut kept).await;
+        ask(&mut kept, ids[1]).await;
         kept.settled().await;
     }
-    assert_eq!(logged.count(" request "), behind);
+    assert_eq!(Logging::count("INFO request ", ids[1]), (10, 0));
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn without_a_journal_an_exchange_logs_for_itself() {
+    Logging::start();
     let origin = Origin::start([Reply::Write(answer("200 OK", "", b""))]).await;
     let mut layers = Layers::default();
     layers.set("test", "listen.address=127.0.0.1:0");
@@ -174,13 +187,13 @@ async fn without_a_journal_an_exchange_logs_for_itself() {
     let mut client = Client::connect(server.address()).await;
     let stop = CancellationToken::new();
     let running = tokio::spawn(server.run(stop.clone()));
-    let logged = Logged::default();
-    let _logging = logged.start();
-    client.ask(&request("PUT", CONTACT, "", RECIPE)).await;
+    let id = "feedface00000003";
+    client.ask(&request("PUT", CONTACT, &format!("X-Request-Id: {id}\r\n"), RECIPE)).await;
     drop(client);
     stop.cancel();
     running.await.expect("no panic");
-    assert_eq!((logged.count(" mismatch "), logged.count(" request ")), (2, 1));
+    assert_eq!(Logging::count("WARN mismatch ", id), (0, 2));
+    assert_eq!(Logging::count("INFO request ", id), (0, 1));
 }
 
 fn heavy_get() -> Vec<u8> {

@@ -320,7 +320,7 @@ function detail(exchange) {
     h("dl", { class: "facts" },
       fact("Began", new Date(exchange.time).toLocaleString("en-GB")), fact("Request id", exchange.request_id), fact("Trace", exchange.trace_id),
       fact("Route", `${exchange.method} ${exchange.route}`), fact("Account", exchange.account), fact("Contact", exchange.contact_id),
-      fact("Target", exchange.authority && `${exchange.authority} (${exchange.decision ?? "refused"})`),
+      fact("Target", exchange.authority && `${exchange.authority} (${exchange.decision})`),
       fact("Application", exchange.user_agent), fact("Status", exchange.status ?? "none: the client was gone"),
       fact("Attempts", exchange.attempts), fact("Refusals", exchange.verdicts.join(", ")),
       fact("Not inspected", exchange.reason), fact("Error", exchange.problem), fact("Answer", exchange.complete ? null : "broke off")),
