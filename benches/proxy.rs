@@ -1,9 +1,8 @@
 //! What a proxied update costs beside a proxy that only passes it on, and what it costs to be watched.
 //!
-//! `cargo bench --bench proxy` runs optin-proxy, the same with a journal, an audit trail and a dashboard that is
-//! connected, and a pass-through of hyper's server and
-//! hyper-util's pooled client, each on one thread of its own, before the same origin and under the
-//! same clients, in turns. The figure is the thread's own CPU time per request: wall time says little
+//! `cargo bench --bench proxy` runs optin-proxy, the same with an audit trail and a dashboard that is connected, and a
+//! pass-through of hyper's server and hyper-util's pooled client, each on one thread of its own, before the same origin and
+//! under the same clients, in turns. Where the log is on, the first has a journal for its lines, as `serve` has. The figure is the thread's own CPU time per request: wall time says little
 //! on a machine that others use too.
 #![allow(missing_docs, clippy::print_stdout, reason = "a program for people")]
 
