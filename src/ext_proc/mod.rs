@@ -278,7 +278,7 @@ impl Conversation {
         let begun = self.exchange.insert(Begun { line, headers, update, mode });
         if is_subject && is_too_large {
             let found = Found::Uninspectable(Uninspectable::TooLarge);
-            if let Err(error) = found.report(Some(&begun.line.exchange), &self.config) {
+            if let Err(error) = found.report(&begun.line.exchange, &self.config) {
                 return self.refuse(&error);
             }
         }
@@ -311,7 +311,7 @@ impl Conversation {
             Found::Contact { edited, .. } => edited.take(),
             _ => None,
         };
-        if let Err(error) = found.report(Some(&exchange), &self.config) {
+        if let Err(error) = found.report(&exchange, &self.config) {
             return self.refuse(&error);
         }
         match edited {
@@ -347,7 +347,7 @@ impl Conversation {
         if status.code() == Code::OutOfRange {
             // There is no way to answer any more, whatever is to become of it.
             let found = Found::Uninspectable(Uninspectable::TooLarge);
-            let _ = found.report(Some(&line.exchange), &self.config);
+            let _ = found.report(&line.exchange, &self.config);
         }
         None
     }

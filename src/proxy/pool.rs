@@ -9,7 +9,7 @@ use std::future::{Future, poll_fn};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
-use http::uri::{Authority, Scheme};
+use http::uri::{Authority, PathAndQuery, Scheme};
 use http::{Request, Response, Uri};
 use hyper::body::Incoming;
 use hyper::client::conn::{TrySendError, http1, http2};
@@ -58,6 +58,24 @@ pub(super) enum PoolError {
     },
 }
 
+/// Where requests go to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Origin {
+    pub scheme: Scheme,
+    pub authority: Authority,
+}
+
+impl Origin {
+    /// What stands at `path` there.
+    fn uri(&self, path: Option<&PathAndQuery>) -> Uri {
+        let mut parts = http::uri::Parts::default();
+        parts.scheme = Some(self.scheme.clone());
+        parts.authority = Some(self.authority.clone());
+        parts.path_and_query = Some(path.cloned().unwrap_or(PathAndQuery::from_static("/")));
+        Uri::from_parts(parts).expect("it has all three parts")
+    }
+}
+
 /// Connections to any number of origins.
 pub(super) struct Pool<C> {
     connector: C,
@@ -76,8 +94,7 @@ struct Kept {
 
 /// A connection with room for one more request.
 struct Connection {
-    scheme: Option<Scheme>,
-    authority: Option<Authority>,
+    origin: Origin,
     sender: Sender,
     history: History,
     last_used: Instant,
@@ -95,7 +112,7 @@ impl<C: Connect> Pool<C> {
         Self { connector, kept: Arc::default(), keep_alive }
     }
 
-    /// Sends a request, whose URI is absolute, and returns the head of its answer.
+    /// Sends a request and returns the head of its answer.
     ///
     /// A kept connection that was closed meanwhile hands a request back that it did not begin; another is found for it.
     ///
@@ -103,14 +120,14 @@ impl<C: Connect> Pool<C> {
     /// If there is no answer.
     pub async fn request(
         &self,
+        origin: &Origin,
         mut request: Request<Body>,
     ) -> Result<Response<Incoming>, PoolError> {
-        let uri = request.uri().clone();
         loop {
-            let (mut connection, is_reused) = match self.take(&uri) {
+            let (mut connection, is_reused) = match self.take(origin) {
                 Some(kept) => (kept, true),
                 // Seldom, and large.
-                None => Box::pin(self.connect(uri.clone())).await?,
+                None => Box::pin(self.connect(origin)).await?,
             };
             match connection.send(request).await {
                 Ok(answer) => {
@@ -118,10 +135,7 @@ impl<C: Connect> Pool<C> {
                     return Ok(answer);
                 }
                 Err(mut failed) => match failed.take_message() {
-                    Some(unsent) if is_reused => {
-                        request = unsent;
-                        *request.uri_mut() = uri.clone();
-                    }
+                    Some(unsent) if is_reused => request = unsent,
                     _ => {
                         let was_stale = connection.was_stale();
                         return Err(PoolError::Exchange { source: failed.into_error(), was_stale });
@@ -131,8 +145,8 @@ impl<C: Connect> Pool<C> {
         }
     }
 
-    /// A kept connection to the origin of `uri`, the last used one: the others' time may come to an end.
-    fn take(&self, uri: &Uri) -> Option<Connection> {
+    /// A kept connection to `origin`, the last used one: the others' time may come to an end.
+    fn take(&self, origin: &Origin) -> Option<Connection> {
         let now = Instant::now();
         let mut kept = lock(&self.kept);
         let connections = &mut kept.connections;
@@ -142,7 +156,7 @@ impl<C: Connect> Pool<C> {
             let connection = &mut connections[at];
             if connection.is_over(now, self.keep_alive) {
                 connections.remove(at);
-            } else if connection.is_to(uri) {
+            } else if connection.origin == *origin {
                 connection.last_used = now;
                 return Some(connection.shared().unwrap_or_else(|| connections.remove(at)));
             }
@@ -151,11 +165,10 @@ impl<C: Connect> Pool<C> {
     }
 
     /// A new connection, or one that another request has got meanwhile: whether it is such a one.
-    async fn connect(&self, uri: Uri) -> Result<(Connection, bool), PoolError> {
-        let (scheme, authority) = (uri.scheme().cloned(), uri.authority().cloned());
-        let stream = self.connector.connect(uri.clone()).await.map_err(PoolError::Connect)?;
+    async fn connect(&self, origin: &Origin) -> Result<(Connection, bool), PoolError> {
+        let stream = self.connector.connect(origin.uri(None)).await.map_err(PoolError::Connect)?;
         if stream.is_http2()
-            && let Some(shared) = self.take(&uri)
+            && let Some(shared) = self.take(origin)
         {
             // Of several requests at once this was not the first, and one connection takes them all.
             return Ok((shared, true));
@@ -181,8 +194,8 @@ impl<C: Connect> Pool<C> {
             tokio::spawn(driver);
             Sender::Http1(sender)
         };
-        let last_used = Instant::now();
-        let connection = Connection { scheme, authority, sender, history, last_used };
+        let (origin, last_used) = (origin.clone(), Instant::now());
+        let connection = Connection { origin, sender, history, last_used };
         if let Some(shared) = connection.shared() {
             keep(&self.kept, shared, self.keep_alive);
         }
@@ -216,12 +229,16 @@ impl Connection {
         match &mut self.sender {
             Sender::Http1(sender) => {
                 // RFC 9112 section 3.2.1: an origin is sent no more than the path and query.
-                let mut parts = http::uri::Parts::default();
-                parts.path_and_query = request.uri().path_and_query().cloned();
-                *request.uri_mut() = Uri::from_parts(parts).unwrap_or_default();
+                if request.uri().authority().is_some() {
+                    let path = request.uri().path_and_query().cloned();
+                    *request.uri_mut() = path.map(Uri::from).unwrap_or_default();
+                }
                 sender.try_send_request(request).await
             }
-            Sender::Http2(sender) => sender.try_send_request(request).await,
+            Sender::Http2(sender) => {
+                *request.uri_mut() = self.origin.uri(request.uri().path_and_query());
+                sender.try_send_request(request).await
+            }
         }
     }
 
@@ -229,16 +246,11 @@ impl Connection {
     fn shared(&self) -> Option<Self> {
         let Sender::Http2(sender) = &self.sender else { return None };
         Some(Self {
-            scheme: self.scheme.clone(),
-            authority: self.authority.clone(),
+            origin: self.origin.clone(),
             sender: Sender::Http2(sender.clone()),
             history: self.history.clone(),
             last_used: self.last_used,
         })
-    }
-
-    fn is_to(&self, uri: &Uri) -> bool {
-        uri.authority() == self.authority.as_ref() && uri.scheme() == self.scheme.as_ref()
     }
 
     /// It is closed, or may be at any moment.

@@ -7,7 +7,7 @@ use http::{HeaderMap, HeaderValue, Request, StatusCode, Uri};
 
 use super::body::Body;
 use super::error::Error;
-use super::stage::Handle;
+use super::pool::Origin;
 use super::upstream::{Upstream, tls};
 use crate::config::Config;
 use crate::intercept::guard::{Guard, System};
@@ -54,11 +54,15 @@ pub async fn probe(
     );
     let upstream = Upstream::new(Arc::clone(config), tls, guard);
     let mut request = Request::new(Body::empty());
-    if let Some(host) = uri.authority().and_then(|it| HeaderValue::from_str(it.as_str()).ok()) {
+    let parts = uri.into_parts();
+    let (Some(scheme), Some(authority)) = (parts.scheme, parts.authority) else {
+        return Err(ProbeError(Error::BadTarget));
+    };
+    if let Ok(host) = HeaderValue::from_str(authority.as_str()) {
         request.headers_mut().insert(HOST, host);
     }
-    *request.uri_mut() = uri;
     request.headers_mut().extend(headers);
-    let (answer, _) = upstream.handle(Box::new(request)).await.map_err(ProbeError)?.into_parts();
+    let origin = Origin { scheme, authority };
+    let (answer, _) = upstream.ask(&origin, request).await.map_err(ProbeError)?.into_parts();
     Ok(Probe { status: answer.status, headers: answer.headers })
 }

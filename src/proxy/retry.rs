@@ -15,7 +15,6 @@ use super::body::{Body, Gathered, Rest};
 use super::budget::Budget;
 use super::coding::start_of_answer;
 use super::error::Error;
-use super::sanitize::Subject;
 use super::stage::{Call, Handle, Stage};
 use crate::config::{self, Config};
 use crate::contact::refusal::{INSPECTED, Sent, Verdict};
@@ -38,32 +37,28 @@ impl Retry {
     }
 }
 
-impl<S> Stage<Call, S> for Retry
+impl<S> Stage<Box<Call>, S> for Retry
 where
-    S: Handle<Call, Response = Response<Body>, Error = Error>,
+    S: Handle<Box<Call>, Response = Response<Body>, Error = Error>,
 {
     type Response = Response<Body>;
     type Error = Error;
 
-    async fn handle(&self, mut request: Call, inner: &S) -> Result<Response<Body>, Error> {
+    async fn handle(&self, call: Box<Call>, inner: &S) -> Result<Response<Body>, Error> {
         self.budget.deposit();
-        // Taken out, since nothing beneath asks for them and a replica would have to carry them.
-        let extensions = request.extensions_mut();
-        let exchange = extensions.remove::<Arc<Exchange>>().unwrap_or_default();
-        let subject = extensions.remove();
+        let (exchange, sent) = (Arc::clone(&call.exchange), call.sent);
         exchange.attempted();
         let started = Instant::now();
-        let spare = is_idempotent(request.method()).then(|| replica(&request)).flatten();
+        let spare = is_idempotent(call.request.method()).then(|| replica(&call)).flatten();
 
-        let first = ask(inner, request, spare.as_ref()).await?;
-        let Some(Subject(sent)) = subject else { return Ok(first) };
-        let spare = spare.filter(|request| !carries_nonce(request));
+        let first = ask(inner, call, spare.as_deref()).await?;
+        let Some(sent) = sent else { return Ok(first) };
         let schedule = Schedule::from(started, &self.config.retry);
         let mut answer = self.judge(first, sent, schedule.deadline).await;
         answer.count(&exchange);
         for attempt in 1.. {
             let Some(Verdict::Transient) = answer.verdict else { break };
-            let next = spare.as_ref().and_then(replica);
+            let next = spare.as_deref().filter(|it| !carries_nonce(&it.request)).and_then(replica);
             let pause = schedule.pause(attempt, answer.retry_after());
             let (Some(next), Some(pause)) = (next, pause) else {
                 exchange.exhausted();
@@ -80,7 +75,8 @@ where
             }
             exchange.attempted();
             let retry = Retrying::begin(&exchange);
-            match tokio::time::timeout_at(schedule.deadline, ask(inner, next, spare.as_ref())).await
+            match tokio::time::timeout_at(schedule.deadline, ask(inner, next, spare.as_deref()))
+                .await
             {
                 Ok(Ok(response)) => {
                     let next = self.judge(response, sent, schedule.deadline).await;
@@ -116,11 +112,11 @@ where
 }
 
 /// Asks once; and once more on another connection, as every proxy does, if the first one was stale.
-async fn ask<S>(inner: &S, request: Call, spare: Option<&Call>) -> Result<Response<Body>, Error>
+async fn ask<S>(inner: &S, call: Box<Call>, spare: Option<&Call>) -> Result<Response<Body>, Error>
 where
-    S: Handle<Call, Response = Response<Body>, Error = Error>,
+    S: Handle<Box<Call>, Response = Response<Body>, Error = Error>,
 {
-    match inner.handle(request).await {
+    match inner.handle(call).await {
         Err(error) if error.is_stale() => match spare.and_then(replica) {
             Some(again) => inner.handle(again).await,
             None => Err(error),
@@ -220,15 +216,17 @@ fn is_idempotent(method: &Method) -> bool {
 }
 
 /// The same request again. `None` if its body is gone once sent.
-fn replica(request: &Call) -> Option<Call> {
+fn replica(call: &Call) -> Option<Box<Call>> {
+    let Call { request, exchange, forward, sent } = call;
     let Body::Buffered(bytes) = request.body() else { return None };
-    let mut replica = Box::new(Request::new(Body::Buffered(bytes.clone())));
+    let mut replica = Request::new(Body::Buffered(bytes.clone()));
     *replica.method_mut() = request.method().clone();
     *replica.uri_mut() = request.uri().clone();
     *replica.version_mut() = request.version();
     *replica.headers_mut() = request.headers().clone();
     *replica.extensions_mut() = request.extensions().clone();
-    Some(replica)
+    let (exchange, forward) = (Arc::clone(exchange), forward.clone());
+    Some(Box::new(Call { request: replica, exchange, forward, sent: *sent }))
 }
 
 /// Whether the request is signed by OAuth 1.0a, whose nonce the server takes only once (RFC 5849

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use http::header::{CONTENT_LENGTH, CONTENT_TYPE, HOST, TRAILER};
-use http::{HeaderMap, HeaderName, HeaderValue, Request, Response};
+use http::{HeaderMap, HeaderName, HeaderValue, Response};
 use http_body::Body as _;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
@@ -28,10 +28,6 @@ pub(super) struct Sanitize {
     room: Arc<Semaphore>,
 }
 
-/// Marks a request whose answer may be a transition refusal.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Subject(pub Sent);
-
 /// Digests of a body that is no longer the client's (RFC 9530, RFC 3230, RFC 1864).
 pub(crate) static DIGESTS: [HeaderName; 4] = [
     HeaderName::from_static("content-md5"),
@@ -40,32 +36,32 @@ pub(crate) static DIGESTS: [HeaderName; 4] = [
     HeaderName::from_static("repr-digest"),
 ];
 
-impl<S> Stage<Call, S> for Sanitize
+impl<S> Stage<Box<Call>, S> for Sanitize
 where
-    S: Handle<Call, Response = Response<Body>, Error = Error>,
+    S: Handle<Box<Call>, Response = Response<Body>, Error = Error>,
 {
     type Response = Response<Body>;
     type Error = Error;
 
-    async fn handle(&self, mut request: Call, inner: &S) -> Result<Response<Body>, Error> {
-        let route = Route::of(request.method(), request.uri());
-        let is_elsewhere = matches!(request.extensions().get(), Some(Forward::Elsewhere(_)));
+    async fn handle(&self, mut call: Box<Call>, inner: &S) -> Result<Response<Body>, Error> {
+        let route = Route::of(call.request.method(), call.request.uri());
+        let is_elsewhere = matches!(call.forward, Some(Forward::Elsewhere(_)));
         if route != Route::Other && self.config.sanitize.policy.mode != Mode::Off && !is_elsewhere {
             // Known only from a Content-Length: a body in chunks is framed anew below.
-            let announced = request.body().size_hint().exact();
+            let announced = call.request.body().size_hint().exact();
             let update = route == Route::Update;
-            let found = self.inspect(&mut request, update).await?;
-            self.note(&mut request, found, update)?;
-            if let Body::Buffered(bytes) = request.body() {
+            let found = self.inspect(&mut call, update).await?;
+            self.note(&mut call, found, update)?;
+            if let Body::Buffered(bytes) = call.request.body() {
                 let length = bytes.len();
-                let headers = request.headers_mut();
+                let headers = call.request.headers_mut();
                 headers.remove(TRAILER);
                 if announced != Some(length as u64) {
                     headers.insert(CONTENT_LENGTH, HeaderValue::from(length));
                 }
             }
         }
-        inner.handle(request).await
+        inner.handle(call).await
     }
 }
 
@@ -114,13 +110,13 @@ impl Sanitize {
     }
 
     /// Reads a body, looks at it, and puts the one to send in its place.
-    async fn inspect(&self, request: &mut Request<Body>, update: bool) -> Result<Found, Error> {
+    async fn inspect(&self, call: &mut Call, update: bool) -> Result<Found, Error> {
+        let Call { request, exchange, forward, .. } = call;
         if request.body().size_hint().lower() > self.config.sanitize.max_body as u64 {
             return Ok(Found::Uninspectable(Uninspectable::TooLarge));
         }
-        let exchange = request.extensions().get::<Arc<Exchange>>().cloned().unwrap_or_default();
         let received = match std::mem::replace(request.body_mut(), Body::empty()) {
-            Body::Streaming(stream) => match self.read(stream, &exchange).await? {
+            Body::Streaming(stream) => match self.read(stream, exchange).await? {
                 Ahead::Whole(bytes) => bytes,
                 Ahead::NoRoom => {
                     return Err(Error::TooMuchBuffered(self.config.limits.max_buffered));
@@ -138,12 +134,8 @@ impl Sanitize {
                 return Ok(Found::Uninspectable(Uninspectable::TooLarge));
             }
         };
-        let own_host = if request.extensions().get::<Forward>().is_some() {
-            // Only a base URL puts it into ids.
-            None
-        } else {
-            own_host(request.headers())
-        };
+        // Only a base URL puts it into ids.
+        let own_host = if forward.is_some() { None } else { own_host(request.headers()) };
         let found = look(&received, request.headers(), own_host, update, &self.config);
         let sent = match &found {
             Found::Contact { edited: Some(edited), .. } => edited.clone(),
@@ -153,18 +145,16 @@ impl Sanitize {
         Ok(found)
     }
 
-    /// Reports what was found, and marks the request for the stages beneath.
-    fn note(&self, request: &mut Request<Body>, found: Found, update: bool) -> Result<(), Error> {
+    /// Reports what was found, and tells the stages beneath what is sent.
+    fn note(&self, call: &mut Call, found: Found, update: bool) -> Result<(), Error> {
         if let Found::Contact { edited: Some(_), .. } = found {
-            let gone: Vec<_> = digests(request.headers()).cloned().collect();
+            let gone: Vec<_> = digests(call.request.headers()).cloned().collect();
             for digest in &gone {
-                request.headers_mut().remove(digest);
+                call.request.headers_mut().remove(digest);
             }
         }
-        let exchange = request.extensions().get::<Arc<Exchange>>().cloned();
-        if let Some(claims_contact) = found.report(exchange.as_deref(), &self.config)? {
-            request.extensions_mut().insert(Subject(Sent { update, claims_contact }));
-        }
+        let claims_contact = found.report(&call.exchange, &self.config)?;
+        call.sent = claims_contact.map(|claims_contact| Sent { update, claims_contact });
         Ok(())
     }
 }
@@ -204,21 +194,16 @@ impl Found {
     /// Tells the exchange. Whether what is sent claims the contact, if it is a contact write or may be one.
     pub(crate) fn report(
         self,
-        exchange: Option<&Exchange>,
+        exchange: &Exchange,
         config: &Arc<Config>,
     ) -> Result<Option<bool>, Error> {
-        let report = |inspection| {
-            if let Some(exchange) = exchange {
-                exchange.inspected(inspection);
-            }
-        };
         match self {
             Self::NotOurs => {
-                report(Inspection::NotOurs);
+                exchange.inspected(Inspection::NotOurs);
                 Ok(None)
             }
             Self::Uninspectable(reason) => {
-                report(Inspection::Uninspectable(reason));
+                exchange.inspected(Inspection::Uninspectable(reason));
                 // Who only observes refuses nothing.
                 if config.sanitize.uninspectable == OnUninspectable::Reject
                     && config.sanitize.policy.mode == Mode::Enforce
@@ -229,7 +214,7 @@ impl Found {
             }
             Self::Contact { contact, original, .. } => {
                 let claims_contact = contact.claims_contact;
-                report(Inspection::Contact(Inspected {
+                exchange.inspected(Inspection::Contact(Inspected {
                     findings: contact.findings,
                     edits: contact.edits,
                     original,

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
+use http::header::Entry;
 use http::header::{CONNECTION, CONTENT_LENGTH, HOST, TRANSFER_ENCODING};
 use http::uri::{Authority, Scheme};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, Version};
@@ -17,7 +18,7 @@ use tower::ServiceBuilder;
 use super::body::{Body, BodyError, Side, Streaming};
 use super::connect::{Connect, Peer, Target};
 use super::error::Error;
-use super::headers::{Headers, has_been_here};
+use super::headers::{Headers, is_ours};
 use super::retry::Retry;
 use super::sanitize::Sanitize;
 use super::stage::{Call, Handle, Stage, StageLayer};
@@ -81,7 +82,7 @@ struct Observe {
 
 impl<S> Stage<Arrived, S> for Observe
 where
-    S: Handle<Call, Response = Response<Body>, Error = Infallible>,
+    S: Handle<Box<Call>, Response = Response<Body>, Error = Infallible>,
 {
     type Response = Response<Observed>;
     type Error = Infallible;
@@ -92,34 +93,33 @@ where
         inner: &S,
     ) -> Result<Response<Observed>, Infallible> {
         let limits = &self.config.limits;
-        let mut request = Box::new(request.map(|incoming| {
+        let request = request.map(|incoming| {
             if incoming.is_end_stream() {
                 return Body::empty();
             }
             let stream = Streaming::new(incoming, Side::Downstream, limits.idle_timeout);
             Body::Streaming(Box::new(stream.at_least(limits.min_rate)))
-        }));
+        });
         let (metrics, journal) = (Arc::clone(&self.metrics), self.journal.clone());
         let exchange = Arc::new(Exchange::begin(&request, peer, metrics, journal));
-        request.extensions_mut().insert(Arc::clone(&exchange));
+        let call = Call { request, exchange: Arc::clone(&exchange), forward: None, sent: None };
         // Written even if the client goes away and this future with it.
         let mut line = Line { exchange, complete: false, sent: 0 };
 
-        let mut response = inner.handle(request).await?;
+        let mut response = inner.handle(Box::new(call)).await?;
 
         line.exchange.answered(response.status());
+        let headers = response.headers_mut();
         // Nobody else's report is taken for ours.
-        response.headers_mut().remove(REPORT);
-        if self.config.log.report_header
-            && let Some(report) = line.exchange.report()
-        {
-            response.headers_mut().insert(REPORT, report);
-        }
+        match line.exchange.report().filter(|_| self.config.log.report_header) {
+            Some(report) => headers.insert(REPORT, report),
+            None => headers.remove(REPORT),
+        };
         // The API's own is not taken away.
-        if !response.headers().contains_key(REQUEST_ID)
+        if let Entry::Vacant(vacant) = headers.entry(REQUEST_ID)
             && let Some(id) = line.exchange.id().value()
         {
-            response.headers_mut().insert(REQUEST_ID, id);
+            vacant.insert(id);
         }
         Ok(response.map(|body| {
             line.complete = body.is_end_stream();
@@ -171,19 +171,19 @@ impl http_body::Body for Observed {
 #[derive(Clone)]
 struct Problems;
 
-impl<S> Stage<Call, S> for Problems
+impl<S> Stage<Box<Call>, S> for Problems
 where
-    S: Handle<Call, Response = Response<Body>, Error = Error>,
+    S: Handle<Box<Call>, Response = Response<Body>, Error = Error>,
 {
     type Response = Response<Body>;
     type Error = Infallible;
 
-    async fn handle(&self, request: Call, inner: &S) -> Result<Response<Body>, Infallible> {
-        let exchange = request.extensions().get::<Arc<Exchange>>().cloned().unwrap_or_default();
+    async fn handle(&self, call: Box<Call>, inner: &S) -> Result<Response<Body>, Infallible> {
+        let (request, exchange) = (&call.request, Arc::clone(&call.exchange));
         let to_head = request.method() == Method::HEAD;
         // What follows a CONNECT that is refused may be meant for the tunnel, and is no request.
         let closes = request.method() == Method::CONNECT && request.version() < Version::HTTP_2;
-        Ok(match inner.handle(request).await {
+        Ok(match inner.handle(call).await {
             Ok(response) => response,
             Err(error) => {
                 let problem = error.problem();
@@ -212,21 +212,19 @@ impl Shed {
     }
 }
 
-impl<S> Stage<Call, S> for Shed
+impl<S> Stage<Box<Call>, S> for Shed
 where
-    S: Handle<Call, Response = Response<Body>, Error = Error>,
+    S: Handle<Box<Call>, Response = Response<Body>, Error = Error>,
 {
     type Response = Response<Body>;
     type Error = Error;
 
-    async fn handle(&self, request: Call, inner: &S) -> Result<Response<Body>, Error> {
+    async fn handle(&self, call: Box<Call>, inner: &S) -> Result<Response<Body>, Error> {
         let Ok(slot) = Arc::clone(&self.slots).try_acquire_owned() else {
             return Err(Error::TooManyRequests(self.most));
         };
-        if let Some(exchange) = request.extensions().get::<Arc<Exchange>>() {
-            exchange.holds_slot(slot);
-        }
-        inner.handle(request).await
+        call.exchange.holds_slot(slot);
+        inner.handle(call).await
     }
 }
 
@@ -247,15 +245,15 @@ struct Admit {
     connect: Arc<Connect>,
 }
 
-impl<S> Stage<Call, S> for Admit
+impl<S> Stage<Box<Call>, S> for Admit
 where
-    S: Handle<Call, Response = Response<Body>, Error = Error>,
+    S: Handle<Box<Call>, Response = Response<Body>, Error = Error>,
 {
     type Response = Response<Body>;
     type Error = Error;
 
-    async fn handle(&self, mut request: Call, inner: &S) -> Result<Response<Body>, Error> {
-        let exchange = request.extensions().get::<Arc<Exchange>>().cloned().unwrap_or_default();
+    async fn handle(&self, mut call: Box<Call>, inner: &S) -> Result<Response<Body>, Error> {
+        let Call { request, exchange, forward, .. } = &mut *call;
         let peer = exchange.peer();
         if peer.is_some_and(|peer| !peer.is_allowed) {
             return Err(Error::ClientDenied);
@@ -266,7 +264,7 @@ where
                 return Err(Error::NestedConnect);
             }
             self.authenticate(request.headers())?;
-            check_message(&request)?;
+            check_message(request)?;
             // RFC 9110 section 9.3.6: what a server takes for content may be meant for the tunnel.
             let headers = request.headers();
             if headers.get(CONTENT_LENGTH).is_some_and(|length| length != "0")
@@ -274,7 +272,7 @@ where
             {
                 return Err(Error::ConnectContent);
             }
-            return self.connect.handle(&request, &exchange).await;
+            return self.connect.handle(request, exchange).await;
         }
         // RFC 9110 section 9.3.8: it would show the client's credentials to whoever reads the answer.
         if request.method() == Method::TRACE {
@@ -284,12 +282,12 @@ where
         if target_length > self.config.limits.max_target {
             return Err(Error::TargetTooLong(self.config.limits.max_target));
         }
-        check_message(&request)?;
+        check_message(request)?;
         // RFC 9112 section 3.2.4: it names the server, of which OPTIONS alone can ask something.
         if request.uri().path() == "*" && request.method() != Method::OPTIONS {
             return Err(Error::BadTarget);
         }
-        let forward = match (tunnel, request.uri().authority()) {
+        *forward = match (tunnel, request.uri().authority()) {
             (Some(tunnel), authority) => {
                 agree(tunnel, authority, request.headers())?;
                 Some(Forward::Api)
@@ -297,16 +295,13 @@ where
             (None, Some(authority)) if request.version() != Version::HTTP_2 => {
                 let authority = authority.clone();
                 self.authenticate(request.headers())?;
-                Some(self.absolute(request.uri().scheme(), &authority, &exchange)?)
+                Some(self.absolute(request.uri().scheme(), &authority, exchange)?)
             }
             // A base URL; HTTP/2 has its authority in a field of its own.
             (None, _) => None,
         };
-        name_host(&mut request, tunnel)?;
-        if let Some(forward) = forward {
-            request.extensions_mut().insert(forward);
-        }
-        inner.handle(request).await
+        name_host(request, tunnel)?;
+        inner.handle(call).await
     }
 }
 
@@ -360,36 +355,42 @@ impl Admit {
     }
 }
 
-/// Names that are not those of framing fields, but nearly.
-const LOOK_ALIKES: [HeaderName; 2] =
-    [HeaderName::from_static("content_length"), HeaderName::from_static("transfer_encoding")];
-
-/// What no request may have, or lack.
+/// What no request may have, or lack. One look at each field costs less than to look up all that may be wrong.
 fn check_message(request: &Request<Body>) -> Result<(), Error> {
-    let headers = request.headers();
-    if has_been_here(headers) {
+    let (mut loops, mut codings, mut unchunked, mut look_alike) = (false, 0, false, false);
+    let (mut host, mut hosts) = (None, 0);
+    for (name, value) in request.headers() {
+        match name.as_str() {
+            "via" => loops |= is_ours(value),
+            // hyper undoes chunks, and would drop the name of any other transfer coding with them.
+            "transfer-encoding" => {
+                codings += 1;
+                unchunked |= !value.as_bytes().trim_ascii().eq_ignore_ascii_case(b"chunked");
+            }
+            // Some servers take an underscore for a hyphen, and would read the message in another way.
+            "content_length" | "transfer_encoding" => look_alike = true,
+            "host" => {
+                hosts += 1;
+                host = Some(value);
+            }
+            _ => {}
+        }
+    }
+    if loops {
         return Err(Error::Loop);
     }
-    // hyper undoes chunks, and would drop the name of any other transfer coding with them.
-    let codings = headers.get_all(TRANSFER_ENCODING);
-    let is_chunked =
-        |coding: &HeaderValue| coding.as_bytes().trim_ascii().eq_ignore_ascii_case(b"chunked");
-    if !codings.iter().all(is_chunked) || codings.iter().count() > 1 {
+    if unchunked || codings > 1 {
         return Err(Error::TransferCoding);
     }
-    // Some servers take an underscore for a hyphen, and would read the message in another way.
-    if LOOK_ALIKES.iter().any(|name| headers.contains_key(name)) {
+    if look_alike {
         return Err(Error::LookAlike);
     }
     // RFC 9112 section 3.2. Which of two is meant, nobody can say.
-    let mut hosts = headers.get_all(HOST).into_iter();
-    match (hosts.next(), hosts.next()) {
-        (Some(_), Some(_)) => Err(Error::SeveralHosts),
-        (Some(host), None) if !is_host(host) => Err(Error::BadHost),
+    match host {
+        _ if hosts > 1 => Err(Error::SeveralHosts),
+        Some(host) if !is_host(host) => Err(Error::BadHost),
         // CONNECT names it in its target, and there are clients that leave it at that.
-        (None, _)
-            if request.version() == Version::HTTP_11 && request.method() != Method::CONNECT =>
-        {
+        None if request.version() == Version::HTTP_11 && request.method() != Method::CONNECT => {
             Err(Error::BadHost)
         }
         _ => Ok(()),

@@ -8,7 +8,8 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use http::{Response, StatusCode, Uri};
+use http::uri::Scheme;
+use http::{Request, Response, StatusCode, Uri};
 use hyper::body::Incoming;
 use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder, MaybeHttpsStream};
 use hyper_util::client::legacy::connect::HttpConnector;
@@ -20,9 +21,10 @@ use tokio::net::TcpStream;
 use tower::Service;
 
 use super::body::{Body, BodyError, Progress, Side, Streaming};
+use super::connect::Target;
 use super::error::Error;
 use super::io::Remembering;
-use super::pool::{BoxError, Connect, Pool, PoolError};
+use super::pool::{BoxError, Connect, Origin, Pool, PoolError};
 use super::stack::Forward;
 use super::stage::{Call, Handle};
 use crate::config::{self, Config};
@@ -32,6 +34,8 @@ use crate::intercept::{Denied, HostError, is_ours};
 /// Sends requests to the API.
 pub(super) struct Upstream {
     api: Pool<Api>,
+    /// Where the API is.
+    origin: Origin,
     /// For plain requests to other hosts.
     others: Pool<Guarded>,
     config: Arc<Config>,
@@ -59,7 +63,39 @@ impl Upstream {
         let keep_alive = config.upstream.keep_alive;
         let (api, others) =
             (Pool::new(connector, keep_alive), Pool::new(Guarded(guard), keep_alive));
-        Self { api, others, config }
+        let config::Upstream { scheme, authority, .. } = &config.upstream;
+        let origin = Origin { scheme: scheme.clone(), authority: authority.clone() };
+        Self { api, origin, others, config }
+    }
+
+    /// Sends a request to `origin` as if that were the API.
+    pub async fn ask(
+        &self,
+        origin: &Origin,
+        mut request: Request<Body>,
+    ) -> Result<Response<Body>, Error> {
+        let progress = request.body_mut().stream().map(Streaming::watch);
+        let answer = self.attempt(self.api.request(origin, request), progress).await;
+        self.answered(answer.map_err(|failed| failed.into_error(origin, true)))
+    }
+
+    /// Sends a plain request to another host.
+    async fn ask_other(
+        &self,
+        target: &Target,
+        mut request: Request<Body>,
+    ) -> Result<Response<Body>, Error> {
+        let authority = target.to_string().parse().map_err(|_| Error::BadTarget)?;
+        let origin = Origin { scheme: Scheme::HTTP, authority };
+        let progress = request.body_mut().stream().map(Streaming::watch);
+        let answer = self.attempt(self.others.request(&origin, request), progress).await;
+        self.answered(answer.map_err(|failed| failed.into_error(&origin, false)))
+    }
+
+    fn answered(&self, answer: Result<Response<Incoming>, Error>) -> Result<Response<Body>, Error> {
+        let idle = self.config.limits.idle_timeout;
+        let stream = |body| Body::Streaming(Box::new(Streaming::new(body, Side::Upstream, idle)));
+        answer.map(|answer| answer.map(stream))
     }
 
     /// One attempt, with `upstream.response_timeout` for the first byte of the answer. While a body
@@ -90,30 +126,16 @@ impl Upstream {
     }
 }
 
-impl Handle<Call> for Upstream {
+impl Handle<Box<Call>> for Upstream {
     type Response = Response<Body>;
     type Error = Error;
 
-    async fn handle(&self, mut request: Call) -> Result<Response<Body>, Error> {
-        let progress = request.body_mut().stream().map(Streaming::watch);
-        let elsewhere = match request.extensions_mut().remove() {
-            Some(Forward::Elsewhere(target)) => Some(target),
-            Some(Forward::Api) | None => None,
-        };
-        let answer = if elsewhere.is_some() {
-            Box::pin(self.attempt(self.others.request(*request), progress)).await
-        } else {
-            self.attempt(self.api.request(*request), progress).await
-        };
-        let incoming = answer.map_err(|failed| {
-            let is_api = elsewhere.is_none();
-            let host = elsewhere
-                .map_or_else(|| self.config.upstream.authority.to_string(), |it| it.to_string());
-            failed.into_error(host, is_api)
-        })?;
-        let idle = self.config.limits.idle_timeout;
-        Ok(incoming
-            .map(|body| Body::Streaming(Box::new(Streaming::new(body, Side::Upstream, idle)))))
+    async fn handle(&self, call: Box<Call>) -> Result<Response<Body>, Error> {
+        let Call { request, forward, .. } = *call;
+        match forward {
+            Some(Forward::Elsewhere(target)) => Box::pin(self.ask_other(&target, request)).await,
+            Some(Forward::Api) | None => self.ask(&self.origin, request).await,
+        }
     }
 }
 
@@ -224,12 +246,13 @@ enum Failed {
 }
 
 impl Failed {
-    fn into_error(self, host: String, is_api: bool) -> Error {
+    fn into_error(self, origin: &Origin, is_api: bool) -> Error {
         let (fault, message) = match self {
             Self::RequestBody(error) => return Error::RequestBody(error),
             Self::Denied(denied) => return Error::Denied(denied),
             Self::Fault(fault, message) => (fault, message),
         };
+        let host = origin.authority.to_string();
         Error::Upstream(UpstreamError { host, is_api, fault, message })
     }
 }
