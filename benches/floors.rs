@@ -1,10 +1,12 @@
-//! What a proxy cannot go below: `relay`, bytes from one socket to another and back by epoll, and nothing else; and `hyper`,
-//! requests and answers by the libraries that optin-proxy stands on, with one thread.
+//! What a proxy cannot go below: `relay`, bytes from one socket to another and back by epoll, and nothing else; `hyper`,
+//! requests and answers by the libraries that optin-proxy stands on, with one thread; and `rewrite`, the same with the rewrite
+//! and one more attempt.
 //!
 //! `benches/load/run` puts them beside the others. No proxies for any other use: the relay waits for whoever does not read.
 #![allow(missing_docs, reason = "a program for people")]
 
 mod hyper_proxy;
+mod hyper_rewrite;
 
 use std::io::{self, Read, Write};
 use std::net::{TcpListener, TcpStream};
@@ -66,6 +68,11 @@ fn main() {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     runtime.expect("a runtime").block_on(async {
         let listener = tokio::net::TcpListener::from_std(listener).expect("a socket");
-        hyper_proxy::pass_through(listener, upstream.parse().expect("an address")).await;
+        let upstream = upstream.parse().expect("an address");
+        if what == "rewrite" {
+            hyper_rewrite::rewrite(listener, upstream).await;
+        } else {
+            hyper_proxy::pass_through(listener, upstream).await;
+        }
     });
 }

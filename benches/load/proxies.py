@@ -215,7 +215,7 @@ def optin_proxy(program, upstream, *settings):
 def floor(what, origin):
     """What optin-proxy stands on, and what any proxy does."""
     port = free_port()
-    return Server(what, PROXY_CORE, port, [bench("floors"), what, f"127.0.0.1:{port}", f"127.0.0.1:{origin}"])
+    return Server(what, PROXY_CORE, port, [bench("floors"), what.removeprefix("hyper+"), f"127.0.0.1:{port}", f"127.0.0.1:{origin}"])
 
 
 class Intercepting(Server):
@@ -254,8 +254,9 @@ def over_http(program, origin):
         haproxy("HAProxy+Lua", origin, f"tune.bufsize 524288\n  lua-load {lua}",
                 rules="option http-buffer-request\n  http-request use-service lua.rewrite if METH_PUT"),
         # No wait between two attempts, as the others have none, and no limit of their share.
-        optin_proxy(program, f"http://127.0.0.1:{origin}", "retry.base_delay=0ms", "retry.max_delay=0ms", "retry.budget=1"),
+        optin_proxy(program, f"http://127.0.0.1:{origin}", "retry.base_delay=0ms", "retry.max_delay=0ms", "retry.budget=1", "retry.budget_floor=100000"),
         floor("hyper", origin),
+        floor("hyper+rewrite", origin),
         # Of each client's connection it makes one to the origin.
         floor("relay", origin),
     ]
@@ -271,6 +272,8 @@ def beside_a_script(program, origin):
         nginx("nginx", PROXY_CORE, origin, "location / { %s }" % PASS.format(scheme="http")),
         optin_proxy(program, f"http://127.0.0.1:{origin}"),
         Server("mitmproxy", PROXY_CORE, port, script),
+        floor("hyper", origin),
+        floor("hyper+rewrite", origin),
     ]
 
 

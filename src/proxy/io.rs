@@ -11,7 +11,7 @@ use std::time::Duration;
 use bytes::{Buf, Bytes};
 use http::StatusCode;
 use hyper_util::client::legacy::connect::Connection;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf, Take};
 use tokio::time::Sleep;
 
 /// What hyper does on an HTTP/1 connection, as far as it shows: told by the timer that it arms when, and only
@@ -264,16 +264,21 @@ impl History {
     }
 }
 
-/// An upstream connection that keeps its [`History`].
+/// The most that is read from an upstream at once, in bytes. More of it is out of the caches before it is written: 100 MB
+/// came down with 0.84 of HAProxy's throughput by up to 400 KiB, which is what hyper would read, 0.89 by 64 KiB and 1.0 by
+/// 32. Less takes more CPU time for as much: a tenth by 16 KiB.
+const READ: u64 = 32 * 1024;
+
+/// An upstream connection that keeps its [`History`], and is read by [`READ`].
 #[derive(Debug)]
 pub(super) struct Remembering<T> {
-    inner: T,
+    inner: Take<T>,
     history: History,
 }
 
-impl<T> Remembering<T> {
+impl<T: AsyncRead> Remembering<T> {
     pub fn new(inner: T) -> Self {
-        Self { inner, history: History::default() }
+        Self { inner: inner.take(READ), history: History::default() }
     }
 
     pub fn history(&self) -> History {
@@ -281,10 +286,10 @@ impl<T> Remembering<T> {
     }
 }
 
-impl<T: Connection> Remembering<T> {
+impl<T: AsyncRead + Connection> Remembering<T> {
     /// Whether HTTP/2 was agreed on (RFC 7301).
     pub fn is_http2(&self) -> bool {
-        self.inner.connected().is_negotiated_h2()
+        self.inner.get_ref().connected().is_negotiated_h2()
     }
 }
 
@@ -295,6 +300,7 @@ impl<T: AsyncRead + Unpin> AsyncRead for Remembering<T> {
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let filled = buffer.filled().len();
+        self.inner.set_limit(READ);
         let polled = Pin::new(&mut self.inner).poll_read(cx, buffer);
         if buffer.filled().len() > filled {
             self.history.read();
@@ -303,14 +309,14 @@ impl<T: AsyncRead + Unpin> AsyncRead for Remembering<T> {
     }
 }
 
-impl<T: AsyncWrite + Unpin> AsyncWrite for Remembering<T> {
+impl<T: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Remembering<T> {
     fn poll_write(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
         self.history.wrote();
-        Pin::new(&mut self.inner).poll_write(cx, bytes)
+        Pin::new(self.inner.get_mut()).poll_write(cx, bytes)
     }
 
     fn poll_write_vectored(
@@ -319,18 +325,18 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for Remembering<T> {
         slices: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         self.history.wrote();
-        Pin::new(&mut self.inner).poll_write_vectored(cx, slices)
+        Pin::new(self.inner.get_mut()).poll_write_vectored(cx, slices)
     }
 
     fn is_write_vectored(&self) -> bool {
-        self.inner.is_write_vectored()
+        self.inner.get_ref().is_write_vectored()
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.inner).poll_flush(cx)
+        Pin::new(self.inner.get_mut()).poll_flush(cx)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.inner).poll_shutdown(cx)
+        Pin::new(self.inner.get_mut()).poll_shutdown(cx)
     }
 }

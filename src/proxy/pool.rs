@@ -12,7 +12,7 @@ use std::time::Duration;
 use http::uri::{Authority, PathAndQuery, Scheme};
 use http::{Request, Response, Uri};
 use hyper::body::Incoming;
-use hyper::client::conn::{TrySendError, http1, http2};
+use hyper::client::conn::{http1, http2};
 use hyper_util::client::legacy::connect::Connection as Negotiated;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -112,7 +112,8 @@ impl<C: Connect> Pool<C> {
         Self { connector, kept: Arc::default(), keep_alive }
     }
 
-    /// Sends a request and returns the head of its answer.
+    /// Sends a request and returns the head of its answer. Another is left in its place: a future that takes a request has room
+    /// for it twice, and each of those around it once or twice more, which was half of all that is kept for an exchange.
     ///
     /// A kept connection that was closed meanwhile hands a request back that it did not begin; another is found for it.
     ///
@@ -121,7 +122,7 @@ impl<C: Connect> Pool<C> {
     pub async fn request(
         &self,
         origin: &Origin,
-        mut request: Request<Body>,
+        request: &mut Request<Body>,
     ) -> Result<Response<Incoming>, PoolError> {
         loop {
             let (mut connection, is_reused) = match self.take(origin) {
@@ -134,13 +135,11 @@ impl<C: Connect> Pool<C> {
                     self.give_back(connection);
                     return Ok(answer);
                 }
-                Err(mut failed) => match failed.take_message() {
-                    Some(unsent) if is_reused => request = unsent,
-                    _ => {
-                        let was_stale = connection.was_stale();
-                        return Err(PoolError::Exchange { source: failed.into_error(), was_stale });
-                    }
-                },
+                Err(Failed { is_unsent: true, .. }) if is_reused => {}
+                Err(Failed { source, .. }) => {
+                    let was_stale = connection.was_stale();
+                    return Err(PoolError::Exchange { source, was_stale });
+                }
             }
         }
     }
@@ -221,25 +220,42 @@ impl<C: Connect> Pool<C> {
     }
 }
 
+/// Why a connection gave no answer.
+struct Failed {
+    source: hyper::Error,
+    /// The request was not begun, and is where it was.
+    is_unsent: bool,
+}
+
+fn take(request: &mut Request<Body>) -> Request<Body> {
+    std::mem::replace(request, Request::new(Body::empty()))
+}
+
 impl Connection {
-    async fn send(
-        &mut self,
-        mut request: Request<Body>,
-    ) -> Result<Response<Incoming>, TrySendError<Request<Body>>> {
-        match &mut self.sender {
+    /// Sends a request, unless it cannot be begun.
+    async fn send(&mut self, request: &mut Request<Body>) -> Result<Response<Incoming>, Failed> {
+        let answer = match &mut self.sender {
             Sender::Http1(sender) => {
                 // RFC 9112 section 3.2.1: an origin is sent no more than the path and query.
                 if request.uri().authority().is_some() {
                     let path = request.uri().path_and_query().cloned();
                     *request.uri_mut() = path.map(Uri::from).unwrap_or_default();
                 }
-                sender.try_send_request(request).await
+                sender.try_send_request(take(request)).await
             }
             Sender::Http2(sender) => {
                 *request.uri_mut() = self.origin.uri(request.uri().path_and_query());
-                sender.try_send_request(request).await
+                sender.try_send_request(take(request)).await
             }
-        }
+        };
+        answer.map_err(|mut failed| {
+            let unsent = failed.take_message();
+            let is_unsent = unsent.is_some();
+            if let Some(unsent) = unsent {
+                *request = unsent;
+            }
+            Failed { source: failed.into_error(), is_unsent }
+        })
     }
 
     /// The same once more, if it takes several requests at once.

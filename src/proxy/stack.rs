@@ -87,26 +87,10 @@ where
     type Response = Response<Observed>;
     type Error = Infallible;
 
-    async fn handle(
-        &self,
-        Arrived { request, peer }: Arrived,
-        inner: &S,
-    ) -> Result<Response<Observed>, Infallible> {
-        let limits = &self.config.limits;
-        let request = request.map(|incoming| {
-            if incoming.is_end_stream() {
-                return Body::empty();
-            }
-            let stream = Streaming::new(incoming, Side::Downstream, limits.idle_timeout);
-            Body::Streaming(Box::new(stream.at_least(limits.min_rate)))
-        });
-        let (metrics, journal) = (Arc::clone(&self.metrics), self.journal.clone());
-        let exchange = Arc::new(Exchange::begin(&request, peer, metrics, journal));
-        let call = Call { request, exchange: Arc::clone(&exchange), forward: None, sent: None };
-        // Written even if the client goes away and this future with it.
-        let mut line = Line { exchange, complete: false, sent: 0 };
+    async fn handle(&self, arrived: Arrived, inner: &S) -> Result<Response<Observed>, Infallible> {
+        let (call, mut line) = self.begin(arrived);
 
-        let mut response = inner.handle(Box::new(call)).await?;
+        let mut response = inner.handle(call).await?;
 
         line.exchange.answered(response.status());
         let headers = response.headers_mut();
@@ -125,6 +109,24 @@ where
             line.complete = body.is_end_stream();
             Observed { body, line }
         }))
+    }
+}
+
+impl Observe {
+    /// A call of its own, and what ends its record: even if the client goes away, and the call with it.
+    fn begin(&self, Arrived { request, peer }: Arrived) -> (Box<Call>, Line) {
+        let limits = &self.config.limits;
+        let request = request.map(|incoming| {
+            if incoming.is_end_stream() {
+                return Body::empty();
+            }
+            let stream = Streaming::new(incoming, Side::Downstream, limits.idle_timeout);
+            Body::Streaming(Box::new(stream.at_least(limits.min_rate)))
+        });
+        let (metrics, journal) = (Arc::clone(&self.metrics), self.journal.clone());
+        let exchange = Arc::new(Exchange::begin(&request, peer, metrics, journal));
+        let call = Call { request, exchange: Arc::clone(&exchange), forward: None, sent: None };
+        (Box::new(call), Line { exchange, complete: false, sent: 0 })
     }
 }
 

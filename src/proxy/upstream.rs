@@ -3,7 +3,7 @@
 use std::error::Error as StdError;
 use std::future::{Future, poll_fn};
 use std::io;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -68,14 +68,14 @@ impl Upstream {
         Self { api, origin, others, config }
     }
 
-    /// Sends a request to `origin` as if that were the API.
+    /// Sends a request to `origin` as if that were the API, and leaves another in its place.
     pub async fn ask(
         &self,
         origin: &Origin,
-        mut request: Request<Body>,
+        request: &mut Request<Body>,
     ) -> Result<Response<Body>, Error> {
         let progress = request.body_mut().stream().map(Streaming::watch);
-        let answer = self.attempt(self.api.request(origin, request), progress).await;
+        let answer = self.attempt(pin!(self.api.request(origin, request)), progress).await;
         self.answered(answer.map_err(|failed| failed.into_error(origin, true)))
     }
 
@@ -83,12 +83,12 @@ impl Upstream {
     async fn ask_other(
         &self,
         target: &Target,
-        mut request: Request<Body>,
+        request: &mut Request<Body>,
     ) -> Result<Response<Body>, Error> {
         let authority = target.to_string().parse().map_err(|_| Error::BadTarget)?;
         let origin = Origin { scheme: Scheme::HTTP, authority };
         let progress = request.body_mut().stream().map(Streaming::watch);
-        let answer = self.attempt(self.others.request(&origin, request), progress).await;
+        let answer = self.attempt(pin!(self.others.request(&origin, request)), progress).await;
         self.answered(answer.map_err(|failed| failed.into_error(&origin, false)))
     }
 
@@ -102,15 +102,14 @@ impl Upstream {
     /// still streams up, the time counts from its last movement.
     async fn attempt(
         &self,
-        response: impl Future<Output = Result<Response<Incoming>, PoolError>>,
+        mut response: Pin<&mut impl Future<Output = Result<Response<Incoming>, PoolError>>>,
         progress: Option<Progress>,
     ) -> Result<Response<Incoming>, Failed> {
         let limit = self.config.upstream.response_timeout;
         let started = tokio::time::Instant::now();
-        tokio::pin!(response);
         loop {
             let last = progress.as_ref().map_or(started, Progress::last).max(started);
-            match tokio::time::timeout_at(last + limit, &mut response).await {
+            match tokio::time::timeout_at(last + limit, response.as_mut()).await {
                 // RFC 9110 section 7.8: nobody asked for another protocol, since `Upgrade` ends here.
                 Ok(Ok(answer)) if answer.status() == StatusCode::SWITCHING_PROTOCOLS => {
                     let message = "it switched to another protocol unasked".into();
@@ -130,10 +129,10 @@ impl Handle<Box<Call>> for Upstream {
     type Response = Response<Body>;
     type Error = Error;
 
-    async fn handle(&self, call: Box<Call>) -> Result<Response<Body>, Error> {
-        let Call { request, forward, .. } = *call;
+    async fn handle(&self, mut call: Box<Call>) -> Result<Response<Body>, Error> {
+        let Call { request, forward, .. } = &mut *call;
         match forward {
-            Some(Forward::Elsewhere(target)) => Box::pin(self.ask_other(&target, request)).await,
+            Some(Forward::Elsewhere(target)) => Box::pin(self.ask_other(target, request)).await,
             Some(Forward::Api) | None => self.ask(&self.origin, request).await,
         }
     }

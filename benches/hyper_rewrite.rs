@@ -1,0 +1,107 @@
+//! The least that does this proxy's work on hyper: reads a body, makes it consistent, keeps what it sends, and sends that once
+//! more if it is refused. No records, limits, deadlines, or fields that are anybody's but the client's.
+
+use std::convert::Infallible;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use bytes::Bytes;
+use http::header::CONTENT_LENGTH;
+use http::{HeaderValue, Request, Response, StatusCode};
+use http_body_util::{BodyExt, Either, Full};
+use hyper::body::Incoming;
+use hyper::client::conn::http1::{self as client, SendRequest};
+use hyper::server::conn::http1 as server;
+use hyper::service::service_fn;
+use hyper_util::rt::TokioIo;
+use optin_proxy::contact::{self, Policy, Sanitized, sanitize};
+use tokio::net::{TcpListener, TcpStream};
+
+/// What every refusal says that is worth another attempt.
+const REFUSAL: &[u8] = b"Status transition";
+
+#[derive(Clone)]
+struct Upstream {
+    address: SocketAddr,
+    idle: Arc<Mutex<Vec<SendRequest<Full<Bytes>>>>>,
+}
+
+impl Upstream {
+    fn idle(&self) -> std::sync::MutexGuard<'_, Vec<SendRequest<Full<Bytes>>>> {
+        self.idle.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    async fn connect(&self) -> SendRequest<Full<Bytes>> {
+        let stream = TcpStream::connect(self.address).await.expect("a connection");
+        stream.set_nodelay(true).expect("a socket");
+        let mut builder = client::Builder::new();
+        builder.preserve_header_case(true);
+        let (sender, driver) = builder.handshake(TokioIo::new(stream)).await.expect("HTTP");
+        tokio::spawn(driver);
+        sender
+    }
+
+    async fn ask(&self, request: Request<Full<Bytes>>) -> Response<Incoming> {
+        let kept = self.idle().pop();
+        let mut sender = match kept {
+            Some(kept) if kept.is_ready() => kept,
+            _ => self.connect().await,
+        };
+        let answer = sender.send_request(request).await.expect("an answer");
+        if sender.is_ready() {
+            self.idle().push(sender);
+        } else {
+            let upstream = self.clone();
+            tokio::spawn(async move {
+                if sender.ready().await.is_ok() {
+                    upstream.idle().push(sender);
+                }
+            });
+        }
+        answer
+    }
+
+    async fn serve(
+        self,
+        request: Request<Incoming>,
+        policy: Arc<Policy>,
+    ) -> Result<Response<Either<Full<Bytes>, Incoming>>, Infallible> {
+        let (mut head, body) = request.into_parts();
+        let received = body.collect().await.expect("a body").to_bytes();
+        let around = contact::Request { update: true, own_host: None, charset: None };
+        let sent = match sanitize(&received, &around, &policy) {
+            Sanitized::Contact(contact) => contact.body,
+            Sanitized::NoContact | Sanitized::Uninspectable(_) => received.clone(),
+        };
+        if sent.len() != received.len() {
+            head.headers.insert(CONTENT_LENGTH, HeaderValue::from(sent.len()));
+        }
+        let first = Request::from_parts(head.clone(), Full::new(sent.clone()));
+        let answer = self.ask(first).await;
+        if answer.status() != StatusCode::BAD_REQUEST {
+            return Ok(answer.map(Either::Right));
+        }
+        let (refused, text) = answer.into_parts();
+        let text = text.collect().await.expect("a body").to_bytes();
+        if memchr::memmem::find(&text, REFUSAL).is_none() {
+            return Ok(Response::from_parts(refused, Either::Left(Full::new(text))));
+        }
+        let again = Request::from_parts(head, Full::new(sent));
+        Ok(self.ask(again).await.map(Either::Right))
+    }
+}
+
+pub async fn rewrite(listener: TcpListener, address: SocketAddr) {
+    let (upstream, policy) = (Upstream { address, idle: Arc::default() }, Arc::<Policy>::default());
+    loop {
+        let (stream, _) = listener.accept().await.expect("a connection");
+        stream.set_nodelay(true).expect("a socket");
+        let (upstream, policy) = (upstream.clone(), Arc::clone(&policy));
+        let service = service_fn(move |request| upstream.clone().serve(request, policy.clone()));
+        tokio::spawn(async move {
+            let mut builder = server::Builder::new();
+            builder.preserve_header_case(true);
+            let _ = builder.serve_connection(TokioIo::new(stream), service).await;
+        });
+    }
+}
