@@ -204,6 +204,10 @@ def haproxy(name, origin, globally="", tls="", rules="", server=""):
     return Server(name, PROXY_CORE, port, ["haproxy", "-f", file])
 
 
+# No wait between two attempts, as the others have none, and no limit of their share.
+AT_ONCE = ("retry.base_delay=0ms", "retry.max_delay=0ms", "retry.budget=1", "retry.budget_floor=100000")
+
+
 def optin_proxy(program, upstream, *settings):
     port = free_port()
     settings = ("log.level=error", "limits.max_connections=20000", *settings)
@@ -212,10 +216,10 @@ def optin_proxy(program, upstream, *settings):
     return Server("optin-proxy", PROXY_CORE, port, arguments)
 
 
-def floor(what, origin):
-    """What optin-proxy stands on, and what any proxy does."""
+def floor(what, origin, program=None):
+    """What optin-proxy stands on, the same with the work that it does, and what any proxy does."""
     port = free_port()
-    return Server(what, PROXY_CORE, port, [bench("floors"), what.removeprefix("hyper+"), f"127.0.0.1:{port}", f"127.0.0.1:{origin}"])
+    return Server(what, PROXY_CORE, port, [program or bench("floors"), what.removeprefix("hyper+"), f"127.0.0.1:{port}", f"127.0.0.1:{origin}"])
 
 
 class Intercepting(Server):
@@ -253,8 +257,7 @@ def over_http(program, origin):
         haproxy("HAProxy", origin),
         haproxy("HAProxy+Lua", origin, f"tune.bufsize 524288\n  lua-load {lua}",
                 rules="option http-buffer-request\n  http-request use-service lua.rewrite if METH_PUT"),
-        # No wait between two attempts, as the others have none, and no limit of their share.
-        optin_proxy(program, f"http://127.0.0.1:{origin}", "retry.base_delay=0ms", "retry.max_delay=0ms", "retry.budget=1", "retry.budget_floor=100000"),
+        optin_proxy(program, f"http://127.0.0.1:{origin}", *AT_ONCE),
         floor("hyper", origin),
         floor("hyper+rewrite", origin),
         # Of each client's connection it makes one to the origin.

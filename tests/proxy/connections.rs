@@ -258,19 +258,33 @@ async fn a_body_in_pieces_of_any_size_arrives_as_it_was_sent() {
     let proxy = Proxy::before(&origin, &[]).await;
     let mut client = proxy.client().await;
     let sizes = [1, 16 * 1024 - 1, 16 * 1024, 16 * 1024 + 1, 3, 100_000, 2];
-    for first in 0..sizes.len() {
-        let head =
-            format!("PUT {CONTACT} HTTP/1.1\r\nHost: p\r\nTransfer-Encoding: chunked\r\n\r\n");
+    let turned = |first| sizes.into_iter().cycle().skip(first).take(sizes.len()).collect();
+    let mut bodies: Vec<Vec<usize>> = (0..sizes.len()).map(turned).collect();
+    // Up to 256 KiB, one whose length is known has a block of its own.
+    bodies.extend([0, 1, 2].map(|more| vec![1, 100_000, 256 * 1024 - 1 - 100_001 + more]));
+    for (sizes, is_announced) in bodies.iter().flat_map(|sizes| [(sizes, false), (sizes, true)]) {
+        let framing = match is_announced {
+            false => "Transfer-Encoding: chunked".to_owned(),
+            true => format!("Content-Length: {}", sizes.iter().sum::<usize>()),
+        };
+        let head = format!("PUT {CONTACT} HTTP/1.1\r\nHost: p\r\n{framing}\r\n\r\n");
         client.send(head.as_bytes()).await;
         let mut sent = Vec::new();
-        for size in sizes.iter().cycle().skip(first).take(sizes.len()) {
+        for size in sizes {
             let piece: Vec<u8> =
                 (sent.len()..sent.len() + size).map(|at| (at % 251) as u8).collect();
-            client.send(&[format!("{size:x}\r\n").as_bytes(), &piece, b"\r\n"].concat()).await;
+            let (start, end) = match is_announced {
+                false => (format!("{size:x}\r\n"), "\r\n"),
+                true => (String::new(), ""),
+            };
+            client.send(&[start.as_bytes(), &piece, end.as_bytes()].concat()).await;
             sent.extend(piece);
         }
-        client.send(b"0\r\n\r\n").await;
+        if !is_announced {
+            client.send(b"0\r\n\r\n").await;
+        }
         assert_eq!(client.answer(false).await.status, 204);
-        assert!(origin.requests().pop().expect("it arrived").body == sent, "from {first}");
+        let arrived = origin.requests().pop().expect("it arrived").body;
+        assert!(arrived == sent, "{sizes:?}, announced: {is_announced}");
     }
 }
