@@ -1,6 +1,6 @@
 //! What a proxy cannot go below: `relay`, bytes from one socket to another and back by epoll, and nothing else; `hyper`,
 //! requests and answers by the libraries that optin-proxy stands on, with one thread; and `rewrite`, the same with the rewrite
-//! and one more attempt.
+//! and one more attempt, and with less around it: no timer, no look at the protocol, and hyper-util's client left out.
 //!
 //! `benches/load/run` puts them beside the others. No proxies for any other use: the relay waits for whoever does not read.
 #![allow(missing_docs, reason = "a program for people")]
@@ -14,7 +14,7 @@ use std::net::{TcpListener, TcpStream};
 use rustix::event::epoll::{self, EventData, EventFlags};
 
 /// What is read at once, in bytes.
-const BUFFER: usize = 64 * 1024;
+const BUFFER: usize = 32 * 1024;
 
 /// A client's connection, and the one for it.
 type Pair = [TcpStream; 2];

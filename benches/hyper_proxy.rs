@@ -4,6 +4,7 @@ use std::convert::Infallible;
 use std::net::SocketAddr;
 
 use bytes::Bytes;
+use http::header::CONNECTION;
 use http::{Request, Response, Uri};
 use http_body_util::Full;
 use hyper::body::Incoming;
@@ -41,6 +42,7 @@ pub async fn pass_through(listener: TcpListener, upstream: SocketAddr) {
         .http1_preserve_header_case(true)
         .build(connector);
     let pass_on = move |mut request: Request<Incoming>| {
+        request.headers_mut().remove(CONNECTION);
         let path = request.uri().path_and_query().expect("a path").as_str();
         let uri: Uri = format!("http://{upstream}{path}").parse().expect("a URI");
         *request.uri_mut() = uri;

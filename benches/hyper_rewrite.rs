@@ -1,12 +1,12 @@
 //! The least that does this proxy's work on hyper: reads a body, makes it consistent, keeps what it sends, and sends that once
-//! more if it is refused. No records, limits, deadlines, or fields that are anybody's but the client's.
+//! more if it is refused. No records, limits or deadlines, nothing that tells one protocol from another, and fields as they came.
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
-use http::header::CONTENT_LENGTH;
+use http::header::{CONNECTION, CONTENT_LENGTH, HOST};
 use http::{HeaderValue, Request, Response, StatusCode};
 use http_body_util::{BodyExt, Either, Full};
 use hyper::body::Incoming;
@@ -27,7 +27,7 @@ struct Upstream {
 }
 
 impl Upstream {
-    fn idle(&self) -> std::sync::MutexGuard<'_, Vec<SendRequest<Full<Bytes>>>> {
+    fn idle(&self) -> MutexGuard<'_, Vec<SendRequest<Full<Bytes>>>> {
         self.idle.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -68,7 +68,9 @@ impl Upstream {
     ) -> Result<Response<Either<Full<Bytes>, Incoming>>, Infallible> {
         let (mut head, body) = request.into_parts();
         let received = body.collect().await.expect("a body").to_bytes();
-        let around = contact::Request { update: true, own_host: None, charset: None };
+        head.headers.remove(CONNECTION);
+        let own_host = head.headers.get(HOST).and_then(|host| host.to_str().ok());
+        let around = contact::Request { update: true, own_host, charset: None };
         let sent = match sanitize(&received, &around, &policy) {
             Sanitized::Contact(contact) => contact.body,
             Sanitized::NoContact | Sanitized::Uninspectable(_) => received.clone(),

@@ -217,7 +217,7 @@ def optin_proxy(program, upstream, *settings):
 
 
 def floor(what, origin, program=None):
-    """What optin-proxy stands on, the same with the work that it does, and what any proxy does."""
+    """What optin-proxy stands on, the least that does its work on that, and what any proxy does."""
     port = free_port()
     return Server(what, PROXY_CORE, port, [program or bench("floors"), what.removeprefix("hyper+"), f"127.0.0.1:{port}", f"127.0.0.1:{origin}"])
 
@@ -266,7 +266,7 @@ def over_http(program, origin):
 
 
 def beside_a_script(program, origin):
-    """What one would write first: an addon for mitmproxy."""
+    """What one would write first: an addon for mitmproxy. And how much less any proxy of these libraries takes."""
     addon, port = FOLDER / "addon.py", free_port()
     addon.write_text(MITMPROXY)
     script = ["mitmdump", "--quiet", "--mode", f"reverse:http://127.0.0.1:{origin}", "--listen-host", "127.0.0.1", "--listen-port", port,

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use super::audit::Audit;
 use super::lines;
 use super::metrics::Metrics;
-use super::record::{Finished, Record};
+use super::record::{Finished, Found, Record};
 use super::stats::Stats;
 
 /// How much may wait to be put into words, in bytes: bodies, most of it. A half is for what is to be audited, where
@@ -367,16 +367,18 @@ impl State {
                             if to_log {
                                 lines::log(&finished, &in_words.record);
                             }
-                            self.take(in_words, |stats, record| match record.found {
-                                // All of them are in words already.
-                                ..=FINDINGS => stats.add(record, record.seen()),
-                                _ => stats.add(record, finished.seen()),
+                            self.take(in_words, |stats, record| {
+                                if record.findings.len() == record.found {
+                                    stats.add(record, record.findings.iter().map(Found::seen));
+                                } else {
+                                    stats.add(record, finished.seen());
+                                }
                             });
                             finished.reset();
                             blanks.push(finished);
                         }
                         What::InWords(in_words) => self.take(*in_words, |stats, record| {
-                            stats.add(record, record.seen());
+                            stats.add(record, record.findings.iter().map(Found::seen));
                         }),
                         // Nobody waits any longer, at the worst.
                         What::Flush(flushed) => drop(flushed.send(())),

@@ -418,19 +418,6 @@ impl Record {
         size_of_val(&*self.findings) + self.findings.len() * 16
     }
 
-    /// The findings that are in words, as they are counted.
-    pub(super) fn seen(&self) -> impl Iterator<Item = Seen<'_>> {
-        self.findings.iter().map(
-            |&Found { kind, changed, declared, ref was, ref list_id, .. }| Seen {
-                kind,
-                changed,
-                declared,
-                was,
-                list_id: list_id.as_deref(),
-            },
-        )
-    }
-
     /// Puts the material into words, and so many of its findings.
     pub(super) fn new(finished: &Finished, most: usize) -> Self {
         let text = |shown: &dyn std::fmt::Display| shown.to_string().into_boxed_str();
@@ -469,6 +456,11 @@ impl Record {
 }
 
 impl Found {
+    pub(super) fn seen(&self) -> Seen<'_> {
+        let Self { kind, changed, declared, .. } = *self;
+        Seen { kind, changed, declared, was: &self.was, list_id: self.list_id.as_deref() }
+    }
+
     fn new((finding, list_id): (&Finding, Option<Id<'_>>), finished: &Finished) -> Self {
         let was = match &finding.was {
             Was::OwnOrigin(_) => Cow::Owned(Value(&finding.was).as_str().to_owned()),

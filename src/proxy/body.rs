@@ -11,7 +11,7 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use http_body::{Body as _, Frame, SizeHint};
+use http_body::{Frame, SizeHint};
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use tokio::time::{Instant, Sleep};
@@ -42,8 +42,8 @@ pub enum BodyError {
     Slow(Side, Duration),
 }
 
-/// A message's body. What is large of it is boxed: a request on its way is moved from one future or queue
-/// into the next so often that 58 KB were copied for an update of 2.6 KB, and 31 are now.
+/// A message's body. What is large of it is boxed: a request on its way is moved from one future or queue into the next, again
+/// and again.
 #[derive(Debug)]
 pub enum Body {
     /// All of it is here.
@@ -54,7 +54,7 @@ pub enum Body {
     Resumed(Box<Resumed>),
 }
 
-const _: () = assert!(size_of::<Body>() <= 40, "moved with its request, half a hundred times");
+const _: () = assert!(size_of::<Body>() <= 40, "moved with its request, again and again");
 
 /// A body whose start was looked at.
 #[derive(Debug)]
@@ -316,7 +316,7 @@ pub(super) async fn read_ahead(
     cap: usize,
     mut room: impl FnMut(usize) -> bool,
 ) -> Result<Ahead, BodyError> {
-    let mut gathered = Gathered::expecting(body.size_hint().exact());
+    let mut gathered = Gathered::default();
     while let Some(frame) = body.frame().await {
         if let Ok(data) = frame?.into_data() {
             if !room(data.len()) {
@@ -333,30 +333,19 @@ pub(super) async fn read_ahead(
 }
 
 /// Data put together as it comes. A single piece is not copied; many pieces take no more room than their bytes
-/// and a part of a block, since what grows by doubling would leave holes of every size behind it. What is known to be short
-/// has one block, so that it is copied once.
+/// and a part of a block, since what grows by doubling would leave holes of every size behind it.
 #[derive(Debug, Default)]
 pub(super) struct Gathered {
     first: Bytes,
+    /// All of [`BLOCK`] bytes but the last.
     blocks: VecDeque<BytesMut>,
     length: usize,
-    /// Of the first block, in bytes.
-    room: usize,
 }
 
 /// What a slow body takes at once, in bytes.
 const BLOCK: usize = 16 * 1024;
 
-/// The longest body that has a block of its own, in bytes. Only what has come of it takes memory: the rest is not touched.
-const SHORT: u64 = 256 * 1024;
-
 impl Gathered {
-    /// Nothing yet, and perhaps so much to come.
-    fn expecting(length: Option<u64>) -> Self {
-        let room = length.filter(|length| *length <= SHORT).unwrap_or_default();
-        Self { room: room as usize, ..Self::default() }
-    }
-
     pub fn push(&mut self, data: Bytes) {
         let is_first = self.length == 0;
         self.length += data.len();
@@ -372,12 +361,11 @@ impl Gathered {
 
     fn copy(&mut self, mut data: &[u8]) {
         while !data.is_empty() {
-            let room = self.blocks.back().map_or(0, |block| block.capacity() - block.len());
+            let room = self.blocks.back().map_or(0, |block| BLOCK - block.len());
             let (fits, rest) = data.split_at(room.min(data.len()));
             match self.blocks.back_mut() {
                 Some(block) if room > 0 => block.extend_from_slice(fits),
-                Some(_) => self.blocks.push_back(BytesMut::with_capacity(BLOCK)),
-                None => self.blocks.push_back(BytesMut::with_capacity(self.room.max(BLOCK))),
+                _ => self.blocks.push_back(BytesMut::with_capacity(BLOCK)),
             }
             data = rest;
         }

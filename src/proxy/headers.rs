@@ -138,45 +138,61 @@ struct Seen {
     has_location: bool,
 }
 
-/// Takes out what is meant for this connection only (RFC 9110 section 7.6.1). `Trailer` is not among it: trailers are passed
-/// on. One look at each name costs less than to look up all of them: an update takes 4 % fewer instructions.
+/// Takes out what is meant for this connection only (RFC 9110 section 7.6.1), and settles how long the message is. `Trailer`
+/// stays: trailers are passed on. One look at each name costs less than to look up all of them: an update takes 4 % fewer
+/// instructions.
 fn strip_hop_by_hop(headers: &mut HeaderMap) -> Seen {
     let mut seen = Seen::default();
     let (mut gone, mut nominated) = (Vec::new(), Vec::new());
-    let (mut is_padded, mut has_coding) = (false, false);
+    let (mut lengths, mut is_padded, mut has_coding) = (0, false, false);
     for (name, value) in &*headers {
-        match name.as_str() {
+        let is_hop_by_hop = match name.as_str() {
             "connection" => {
                 let names = members(value).filter_map(|member| member.parse().ok());
                 nominated.extend(names.filter(|name| !is_end_to_end(name)));
+                true
+            }
+            "te" => {
+                seen.takes_trailers |= takes_trailers(value);
+                true
+            }
+            "transfer-encoding" => {
+                has_coding = true;
+                true
             }
             "keep-alive"
             | "proxy-connection"
             | "proxy-authorization"
             | "proxy-authenticate"
-            | "upgrade" => {}
-            "te" => seen.takes_trailers |= takes_trailers(value),
-            "transfer-encoding" => has_coding = true,
-            other => {
-                match other {
-                    "content-length" => is_padded = value.len() > 1 && value.as_bytes()[0] == b'0',
-                    "expect" => {
-                        seen.expects_continue |=
-                            members(value).any(|it| it.eq_ignore_ascii_case("100-continue"));
-                    }
-                    "trailer" => seen.has_trailer = true,
-                    "location" | "content-location" => seen.has_location = true,
-                    _ => {}
-                }
-                continue;
+            | "upgrade" => true,
+            "content-length" => {
+                lengths += 1;
+                is_padded |= value.len() > 1 && value.as_bytes()[0] == b'0';
+                false
             }
+            "expect" => {
+                let mut expected = members(value);
+                seen.expects_continue |= expected.any(|it| it.eq_ignore_ascii_case("100-continue"));
+                false
+            }
+            "trailer" => {
+                seen.has_trailer = true;
+                false
+            }
+            "location" | "content-location" => {
+                seen.has_location = true;
+                false
+            }
+            _ => false,
+        };
+        if is_hop_by_hop {
+            gone.push(name.clone());
         }
-        gone.push(name.clone());
     }
     // What was read by it is written by it, and in the one way that nobody reads otherwise (RFC 9112 section 6.3).
     if has_coding {
         headers.remove(CONTENT_LENGTH);
-    } else if is_padded
+    } else if (is_padded || lengths > 1)
         && let Some(length) = headers.get(CONTENT_LENGTH).and_then(|it| it.to_str().ok())
         && let Ok(length) = length.parse::<u64>()
     {

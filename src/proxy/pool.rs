@@ -112,7 +112,7 @@ impl<C: Connect> Pool<C> {
         Self { connector, kept: Arc::default(), keep_alive }
     }
 
-    /// Sends a request and returns the head of its answer. Another is left in its place: a future that takes a request has room
+    /// Sends a request and returns the head of its answer. It is taken out, unless it was not begun: a future that takes a request has room
     /// for it twice, and each of those around it once or twice more, which was half of all that is kept for an exchange.
     ///
     /// A kept connection that was closed meanwhile hands a request back that it did not begin; another is found for it.
@@ -135,8 +135,8 @@ impl<C: Connect> Pool<C> {
                     self.give_back(connection);
                     return Ok(answer);
                 }
-                Err(Failed { is_unsent: true, .. }) if is_reused => {}
-                Err(Failed { source, .. }) => {
+                Err(Unanswered { is_unsent: true, .. }) if is_reused => {}
+                Err(Unanswered { source, .. }) => {
                     let was_stale = connection.was_stale();
                     return Err(PoolError::Exchange { source, was_stale });
                 }
@@ -221,19 +221,22 @@ impl<C: Connect> Pool<C> {
 }
 
 /// Why a connection gave no answer.
-struct Failed {
+struct Unanswered {
     source: hyper::Error,
     /// The request was not begun, and is where it was.
     is_unsent: bool,
 }
 
-fn take(request: &mut Request<Body>) -> Request<Body> {
+fn taken(request: &mut Request<Body>) -> Request<Body> {
     std::mem::replace(request, Request::new(Body::empty()))
 }
 
 impl Connection {
     /// Sends a request, unless it cannot be begun.
-    async fn send(&mut self, request: &mut Request<Body>) -> Result<Response<Incoming>, Failed> {
+    async fn send(
+        &mut self,
+        request: &mut Request<Body>,
+    ) -> Result<Response<Incoming>, Unanswered> {
         let answer = match &mut self.sender {
             Sender::Http1(sender) => {
                 // RFC 9112 section 3.2.1: an origin is sent no more than the path and query.
@@ -241,11 +244,11 @@ impl Connection {
                     let path = request.uri().path_and_query().cloned();
                     *request.uri_mut() = path.map(Uri::from).unwrap_or_default();
                 }
-                sender.try_send_request(take(request)).await
+                sender.try_send_request(taken(request)).await
             }
             Sender::Http2(sender) => {
                 *request.uri_mut() = self.origin.uri(request.uri().path_and_query());
-                sender.try_send_request(take(request)).await
+                sender.try_send_request(taken(request)).await
             }
         };
         answer.map_err(|mut failed| {
@@ -254,7 +257,7 @@ impl Connection {
             if let Some(unsent) = unsent {
                 *request = unsent;
             }
-            Failed { source: failed.into_error(), is_unsent }
+            Unanswered { source: failed.into_error(), is_unsent }
         })
     }
 

@@ -45,6 +45,10 @@ pub async fn probe(
     headers: HeaderMap,
 ) -> Result<Probe, ProbeError> {
     let uri: Uri = origin.parse().map_err(|_| ProbeError(Error::BadTarget))?;
+    let parts = uri.into_parts();
+    let (Some(scheme), Some(authority)) = (parts.scheme, parts.authority) else {
+        return Err(ProbeError(Error::BadTarget));
+    };
     let tls = tls(&config.upstream).map_err(|error| ProbeError(Error::Setup(error)))?;
     let guard = Guard::new(
         config.intercept.rules.clone(),
@@ -54,10 +58,6 @@ pub async fn probe(
     );
     let upstream = Upstream::new(Arc::clone(config), tls, guard);
     let mut request = Request::new(Body::empty());
-    let parts = uri.into_parts();
-    let (Some(scheme), Some(authority)) = (parts.scheme, parts.authority) else {
-        return Err(ProbeError(Error::BadTarget));
-    };
     if let Ok(host) = HeaderValue::from_str(authority.as_str()) {
         request.headers_mut().insert(HOST, host);
     }

@@ -6,8 +6,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
-use http::header::Entry;
-use http::header::{CONNECTION, CONTENT_LENGTH, HOST, TRANSFER_ENCODING};
+use http::header::{CONNECTION, CONTENT_LENGTH, Entry, HOST, TRANSFER_ENCODING};
 use http::uri::{Authority, Scheme};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, Version};
 use http_body::{Body as _, Frame, SizeHint};
@@ -95,7 +94,7 @@ where
         line.exchange.answered(response.status());
         let headers = response.headers_mut();
         // Nobody else's report is taken for ours.
-        match line.exchange.report().filter(|_| self.config.log.report_header) {
+        match self.config.log.report_header.then(|| line.exchange.report()).flatten() {
             Some(report) => headers.insert(REPORT, report),
             None => headers.remove(REPORT),
         };

@@ -68,15 +68,14 @@ impl Upstream {
         Self { api, origin, others, config }
     }
 
-    /// Sends a request to `origin` as if that were the API, and leaves another in its place.
+    /// Sends a request to `origin` as if that were the API. It is taken out.
     pub async fn ask(
         &self,
         origin: &Origin,
         request: &mut Request<Body>,
     ) -> Result<Response<Body>, Error> {
-        let progress = request.body_mut().stream().map(Streaming::watch);
-        let answer = self.attempt(pin!(self.api.request(origin, request)), progress).await;
-        self.answered(answer.map_err(|failed| failed.into_error(origin, true)))
+        let answer = self.through(&self.api, origin, request).await;
+        answer.map_err(|failed| failed.into_error(origin, true))
     }
 
     /// Sends a plain request to another host.
@@ -87,15 +86,20 @@ impl Upstream {
     ) -> Result<Response<Body>, Error> {
         let authority = target.to_string().parse().map_err(|_| Error::BadTarget)?;
         let origin = Origin { scheme: Scheme::HTTP, authority };
-        let progress = request.body_mut().stream().map(Streaming::watch);
-        let answer = self.attempt(pin!(self.others.request(&origin, request)), progress).await;
-        self.answered(answer.map_err(|failed| failed.into_error(&origin, false)))
+        let answer = self.through(&self.others, &origin, request).await;
+        answer.map_err(|failed| failed.into_error(&origin, false))
     }
 
-    fn answered(&self, answer: Result<Response<Incoming>, Error>) -> Result<Response<Body>, Error> {
+    async fn through<C: Connect>(
+        &self,
+        pool: &Pool<C>,
+        origin: &Origin,
+        request: &mut Request<Body>,
+    ) -> Result<Response<Body>, Failed> {
+        let progress = request.body_mut().stream().map(Streaming::watch);
+        let answer = self.attempt(pin!(pool.request(origin, request)), progress).await?;
         let idle = self.config.limits.idle_timeout;
-        let stream = |body| Body::Streaming(Box::new(Streaming::new(body, Side::Upstream, idle)));
-        answer.map(|answer| answer.map(stream))
+        Ok(answer.map(|body| Body::Streaming(Box::new(Streaming::new(body, Side::Upstream, idle)))))
     }
 
     /// One attempt, with `upstream.response_timeout` for the first byte of the answer. While a body

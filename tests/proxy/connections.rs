@@ -259,9 +259,7 @@ async fn a_body_in_pieces_of_any_size_arrives_as_it_was_sent() {
     let mut client = proxy.client().await;
     let sizes = [1, 16 * 1024 - 1, 16 * 1024, 16 * 1024 + 1, 3, 100_000, 2];
     let turned = |first| sizes.into_iter().cycle().skip(first).take(sizes.len()).collect();
-    let mut bodies: Vec<Vec<usize>> = (0..sizes.len()).map(turned).collect();
-    // Up to 256 KiB, one whose length is known has a block of its own.
-    bodies.extend([0, 1, 2].map(|more| vec![1, 100_000, 256 * 1024 - 1 - 100_001 + more]));
+    let bodies: Vec<Vec<usize>> = (0..sizes.len()).map(turned).collect();
     for (sizes, is_announced) in bodies.iter().flat_map(|sizes| [(sizes, false), (sizes, true)]) {
         let framing = match is_announced {
             false => "Transfer-Encoding: chunked".to_owned(),

@@ -259,10 +259,15 @@ async fn an_answer_is_framed_in_one_way_whatever_the_origin_said_beside_it() {
             assert_eq!(client.ask(GET).await.body, b"next");
         }
     }
-    let reply = b"HTTP/1.1 200 OK\r\nContent-Length: 002\r\n\r\nok".to_vec();
-    let origin = Origin::start([Reply::Write(reply)]).await;
-    let proxy = Proxy::before(&origin, &[]).await;
-    assert_eq!(proxy.ask(GET).await.field("content-length"), Some("2"));
+    for lengths in [&["002"][..], &["002", "2"], &["2", "002"], &["2", "2"]] {
+        let lines: String = lengths.iter().map(|it| format!("Content-Length: {it}\r\n")).collect();
+        let reply = format!("HTTP/1.1 200 OK\r\n{lines}\r\nok").into_bytes();
+        let origin = Origin::start([Reply::Write(reply)]).await;
+        let proxy = Proxy::before(&origin, &[]).await;
+        let got = proxy.ask(GET).await;
+        assert_eq!(got.field("content-length"), Some("2"), "{lengths:?}");
+        assert_eq!(got.head.to_lowercase().matches("content-length").count(), 1, "{lengths:?}");
+    }
 }
 
 #[tokio::test]
