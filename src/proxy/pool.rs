@@ -112,8 +112,9 @@ impl<C: Connect> Pool<C> {
         Self { connector, kept: Arc::default(), keep_alive }
     }
 
-    /// Sends a request and returns the head of its answer. It is taken out, unless it was not begun: a future that takes a request has room
-    /// for it twice, and each of those around it once or twice more, which was half of all that is kept for an exchange.
+    /// Sends a request and returns the head of its answer. The request is taken out, unless it was not begun: a future that takes
+    /// one has room for it twice, and each of those around it once or twice more, which was half of what is kept for an
+    /// exchange.
     ///
     /// A kept connection that was closed meanwhile hands a request back that it did not begin; another is found for it.
     ///
