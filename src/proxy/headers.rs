@@ -10,9 +10,9 @@ use http::uri::{Authority, Scheme};
 use http::{HeaderMap, HeaderName, HeaderValue, Response, Version};
 
 use super::body::Body;
+use super::call::{Call, Forward};
 use super::error::Error;
-use super::stack::Forward;
-use super::stage::{Call, Handle, Stage};
+use super::stage::{Handle, Stage};
 use crate::config::Config;
 
 /// How the message came here, and the pseudonym of RFC 9110 section 7.6.3: a vendor need not learn

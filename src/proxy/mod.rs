@@ -5,6 +5,7 @@
 mod auth;
 pub(crate) mod body;
 mod budget;
+mod call;
 mod coding;
 pub(crate) mod connect;
 mod connection;

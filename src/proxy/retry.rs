@@ -13,9 +13,10 @@ use tokio::time::Instant;
 
 use super::body::{Body, Gathered, Rest};
 use super::budget::Budget;
+use super::call::Call;
 use super::coding::start_of_answer;
 use super::error::Error;
-use super::stage::{Call, Handle, Stage};
+use super::stage::{Handle, Stage};
 use crate::config::{self, Config};
 use crate::contact::refusal::{INSPECTED, Sent, Verdict};
 use crate::observe::exchange::{Exchange, Retried};

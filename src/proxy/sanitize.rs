@@ -9,11 +9,11 @@ use http_body::Body as _;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::body::{self, Ahead, Body, BodyError, Rest, Side, Streaming};
+use super::call::{Call, Forward};
 use super::coding::{Coding, DecodeError};
 use super::error::Error;
 use super::route::Route;
-use super::stack::Forward;
-use super::stage::{Call, Handle, Stage};
+use super::stage::{Handle, Stage};
 use crate::config::{Config, Uninspectable as OnUninspectable};
 use crate::contact::refusal::Sent;
 use crate::contact::{self, Mode, Sanitized, Uninspectable};

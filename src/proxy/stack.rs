@@ -15,12 +15,13 @@ use tokio::sync::Semaphore;
 use tower::ServiceBuilder;
 
 use super::body::{Body, BodyError, Side, Streaming};
+use super::call::{Call, Forward};
 use super::connect::{Connect, Peer, Target};
 use super::error::Error;
 use super::headers::{Headers, is_ours};
 use super::retry::Retry;
 use super::sanitize::Sanitize;
-use super::stage::{Call, Handle, Stage, StageLayer};
+use super::stage::{Handle, Stage, StageLayer};
 use super::streams;
 use super::upstream::Upstream;
 use crate::config::{Config, Limits};
@@ -227,16 +228,6 @@ where
         call.exchange.holds_slot(slot);
         inner.handle(call).await
     }
-}
-
-/// Marks a request of a client that knows this proxy as a proxy, not as the API itself: the client's own
-/// `Host` goes upstream, and no id carries the proxy's origin.
-#[derive(Debug, Clone)]
-pub(super) enum Forward {
-    /// It is for the API.
-    Api,
-    /// It is for another host, by plain http.
-    Elsewhere(Arc<Target>),
 }
 
 /// Decides whether a client and its target are served, and names the target's host in one way.

@@ -6,26 +6,8 @@
 //! allocates none of them; measured, that was a tenth of its CPU time.
 
 use std::future::Future;
-use std::sync::Arc;
 
-use http::Request;
 use tower::Layer;
-
-use super::body::Body;
-use super::stack::Forward;
-use crate::contact::refusal::Sent;
-use crate::observe::exchange::Exchange;
-
-/// A request on its way through the stages, and what they tell each other of it. Boxed, since it is passed on from each to
-/// the next, and a future has room for it wherever it is passed on.
-pub(super) struct Call {
-    pub request: Request<Body>,
-    pub exchange: Arc<Exchange>,
-    /// Whom it is for, if its client knows this proxy as a proxy.
-    pub forward: Option<Forward>,
-    /// What it says, if its answer may be a transition refusal.
-    pub sent: Option<Sent>,
-}
 
 /// What takes a request and gives an answer: the stack, or any part of it from a stage downwards.
 pub(super) trait Handle<Request>: Send + Sync + 'static {

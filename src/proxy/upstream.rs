@@ -21,12 +21,12 @@ use tokio::net::TcpStream;
 use tower::Service;
 
 use super::body::{Body, BodyError, Progress, Side, Streaming};
+use super::call::{Call, Forward};
 use super::connect::Target;
 use super::error::Error;
 use super::io::Remembering;
 use super::pool::{BoxError, Connect, Origin, Pool, PoolError};
-use super::stack::Forward;
-use super::stage::{Call, Handle};
+use super::stage::Handle;
 use crate::config::{self, Config};
 use crate::intercept::guard::{ConnectError, Guard};
 use crate::intercept::{Denied, HostError, is_ours};
