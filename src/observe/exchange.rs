@@ -6,15 +6,14 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Instant;
 
 use bytes::Bytes;
-use http::header::USER_AGENT;
 use http::{HeaderValue, Method, Request, StatusCode, Uri};
 use tokio::sync::OwnedSemaphorePermit;
 
 use super::ids::{RequestId, Trace, hexadecimal};
 use super::journal::Journal;
 use super::lines;
-use super::metrics::{BodyLabel, Metrics, Name, RetryLabel, VerdictLabel};
-use super::record::{Decision, Finished, Inspected, Part, Record};
+use super::metrics::{Metrics, Name, RetryLabel, VerdictLabel};
+use super::record::{Decision, Finished, Inspected, Now, Part, Record};
 use super::redact::{Account, Agent, Id};
 use crate::contact::refusal::Verdict;
 use crate::contact::{Finding, Kind, Uninspectable};
@@ -32,7 +31,7 @@ pub struct Exchange {
     method: Method,
     uri: Uri,
     user_agent: Option<HeaderValue>,
-    peer: Option<Peer>,
+    peer: Option<Arc<Peer>>,
     /// What a client of the forward proxy asked for, and what it was given.
     target: OnceLock<Target>,
     decision: OnceLock<Decision>,
@@ -92,7 +91,7 @@ pub(crate) enum Retried {
 impl Exchange {
     pub(crate) fn begin<B>(
         request: &Request<B>,
-        peer: Peer,
+        peer: Arc<Peer>,
         metrics: Arc<Metrics>,
         journal: Option<Journal>,
     ) -> Self {
@@ -111,21 +110,32 @@ impl Exchange {
 
     fn new<B>(
         request: &Request<B>,
-        peer: Option<Peer>,
+        peer: Option<Arc<Peer>>,
         metrics: Arc<Metrics>,
         journal: Option<Journal>,
     ) -> Self {
+        // One look at each costs less than to look up three.
+        let (mut id, mut trace, mut user_agent) = (None, None, None);
+        for (name, value) in request.headers() {
+            let field = match name.as_str() {
+                "x-request-id" => &mut id,
+                "traceparent" => &mut trace,
+                "user-agent" => &mut user_agent,
+                _ => continue,
+            };
+            field.get_or_insert(value);
+        }
         let is_traced = journal.as_ref().is_some_and(Journal::is_traced);
-        let trace = Trace::of(request).or_else(|| is_traced.then(Trace::begin));
+        let trace = trace.and_then(Trace::of).or_else(|| is_traced.then(Trace::begin));
         Self {
             metrics,
             journal,
-            id: RequestId::of(request),
+            id: RequestId::of(id),
             trace,
             started: Instant::now(),
             method: request.method().clone(),
             uri: request.uri().clone(),
-            user_agent: request.headers().get(USER_AGENT).cloned(),
+            user_agent: user_agent.cloned(),
             peer,
             target: OnceLock::new(),
             decision: OnceLock::new(),
@@ -144,7 +154,7 @@ impl Exchange {
     }
 
     /// The connection that the request came on.
-    pub(crate) fn peer(&self) -> Option<&Peer> {
+    pub(crate) fn peer(&self) -> Option<&Arc<Peer>> {
         self.peer.as_ref()
     }
 
@@ -197,13 +207,12 @@ impl Exchange {
                 tally
             }
         };
-        let (result, reason) = match tally {
-            Tally::NotOurs => ("no_contact", ""),
-            Tally::Uninspected(reason) => ("uninspected", reason.as_str()),
-            Tally::Inspected { .. } => (self.outcome_of(tally), ""),
-        };
-        let label = BodyLabel { result: Name(result), reason: Name(reason) };
-        self.metrics.bodies.get_or_create(&label).inc();
+        match tally {
+            Tally::Uninspected(reason) => self.metrics.uninspected(reason),
+            Tally::NotOurs | Tally::Inspected { .. } => {
+                self.metrics.inspected(self.outcome_of(tally));
+            }
+        }
         let _ = self.result.set(tally);
     }
 
@@ -386,7 +395,8 @@ impl Exchange {
         finished.is_complete = complete;
         finished.sent = sent;
         let is_unanswered = status.is_none();
-        finished.is_cut = is_unanswered && (CUTTING.get() || self.peer().is_some_and(Peer::is_cut));
+        finished.is_cut =
+            is_unanswered && (CUTTING.get() || self.peer().is_some_and(|peer| peer.is_cut()));
         finished.is_abandoned = is_unanswered && !finished.is_cut;
         finished.duration = elapsed;
         if let Some(body) = body {
@@ -394,7 +404,7 @@ impl Exchange {
         }
         match &self.journal {
             Some(journal) => journal.submit(finished),
-            None => lines::log(&finished, &Record::new(&finished, 0)),
+            None => lines::log(&finished, &Record::new(&finished, 0, Now::read())),
         }
     }
 

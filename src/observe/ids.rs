@@ -2,13 +2,10 @@
 
 use std::fmt;
 
-use http::{HeaderName, HeaderValue, Request};
+use http::{HeaderName, HeaderValue};
 
 /// The field that carries a request's id, in and out.
 pub(crate) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
-
-/// W3C Trace Context.
-const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 
 /// By what a request is found again: the client's own id, if it looks like one, else one of ours.
 #[derive(Debug, Clone)]
@@ -19,12 +16,12 @@ pub(crate) enum RequestId {
 
 impl RequestId {
     /// A client may write anything: only hexadecimal digits and hyphens, a UUID for one, are taken for an id.
-    pub fn of<B>(request: &Request<B>) -> Self {
+    pub fn of(field: Option<&HeaderValue>) -> Self {
         let is_id = |value: &&HeaderValue| {
             (8..=64).contains(&value.len())
                 && value.as_bytes().iter().all(|byte| byte.is_ascii_hexdigit() || *byte == b'-')
         };
-        match request.headers().get(REQUEST_ID).filter(is_id) {
+        match field.filter(is_id) {
             Some(value) => Self::Client(value.clone()),
             None => Self::Ours(fastrand::u64(..)),
         }
@@ -68,9 +65,9 @@ pub(crate) struct Trace {
 }
 
 impl Trace {
-    /// The client's, if it names one.
-    pub fn of<B>(request: &Request<B>) -> Option<Self> {
-        let mut parts = request.headers().get(TRACEPARENT)?.to_str().ok()?.split('-');
+    /// The client's, if its field names one.
+    pub fn of(field: &HeaderValue) -> Option<Self> {
+        let mut parts = field.to_str().ok()?.split('-');
         let mut hex = |digits| {
             let is_hex = |text: &&str| {
                 text.len() == digits

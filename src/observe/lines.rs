@@ -36,7 +36,7 @@ pub(super) fn log(finished: &Finished, record: &Record) {
     tracing::info!(
         request_id,
         trace_id = record.trace_id.as_deref().map(display),
-        method = &*record.method,
+        method = record.method,
         route = record.route,
         account,
         contact_id,

@@ -16,6 +16,9 @@ use super::process::Process;
 use crate::contact::refusal::Verdict;
 use crate::contact::{Kind, Uninspectable};
 
+/// What becomes of bodies that are inspected.
+const BODIES: [&str; 4] = ["clean", "rewritten", "observed", "no_contact"];
+
 /// What becomes of a contact write (SPEC section 3).
 const OUTCOMES: [&str; 7] =
     ["clean", "rewritten", "observed", "uninspected", "rescued", "refused", "exhausted"];
@@ -33,7 +36,9 @@ pub struct Metrics {
     /// Places edited in bodies.
     pub edits: Counter,
     /// Bodies of contact writes, by what became of them.
-    pub bodies: Family<BodyLabel, Counter>,
+    bodies: [Counter; BODIES.len()],
+    /// Those not inspected, by the reason.
+    uninspected: [Counter; Uninspectable::ALL.len()],
     /// Contact writes, by their outcome.
     writes: [Counter; OUTCOMES.len()],
     /// Refused attempts, by verdict.
@@ -163,7 +168,8 @@ impl Default for Metrics {
             duration: Histogram::new(BUCKETS),
             mismatches: Default::default(),
             edits: Counter::default(),
-            bodies: Family::default(),
+            bodies: Default::default(),
+            uninspected: Default::default(),
             writes: Default::default(),
             refusals: Family::default(),
             retries: Family::default(),
@@ -199,7 +205,12 @@ impl Default for Metrics {
         metrics.mismatches = Kind::ALL
             .map(|kind| mismatches.get_or_create_owned(&KindLabel { kind: Name(kind.as_str()) }));
         registry.register("edits", "Places edited in bodies", metrics.edits.clone());
-        registry.register("bodies", "Bodies of contact writes", metrics.bodies.clone());
+        let bodies = Family::<BodyLabel, Counter>::default();
+        registry.register("bodies", "Bodies of contact writes", bodies.clone());
+        let body = |result, reason| BodyLabel { result: Name(result), reason: Name(reason) };
+        metrics.bodies = BODIES.map(|result| bodies.get_or_create_owned(&body(result, "")));
+        metrics.uninspected = Uninspectable::ALL
+            .map(|reason| bodies.get_or_create_owned(&body("uninspected", reason.as_str())));
         let writes = Family::<OutcomeLabel, Counter>::default();
         registry.register("contact_writes", "Contact writes, by their outcome", writes.clone());
         metrics.writes = OUTCOMES
@@ -311,14 +322,6 @@ impl Metrics {
         for outcome in ["rescued", "refused", "failed"] {
             drop(self.retries.get_or_create(&RetryLabel { outcome: Name(outcome) }));
         }
-        for result in ["clean", "rewritten", "observed", "no_contact"] {
-            let label = BodyLabel { result: Name(result), reason: Name("") };
-            drop(self.bodies.get_or_create(&label));
-        }
-        for reason in Uninspectable::ALL {
-            let label = BodyLabel { result: Name("uninspected"), reason: Name(reason.as_str()) };
-            drop(self.bodies.get_or_create(&label));
-        }
         for decision in ["intercepted", "tunneled", "forwarded", "refused", "failed"] {
             drop(self.forwards.get_or_create(&DecisionLabel { decision: Name(decision) }));
         }
@@ -335,6 +338,18 @@ impl Metrics {
     /// Findings of one kind.
     pub fn mismatches(&self, kind: Kind) -> &Counter {
         &self.mismatches[kind as usize]
+    }
+
+    /// A body was inspected: `clean`, `rewritten`, `observed` or `no_contact`.
+    pub(crate) fn inspected(&self, result: &'static str) {
+        if let Some(position) = BODIES.iter().position(|it| *it == result) {
+            self.bodies[position].inc();
+        }
+    }
+
+    /// A body was not inspected.
+    pub(crate) fn uninspected(&self, reason: Uninspectable) {
+        self.uninspected[reason as usize].inc();
     }
 
     /// An answer of the proxy's own.

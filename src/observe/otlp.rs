@@ -17,6 +17,7 @@ use opentelemetry::{Context, InstrumentationScope, KeyValue};
 use opentelemetry_otlp::{ExporterBuildError, SpanExporter};
 use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::trace::{IdGenerator, RandomIdGenerator, SdkTracer, SdkTracerProvider};
+use smol_str::SmolStr;
 use tokio::runtime::{Builder, Runtime};
 
 use super::ids::Trace;
@@ -129,7 +130,7 @@ fn parent(trace: Trace) -> Context {
 
 /// By OpenTelemetry's semantic conventions for HTTP, and by the proxy's own names.
 fn attributes(record: &Record) -> Vec<KeyValue> {
-    let text = |name, value: &Option<Box<str>>| {
+    let text = |name, value: &Option<SmolStr>| {
         value.as_ref().map(|value| KeyValue::new(name, value.to_string()))
     };
     let number = |name, value: u64| KeyValue::new(name, i64::try_from(value).unwrap_or(i64::MAX));

@@ -11,6 +11,7 @@ use aws_lc_rs::digest::{self, Digest, SHA256};
 use bytes::Bytes;
 use http::{Method, StatusCode};
 use serde::{Serialize, Serializer};
+use smol_str::{SmolStr, ToSmolStr};
 
 use super::ids::Trace;
 use super::redact::{Account, Agent, Id, Value};
@@ -55,11 +56,29 @@ impl Decision {
 }
 
 /// A method of RFC 9110 or RFC 5789 by its name; any other is a client's own text.
-fn method_name(method: &Method) -> &str {
-    use Method as M;
-    let known =
-        [M::GET, M::HEAD, M::POST, M::PUT, M::DELETE, M::OPTIONS, M::CONNECT, M::PATCH, M::TRACE];
-    if known.contains(method) { method.as_str() } else { "(other)" }
+fn method_name(method: &Method) -> &'static str {
+    ["GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "CONNECT", "PATCH", "TRACE"]
+        .into_iter()
+        .find(|known| method == *known)
+        .unwrap_or("(other)")
+}
+
+/// A moment by both clocks, from which it is told what time another was. Looked at once for many exchanges.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Now {
+    time: SystemTime,
+    instant: Instant,
+}
+
+impl Now {
+    pub fn read() -> Self {
+        Self { time: SystemTime::now(), instant: Instant::now() }
+    }
+
+    /// What time it was at an earlier moment.
+    fn time_of(self, earlier: Instant) -> SystemTime {
+        self.time.checked_sub(self.instant.saturating_duration_since(earlier)).unwrap_or(self.time)
+    }
 }
 
 /// A contact write's body, and what was found in it.
@@ -300,27 +319,27 @@ pub struct Record {
     #[serde(serialize_with = "rfc3339")]
     pub time: SystemTime,
     /// The client's own, if that looks like an id, else ours.
-    pub request_id: Box<str>,
+    pub request_id: SmolStr,
     /// Of the client's `traceparent`; one of ours, where spans are exported and it has none.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub trace_id: Option<Box<str>>,
+    pub trace_id: Option<SmolStr>,
     /// The same, for who exports spans.
     #[serde(skip)]
     #[cfg_attr(not(feature = "otel"), expect(dead_code, reason = "it is theirs"))]
     pub(super) trace: Option<Trace>,
     /// One of HTTP's own, or `(other)`.
-    pub method: Box<str>,
+    pub method: &'static str,
     /// The path with all that may be personal taken out.
     pub route: &'static str,
     /// The account in the path.
-    pub account: Option<Box<str>>,
+    pub account: Option<SmolStr>,
     /// The contact in the path.
-    pub contact_id: Option<Box<str>>,
+    pub contact_id: Option<SmolStr>,
     /// `User-Agent`.
-    pub user_agent: Option<Box<str>>,
+    pub user_agent: Option<SmolStr>,
     /// What a client of the forward proxy asked for.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub authority: Option<Box<str>>,
+    pub authority: Option<SmolStr>,
     /// What it was given.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub decision: Option<&'static str>,
@@ -372,7 +391,7 @@ pub struct Found {
     pub kind: Kind,
     /// The list that it stands in.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub list_id: Option<Box<str>>,
+    pub list_id: Option<SmolStr>,
     /// What was there.
     pub was: Cow<'static, str>,
     /// What is there now.
@@ -419,26 +438,26 @@ impl Record {
     }
 
     /// Puts the material into words, and so many of its findings.
-    pub(super) fn new(finished: &Finished, most: usize) -> Self {
-        let text = |shown: &dyn std::fmt::Display| shown.to_string().into_boxed_str();
+    pub(super) fn new(finished: &Finished, most: usize, now: Now) -> Self {
         let path = finished.text(Part::Path);
         let resource = Resource::of(path);
-        let account = resource.map(|resource| text(&Account(resource.account)));
+        let account = resource.map(|resource| Account(resource.account).as_str().into());
         let contact_id = resource.and_then(|resource| resource.contact_id());
         let findings = &finished.findings;
-        let now = SystemTime::now();
         Self {
             seq: 0,
-            time: now.checked_sub(finished.started.elapsed()).unwrap_or(now),
+            time: now.time_of(finished.started),
             request_id: finished.text(Part::RequestId).into(),
-            trace_id: finished.trace.map(|it| format!("{:032x}", it.id).into()),
+            trace_id: finished.trace.map(|it| smol_str::format_smolstr!("{:032x}", it.id)),
             trace: finished.trace,
-            method: method_name(&finished.method).into(),
+            method: method_name(&finished.method),
             route: route::template(resource),
             account,
-            contact_id: contact_id.map(|id| text(&Id(id))),
-            user_agent: finished.has_agent.then(|| text(&Agent(finished.text(Part::Agent)))),
-            authority: finished.target.as_ref().map(|target| text(target)),
+            contact_id: contact_id.map(|id| Id(id).as_str().into()),
+            user_agent: finished
+                .has_agent
+                .then(|| Agent(finished.text(Part::Agent)).printed().into()),
+            authority: finished.target.as_ref().map(|target| target.to_smolstr()),
             decision: finished.decision.map(Decision::as_str),
             status: finished.status.map(|status| status.as_u16()),
             outcome: finished.outcome,

@@ -1,5 +1,6 @@
 //! Types that print only what may be known of what a client sent.
 
+use std::borrow::Cow;
 use std::fmt;
 
 use crate::contact::{Finding, Was, Written};
@@ -42,12 +43,19 @@ fn is_made_of(text: &str, extra: &str) -> bool {
     !text.is_empty() && text.len() <= LONGEST && text.chars().all(allowed)
 }
 
+impl<'a> Account<'a> {
+    /// What may be printed of it.
+    pub fn as_str(&self) -> &'a str {
+        if is_address(self.0) {
+            return "(e-mail address)";
+        }
+        if is_made_of(self.0, "-_.~+%") { self.0 } else { "(unprintable)" }
+    }
+}
+
 impl fmt::Display for Account<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if is_address(self.0) {
-            return f.write_str("(e-mail address)");
-        }
-        f.write_str(if is_made_of(self.0, "-_.~+%") { self.0 } else { "(unprintable)" })
+        f.write_str(self.as_str())
     }
 }
 
@@ -62,6 +70,16 @@ impl<'a> Id<'a> {
 impl fmt::Display for Id<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.as_str())
+    }
+}
+
+impl<'a> Agent<'a> {
+    /// What may be printed of it: most often all.
+    pub fn printed(&self) -> Cow<'a, str> {
+        if self.0.len() <= LONGEST && !is_address(self.0) {
+            return Cow::Borrowed(self.0);
+        }
+        Cow::Owned(self.to_string())
     }
 }
 
@@ -142,6 +160,7 @@ mod tests {
             assert!(!Id(text).to_string().contains("xample"));
             let agent = format!("Shop/1.0 (+{text}) PHP");
             assert_eq!(Agent(&agent).to_string(), "Shop/1.0 (e-mail address) PHP");
+            assert_eq!(Agent(&agent).printed(), Agent(&agent).to_string());
         }
     }
 

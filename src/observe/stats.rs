@@ -5,6 +5,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use fnv::FnvHashMap;
 use serde::Serialize;
+use smol_str::SmolStr;
 
 use super::cause;
 use super::record::{Record, Seen};
@@ -113,7 +114,7 @@ struct ByKind {
     /// Where such a thing comes from, as far as is known.
     cause: &'static str,
     /// The last exchange that had one.
-    request_id: Box<str>,
+    request_id: SmolStr,
 }
 
 /// All counts.
@@ -165,19 +166,25 @@ impl Stats {
     /// The counts of the minute in which something began. Minutes that have not come yet are of a clock that was ahead.
     fn minute_of(&mut self, time: SystemTime) -> &mut Totals {
         let minute = time.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs() / 60;
+        if self.minutes.back().is_none_or(|newest| newest.minute != minute) {
+            self.turn_to(minute);
+        }
+        let position = self.minutes.iter().rposition(|it| it.minute <= minute).unwrap_or(0);
+        &mut self.minutes[position].totals
+    }
+
+    /// Makes room for a minute, if it is a new one.
+    fn turn_to(&mut self, minute: u64) {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs() / 60;
         while self.minutes.back().is_some_and(|it| it.minute > now.max(minute)) {
             self.minutes.pop_back();
         }
-        let newest = self.minutes.back().map(|it| it.minute);
-        if newest.is_none_or(|newest| newest < minute) {
+        if self.minutes.back().is_none_or(|newest| newest.minute < minute) {
             self.minutes.push_back(Minute { minute, totals: Totals::default() });
             while self.minutes.front().is_some_and(|it| it.minute + MINUTES as u64 <= minute) {
                 self.minutes.pop_front();
             }
         }
-        let position = self.minutes.iter().rposition(|it| it.minute <= minute).unwrap_or(0);
-        &mut self.minutes[position].totals
     }
 
     /// All of it as JSON.

@@ -38,13 +38,13 @@ impl Budget {
         }
     }
 
-    fn second(&self) -> u64 {
-        self.start.elapsed().as_secs()
+    fn second(&self, now: Instant) -> u64 {
+        now.saturating_duration_since(self.start).as_secs()
     }
 
-    /// Counts a request.
-    pub fn deposit(&self) {
-        let second = self.second();
+    /// Counts a request of this moment.
+    pub fn deposit(&self, now: Instant) {
+        let second = self.second(now);
         let slot = &self.requests[(second % self.requests.len() as u64) as usize];
         // Relaxed: each slot is a counter of its own, and nothing else hangs on it.
         let _ = slot.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |slot| {
@@ -55,7 +55,7 @@ impl Budget {
     /// Takes one retry out, if there is one.
     pub fn withdraw(&self) -> bool {
         let now = Instant::now();
-        let second = self.second();
+        let second = self.second(now);
         // A slot counts only while all of it lies in the window: at the edge, rather too few.
         let requests: u64 = self
             .requests
@@ -90,7 +90,7 @@ mod tests {
         let mut asked: Vec<Instant> = Vec::new();
         for tick in 0..600 {
             for _ in 0..20 {
-                budget.deposit();
+                budget.deposit(Instant::now());
                 asked.push(Instant::now());
                 if budget.withdraw() {
                     granted.push(Instant::now());
@@ -109,7 +109,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_budget_of_nothing_grants_nothing() {
         let budget = Budget::new(0.0, 0);
-        budget.deposit();
+        budget.deposit(Instant::now());
         assert!(!budget.withdraw());
     }
 

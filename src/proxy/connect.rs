@@ -248,7 +248,7 @@ impl Handshake {
         self,
         mut client: Given,
         target: Target,
-        peer: Option<Peer>,
+        peer: Option<Arc<Peer>>,
         user_agent: Option<HeaderValue>,
     ) {
         let (Some(client), Some(peer)) = (client.recv().await, peer) else { return };
@@ -262,7 +262,7 @@ impl Handshake {
         let agent = user_agent.as_ref().and_then(|agent| agent.to_str().ok());
         match accepted {
             Ok(stream) => {
-                let peer = Peer { tunnel: Some(Arc::new(target)), ..peer };
+                let peer = Peer { tunnel: Some(Arc::new(target)), ..Peer::clone(&peer) };
                 let opened = Opened { stream: Box::new(stream), peer, user_agent };
                 // Fails only where the listener has ended.
                 let _ = self.opened.send(opened).await;

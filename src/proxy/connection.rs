@@ -151,7 +151,7 @@ where
     where
         T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
-        let mut spoke = false;
+        let (peer, mut spoke) = (Arc::new(peer), false);
         loop {
             let Some(start) = self.next_bytes(&mut stream, spoke).await else {
                 // Tells a TLS client that nothing was cut off.
@@ -164,7 +164,7 @@ where
                 Box::pin(self.http2(stream, start, peer)).await;
                 return true;
             }
-            match Box::pin(self.http1(stream, start, peer.clone())).await {
+            match Box::pin(self.http1(stream, start, Arc::clone(&peer))).await {
                 Some(silent) => stream = silent,
                 None => return true,
             }
@@ -189,20 +189,24 @@ where
         }
     }
 
+    fn exchanges(&self, peer: Arc<Peer>) -> Exchanges<H> {
+        let end = Arc::new(Ends { taken: OnceLock::new(), drain: self.drain.clone() });
+        Exchanges { stack: Arc::clone(&self.stack), peer, end }
+    }
+
     /// Serves HTTP/1 until the connection falls silent, and gives it back then.
-    async fn http1<T>(&self, stream: T, start: Bytes, peer: Peer) -> Option<T>
+    async fn http1<T>(&self, stream: T, start: Bytes, peer: Arc<Peer>) -> Option<T>
     where
         T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
         let client = peer.address;
         let head = Arc::new(Head::default());
         let mut io = Downstream::new(stream, start, self.protocols.idle, Arc::clone(&head));
-        let (taken, drain) = (Arc::new(OnceLock::new()), self.drain.clone());
-        let mut service = Exchanges { stack: Arc::clone(&self.stack), peer, taken, drain };
+        let mut service = self.exchanges(peer);
         let mut begun = false;
         loop {
             let mut builder = self.protocols.http1.clone();
-            builder.timer(HeadTimer(Arc::clone(&head)));
+            builder.timer(HeadTimer::new(Arc::clone(&head)));
             let mut connection = builder.serve_connection(TokioIo::new(io), service);
             let Some(end) = self.drive(&mut connection, &head, begun).await else {
                 tracing::warn!(%client, "a request took longer than limits.request_timeout: its connection is closed");
@@ -237,7 +241,7 @@ where
                             _ => Error::BadHead,
                         };
                         self.refuse(&mut stream, error, client).await;
-                    } else if let Some(TakesOver(takes)) = service.taken.get() {
+                    } else if let Some(TakesOver(takes)) = service.end.taken.get() {
                         // Fails only where nobody waits for it any more.
                         let _ = takes.try_send(Box::new(Rewound::new(parts.read_buf, stream)));
                         return None;
@@ -263,7 +267,7 @@ where
         let mut stop = pin!(self.stop.cancelled());
         let mut clock = pin!(sleep(SILENCE));
         let first = head.count() + 1;
-        let mut seen = None;
+        let (mut seen, mut until) = (None, clock.deadline());
         poll_fn(|cx| {
             for _ in 0..READS {
                 if let Poll::Ready(ended) = Pin::new(&mut *connection).poll(cx) {
@@ -283,9 +287,20 @@ where
                 true => (SILENCE, Some(End::Silent)),
             };
             if seen.replace((waits, count)) != Some((waits, count)) {
-                clock.as_mut().reset(Instant::now() + limit);
+                until = Instant::now() + limit;
+                // To put a timer off costs next to nothing, to bring it forward costs a lock: one that is set for a
+                // silence may come in the middle of a request.
+                if waits || clock.deadline() > until {
+                    clock.as_mut().reset(until);
+                }
             }
-            clock.as_mut().poll(cx).map(|()| end)
+            while clock.as_mut().poll(cx).is_ready() {
+                if clock.deadline() >= until {
+                    return Poll::Ready(end);
+                }
+                clock.as_mut().reset(until);
+            }
+            Poll::Pending
         })
         .await
     }
@@ -325,13 +340,12 @@ where
         let _ = timeout(LINGER, writing).await;
     }
 
-    async fn http2<T>(&self, stream: T, start: Bytes, peer: Peer)
+    async fn http2<T>(&self, stream: T, start: Bytes, peer: Arc<Peer>)
     where
         T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
         let io = Downstream::new(stream, start, self.protocols.idle, Arc::default());
-        let (taken, drain) = (Arc::new(OnceLock::new()), self.drain.clone());
-        let service = Exchanges { stack: Arc::clone(&self.stack), peer, taken, drain };
+        let service = self.exchanges(peer);
         // One that comes while the proxy drains, and stays, is served until it is to stop.
         let ends = if self.drain.is_cancelled() { &self.stop } else { &self.drain };
         let connection = self.protocols.http2.serve_connection(TokioIo::new(io), service);
@@ -393,9 +407,14 @@ async fn linger<T: AsyncRead + Unpin>(stream: &mut T) {
 /// The exchanges of one connection.
 struct Exchanges<H> {
     stack: Arc<ArcSwap<H>>,
-    peer: Peer,
+    peer: Arc<Peer>,
+    end: Arc<Ends>,
+}
+
+/// What ends a connection. Shared by its exchanges as one, since a token's clones are counted under a lock.
+struct Ends {
     /// What takes the connection over (HTTP/1).
-    taken: Arc<OnceLock<TakesOver>>,
+    taken: OnceLock<TakesOver>,
     drain: CancellationToken,
 }
 
@@ -409,8 +428,8 @@ where
     type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Infallible>> + Send>>;
 
     fn call(&self, mut request: Request<Incoming>) -> Self::Future {
-        let (stack, peer) = (self.stack.load_full(), self.peer.clone());
-        let (taken, drain) = (Arc::clone(&self.taken), self.drain.clone());
+        let stack = self.stack.load_full();
+        let (peer, end) = (Arc::clone(&self.peer), Arc::clone(&self.end));
         Box::pin(async move {
             let is_http1 = request.version() < Version::HTTP_2;
             let is_stream = request.method() == Method::CONNECT && !is_http1;
@@ -420,14 +439,14 @@ where
             if let Some(takes) = response.extensions_mut().remove::<TakesOver>() {
                 match upgrade {
                     // A connection becomes one tunnel only: then it is HTTP no more.
-                    None => drop(taken.set(takes)),
+                    None => drop(end.taken.set(takes)),
                     Some(upgrade) => drop(tokio::spawn(async move {
                         if let Ok(stream) = upgrade.await {
                             let _ = takes.0.send(Box::new(TokioIo::new(stream))).await;
                         }
                     })),
                 }
-            } else if is_http1 && drain.is_cancelled() {
+            } else if is_http1 && end.drain.is_cancelled() {
                 // Whatever the client does next, it is not on this connection (RFC 9112 section 9.6).
                 response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
             }

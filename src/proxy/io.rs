@@ -6,7 +6,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU32, Ordering};
 use std::task::{Context, Poll, ready};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::{Buf, Bytes};
 use http::StatusCode;
@@ -67,16 +67,30 @@ impl Head {
 
 /// hyper's timer for heads. It never fires: the deadline is kept by who looks at the [`Head`].
 #[derive(Debug)]
-pub(super) struct HeadTimer(pub Arc<Head>);
+pub(super) struct HeadTimer {
+    head: Arc<Head>,
+    begun: Instant,
+}
+
+impl HeadTimer {
+    pub fn new(head: Arc<Head>) -> Self {
+        Self { head, begun: Instant::now() }
+    }
+}
 
 impl hyper::rt::Timer for HeadTimer {
     fn sleep(&self, _: Duration) -> Pin<Box<dyn hyper::rt::Sleep>> {
-        self.0.begun.fetch_add(1, Ordering::Relaxed);
-        self.0.waiting.store(true, Ordering::Relaxed);
-        Box::pin(Waiting(Arc::clone(&self.0)))
+        self.head.begun.fetch_add(1, Ordering::Relaxed);
+        self.head.waiting.store(true, Ordering::Relaxed);
+        Box::pin(Waiting(Arc::clone(&self.head)))
     }
 
-    fn sleep_until(&self, _: std::time::Instant) -> Pin<Box<dyn hyper::rt::Sleep>> {
+    /// Asked for each head, for a deadline that nobody looks at.
+    fn now(&self) -> Instant {
+        self.begun
+    }
+
+    fn sleep_until(&self, _: Instant) -> Pin<Box<dyn hyper::rt::Sleep>> {
         self.sleep(Duration::ZERO)
     }
 }
@@ -324,6 +338,9 @@ impl<T: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Remembering<T> {
         cx: &mut Context<'_>,
         slices: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
+        if let [all] = slices {
+            return self.poll_write(cx, all);
+        }
         self.history.wrote();
         Pin::new(self.inner.get_mut()).poll_write_vectored(cx, slices)
     }

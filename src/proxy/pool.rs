@@ -124,9 +124,10 @@ impl<C: Connect> Pool<C> {
         &self,
         origin: &Origin,
         request: &mut Request<Body>,
+        now: Instant,
     ) -> Result<Response<Incoming>, PoolError> {
         loop {
-            let (mut connection, is_reused) = match self.take(origin) {
+            let (mut connection, is_reused) = match self.take(origin, now) {
                 Some(kept) => (kept, true),
                 // Seldom, and large.
                 None => Box::pin(self.connect(origin)).await?,
@@ -146,8 +147,7 @@ impl<C: Connect> Pool<C> {
     }
 
     /// A kept connection to `origin`, the last used one: the others' time may come to an end.
-    fn take(&self, origin: &Origin) -> Option<Connection> {
-        let now = Instant::now();
+    fn take(&self, origin: &Origin, now: Instant) -> Option<Connection> {
         let mut kept = lock(&self.kept);
         let connections = &mut kept.connections;
         let mut at = connections.len();
@@ -168,7 +168,7 @@ impl<C: Connect> Pool<C> {
     async fn connect(&self, origin: &Origin) -> Result<(Connection, bool), PoolError> {
         let stream = self.connector.connect(origin.uri(None)).await.map_err(PoolError::Connect)?;
         if stream.is_http2()
-            && let Some(shared) = self.take(origin)
+            && let Some(shared) = self.take(origin, Instant::now())
         {
             // Of several requests at once this was not the first, and one connection takes them all.
             return Ok((shared, true));

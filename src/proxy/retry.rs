@@ -46,17 +46,57 @@ where
     type Error = Error;
 
     async fn handle(&self, call: Box<Call>, inner: &S) -> Result<Response<Body>, Error> {
-        self.budget.deposit();
+        let started = Instant::now();
+        self.budget.deposit(started);
         let (exchange, sent) = (Arc::clone(&call.exchange), call.sent);
         exchange.attempted();
-        let started = Instant::now();
         let spare = is_idempotent(call.request.method()).then(|| replica(&call)).flatten();
 
         let first = ask(inner, call, spare.as_deref()).await?;
-        let Some(sent) = sent else { return Ok(first) };
+        match sent {
+            // Seldom, and large.
+            Some(sent) if first.status() == StatusCode::BAD_REQUEST => {
+                let first = Attempted { sent, started, spare, answer: first };
+                Ok(Box::pin(self.refused(first, &exchange, inner)).await)
+            }
+            _ => Ok(first),
+        }
+    }
+}
+
+/// A first attempt that may have been refused.
+struct Attempted {
+    sent: Sent,
+    started: Instant,
+    spare: Option<Box<Call>>,
+    answer: Response<Body>,
+}
+
+/// Asks once; and once more on another connection, as every proxy does, if the first one was stale.
+async fn ask<S>(inner: &S, call: Box<Call>, spare: Option<&Call>) -> Result<Response<Body>, Error>
+where
+    S: Handle<Box<Call>, Response = Response<Body>, Error = Error>,
+{
+    match inner.handle(call).await {
+        Err(error) if error.is_stale() => match spare.and_then(replica) {
+            // Seldom.
+            Some(again) => Box::pin(inner.handle(again)).await,
+            None => Err(error),
+        },
+        answer => answer,
+    }
+}
+
+impl Retry {
+    /// The answer to a request that was refused, or something like it: to another attempt, if there is one.
+    async fn refused<S>(&self, first: Attempted, exchange: &Exchange, inner: &S) -> Response<Body>
+    where
+        S: Handle<Box<Call>, Response = Response<Body>, Error = Error>,
+    {
+        let Attempted { sent, started, spare, answer } = first;
         let schedule = Schedule::from(started, &self.config.retry);
-        let mut answer = self.judge(first, sent, schedule.deadline).await;
-        answer.count(&exchange);
+        let mut answer = self.judge(answer, sent, schedule.deadline).await;
+        answer.count(exchange);
         for attempt in 1.. {
             let Some(Verdict::Transient) = answer.verdict else { break };
             let next = spare.as_deref().filter(|it| !carries_nonce(&it.request)).and_then(replica);
@@ -75,7 +115,7 @@ where
                 break;
             }
             exchange.attempted();
-            let retry = Retrying::begin(&exchange);
+            let retry = Retrying::begin(exchange);
             match tokio::time::timeout_at(schedule.deadline, ask(inner, next, spare.as_deref()))
                 .await
             {
@@ -88,7 +128,7 @@ where
                         break;
                     }
                     answer = next;
-                    answer.count(&exchange);
+                    answer.count(exchange);
                     retry.ended(match answer.verdict {
                         Some(_) => Retried::Refused,
                         None if answer.response.status().as_u16() < 400 => Retried::Rescued,
@@ -108,25 +148,9 @@ where
                 }
             }
         }
-        Ok(answer.response)
+        answer.response
     }
-}
 
-/// Asks once; and once more on another connection, as every proxy does, if the first one was stale.
-async fn ask<S>(inner: &S, call: Box<Call>, spare: Option<&Call>) -> Result<Response<Body>, Error>
-where
-    S: Handle<Box<Call>, Response = Response<Body>, Error = Error>,
-{
-    match inner.handle(call).await {
-        Err(error) if error.is_stale() => match spare.and_then(replica) {
-            Some(again) => inner.handle(again).await,
-            None => Err(error),
-        },
-        answer => answer,
-    }
-}
-
-impl Retry {
     /// Looks whether an answer is a refusal, without taking anything from it.
     async fn judge(&self, response: Response<Body>, sent: Sent, deadline: Instant) -> Answer {
         if response.status() != StatusCode::BAD_REQUEST {

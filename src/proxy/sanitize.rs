@@ -1,12 +1,18 @@
 //! Inspection: contact writes are read whole and made consistent; all else streams past.
 
+use std::future::{Future, poll_fn};
+use std::pin::pin;
 use std::sync::Arc;
+use std::task::Poll;
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::{CONTENT_LENGTH, CONTENT_TYPE, HOST, TRAILER};
 use http::{HeaderMap, HeaderName, HeaderValue, Response};
 use http_body::Body as _;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::error::Elapsed;
+use tokio::time::timeout;
 
 use super::body::{self, Ahead, Body, BodyError, Rest, Side, Streaming};
 use super::call::{Call, Forward};
@@ -96,7 +102,7 @@ impl Sanitize {
             true
         };
         let reading = body::read_ahead(stream, self.config.sanitize.max_body, room);
-        let ahead = match tokio::time::timeout(limits.body_timeout, reading).await {
+        let ahead = match within(limits.body_timeout, reading).await {
             Ok(ahead) => ahead.map_err(Error::RequestBody)?,
             Err(_) => {
                 let slow = BodyError::Slow(Side::Downstream, limits.body_timeout);
@@ -156,6 +162,15 @@ impl Sanitize {
         let claims_contact = found.report(&call.exchange, &self.config)?;
         call.sent = claims_contact.map(|claims_contact| Sent { update, claims_contact });
         Ok(())
+    }
+}
+
+/// Waits for what most often is here already: then there is no clock to look at.
+async fn within<F: Future>(limit: Duration, future: F) -> Result<F::Output, Elapsed> {
+    let mut future = pin!(future);
+    match poll_fn(|cx| Poll::Ready(future.as_mut().poll(cx))).await {
+        Poll::Ready(output) => Ok(output),
+        Poll::Pending => timeout(limit, future).await,
     }
 }
 

@@ -78,6 +78,10 @@ impl AsyncWrite for Socket {
         cx: &mut Context<'_>,
         slices: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
+        // A head alone, most often: the system call for one piece costs less.
+        if let [all] = slices {
+            return self.poll_write(cx, all);
+        }
         Pin::new(&mut *self.stream()).poll_write_vectored(cx, slices)
     }
 

@@ -1,6 +1,7 @@
 //! The spine: every layer that a request passes, outermost first.
 
 use std::convert::Infallible;
+use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -66,7 +67,7 @@ pub(super) fn stack(
 /// A request, and the connection that it came on.
 pub(super) struct Arrived {
     pub request: Request<Incoming>,
-    pub peer: Peer,
+    pub peer: Arc<Peer>,
 }
 
 /// The report of a contact write, for the client (RFC 9651).
@@ -87,9 +88,43 @@ where
     type Response = Response<Observed>;
     type Error = Infallible;
 
-    async fn handle(&self, arrived: Arrived, inner: &S) -> Result<Response<Observed>, Infallible> {
-        let (call, mut line) = self.begin(arrived);
+    fn handle(
+        &self,
+        arrived: Arrived,
+        inner: &S,
+    ) -> impl Future<Output = Result<Response<Observed>, Infallible>> + Send {
+        // Before there is a future, which would have room for what has arrived to its end.
+        let (call, line) = self.begin(arrived);
+        self.observe(call, line, inner)
+    }
+}
 
+impl Observe {
+    /// A call of its own, and what ends its record: even if the client goes away, and the call with it.
+    fn begin(&self, Arrived { request, peer }: Arrived) -> (Box<Call>, Line) {
+        let limits = &self.config.limits;
+        let request = request.map(|incoming| {
+            if incoming.is_end_stream() {
+                return Body::empty();
+            }
+            let stream = Streaming::new(incoming, Side::Downstream, limits.idle_timeout);
+            Body::Streaming(Box::new(stream.at_least(limits.min_rate)))
+        });
+        let (metrics, journal) = (Arc::clone(&self.metrics), self.journal.clone());
+        let exchange = Arc::new(Exchange::begin(&request, peer, metrics, journal));
+        let call = Call { request, exchange: Arc::clone(&exchange), forward: None, sent: None };
+        (Box::new(call), Line { exchange, complete: false, sent: 0 })
+    }
+
+    async fn observe<S>(
+        &self,
+        call: Box<Call>,
+        mut line: Line,
+        inner: &S,
+    ) -> Result<Response<Observed>, Infallible>
+    where
+        S: Handle<Box<Call>, Response = Response<Body>, Error = Infallible>,
+    {
         let mut response = inner.handle(call).await?;
 
         line.exchange.answered(response.status());
@@ -109,24 +144,6 @@ where
             line.complete = body.is_end_stream();
             Observed { body, line }
         }))
-    }
-}
-
-impl Observe {
-    /// A call of its own, and what ends its record: even if the client goes away, and the call with it.
-    fn begin(&self, Arrived { request, peer }: Arrived) -> (Box<Call>, Line) {
-        let limits = &self.config.limits;
-        let request = request.map(|incoming| {
-            if incoming.is_end_stream() {
-                return Body::empty();
-            }
-            let stream = Streaming::new(incoming, Side::Downstream, limits.idle_timeout);
-            Body::Streaming(Box::new(stream.at_least(limits.min_rate)))
-        });
-        let (metrics, journal) = (Arc::clone(&self.metrics), self.journal.clone());
-        let exchange = Arc::new(Exchange::begin(&request, peer, metrics, journal));
-        let call = Call { request, exchange: Arc::clone(&exchange), forward: None, sent: None };
-        (Box::new(call), Line { exchange, complete: false, sent: 0 })
     }
 }
 

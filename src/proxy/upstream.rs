@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use http::uri::Scheme;
 use http::{Request, Response, StatusCode, Uri};
+use http_body::Body as _;
 use hyper::body::Incoming;
 use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder, MaybeHttpsStream};
 use hyper_util::client::legacy::connect::HttpConnector;
@@ -18,6 +19,7 @@ use hyper_util::rt::TokioIo;
 use rustls::pki_types::CertificateDer;
 use rustls::{CertificateError, ClientConfig, RootCertStore};
 use tokio::net::TcpStream;
+use tokio::time::Instant;
 use tower::Service;
 
 use super::body::{Body, BodyError, Progress, Side, Streaming};
@@ -97,9 +99,14 @@ impl Upstream {
         request: &mut Request<Body>,
     ) -> Result<Response<Body>, Failed> {
         let progress = request.body_mut().stream().map(Streaming::watch);
-        let answer = self.attempt(pin!(pool.request(origin, request)), progress).await?;
+        let now = Instant::now();
+        let asking = pin!(pool.request(origin, request, now));
+        let answer = self.attempt(asking, progress, now).await?;
         let idle = self.config.limits.idle_timeout;
-        Ok(answer.map(|body| Body::Streaming(Box::new(Streaming::new(body, Side::Upstream, idle)))))
+        Ok(answer.map(|body| match body.is_end_stream() {
+            true => Body::empty(),
+            false => Body::Streaming(Box::new(Streaming::new(body, Side::Upstream, idle))),
+        }))
     }
 
     /// One attempt, with `upstream.response_timeout` for the first byte of the answer. While a body
@@ -108,9 +115,9 @@ impl Upstream {
         &self,
         mut response: Pin<&mut impl Future<Output = Result<Response<Incoming>, PoolError>>>,
         progress: Option<Progress>,
+        started: Instant,
     ) -> Result<Response<Incoming>, Failed> {
         let limit = self.config.upstream.response_timeout;
-        let started = tokio::time::Instant::now();
         loop {
             let last = progress.as_ref().map_or(started, Progress::last).max(started);
             match tokio::time::timeout_at(last + limit, response.as_mut()).await {

@@ -148,7 +148,7 @@ impl Audit {
             time: record.time,
             request_id: &record.request_id,
             trace_id: record.trace_id.as_deref(),
-            method: &record.method,
+            method: record.method,
             account: record.account.as_deref(),
             contact_id: record.contact_id.as_deref(),
             user_agent: record.user_agent.as_deref(),
