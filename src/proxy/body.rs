@@ -16,6 +16,8 @@ use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use tokio::time::{Instant, Sleep};
 
+use super::wakes;
+
 /// Which side of the proxy a body comes from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Side {
@@ -236,7 +238,7 @@ impl http_body::Body for Streaming {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         let this = &mut *self;
-        if let Poll::Ready(frame) = Pin::new(&mut this.incoming).poll_frame(cx) {
+        if let Poll::Ready(frame) = wakes::take(&mut this.incoming, cx) {
             let silence = this.silence.take();
             if let Some(rate) = &mut this.rate {
                 rate.waited += silence.map_or(Duration::ZERO, |silence| silence.since.elapsed());

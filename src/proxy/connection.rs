@@ -10,7 +10,7 @@ use std::future::{Future, poll_fn};
 use std::net::SocketAddr;
 use std::pin::{Pin, pin};
 use std::sync::{Arc, OnceLock};
-use std::task::Poll;
+use std::task::{Context, Poll};
 use std::time::{Duration, SystemTime};
 
 use arc_swap::ArcSwap;
@@ -33,6 +33,7 @@ use super::io::{Downstream, Head, HeadTimer};
 use super::stack::{Arrived, Observed};
 use super::stage::Handle;
 use super::streams::{self, Streams};
+use super::wakes::OnPurpose;
 use crate::config::Config;
 use crate::intercept::tunnel::Rewound;
 use crate::observe::exchange::cut;
@@ -268,9 +269,11 @@ where
         let mut clock = pin!(sleep(SILENCE));
         let first = head.count() + 1;
         let (mut seen, mut until) = (None, clock.deadline());
+        let mut on_purpose = OnPurpose::default();
         poll_fn(|cx| {
             for _ in 0..READS {
-                if let Poll::Ready(ended) = Pin::new(&mut *connection).poll(cx) {
+                let mut cx = Context::from_waker(on_purpose.waker(cx.waker()));
+                if let Poll::Ready(ended) = Pin::new(&mut *connection).poll(&mut cx) {
                     return Poll::Ready(Some(End::Done(ended)));
                 }
                 if !head.has_more() {

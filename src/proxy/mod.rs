@@ -24,6 +24,7 @@ mod stack;
 mod stage;
 mod streams;
 mod upstream;
+mod wakes;
 
 pub use auth::Credentials;
 pub use control::Control;

@@ -6,7 +6,9 @@
 
 use std::error::Error as StdError;
 use std::future::{Future, poll_fn};
+use std::pin::{Pin, pin};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::task::Poll;
 use std::time::Duration;
 
 use http::uri::{Authority, PathAndQuery, Scheme};
@@ -16,9 +18,9 @@ use hyper::client::conn::{http1, http2};
 use hyper_util::client::legacy::connect::Connection as Negotiated;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::time::Instant;
+use tokio::time::{Instant, Sleep, sleep};
 
-use super::body::Body;
+use super::body::{Body, Progress};
 use super::io::{History, Remembering};
 
 /// The most connections kept without a request on them.
@@ -56,6 +58,22 @@ pub(super) enum PoolError {
         /// It had been used before, and was closed before it could be used again.
         was_stale: bool,
     },
+    /// It was waited for long enough.
+    #[error("no answer in time")]
+    Late,
+}
+
+/// How long an answer may take to begin: `limit` from when the request was, or from the last movement of a body that is
+/// on its way still.
+pub(super) struct Patience {
+    pub limit: Duration,
+    pub progress: Option<Progress>,
+}
+
+impl Patience {
+    fn end(&self, begun: Instant) -> Instant {
+        self.progress.as_ref().map_or(begun, Progress::last).max(begun) + self.limit
+    }
 }
 
 /// Where requests go to.
@@ -98,6 +116,9 @@ struct Connection {
     sender: Sender,
     history: History,
     last_used: Instant,
+    /// Ends the wait for an answer. It goes on to the next request: to put a timer off costs next to nothing, to set
+    /// one and to take it back costs two locks.
+    alarm: Pin<Box<Sleep>>,
 }
 
 enum Sender {
@@ -119,29 +140,35 @@ impl<C: Connect> Pool<C> {
     /// A kept connection that was closed meanwhile hands a request back that it did not begin; another is found for it.
     ///
     /// # Errors
-    /// If there is no answer.
+    /// If there is no answer in time.
     pub async fn request(
         &self,
         origin: &Origin,
         request: &mut Request<Body>,
-        now: Instant,
+        patience: Patience,
     ) -> Result<Response<Incoming>, PoolError> {
+        let mut begun = Instant::now();
         loop {
-            let (mut connection, is_reused) = match self.take(origin, now) {
+            let (mut connection, is_reused) = match self.take(origin, begun) {
                 Some(kept) => (kept, true),
-                // Seldom, and large.
-                None => Box::pin(self.connect(origin)).await?,
+                None => {
+                    // Seldom, and large.
+                    let connected = Box::pin(self.connect(origin)).await?;
+                    begun = Instant::now();
+                    connected
+                }
             };
-            match connection.send(request).await {
+            match connection.send(request, &patience, begun).await {
                 Ok(answer) => {
                     self.give_back(connection);
                     return Ok(answer);
                 }
-                Err(Unanswered { is_unsent: true, .. }) if is_reused => {}
-                Err(Unanswered { source, .. }) => {
+                Err(Unanswered::Failed { is_unsent: true, .. }) if is_reused => {}
+                Err(Unanswered::Failed { source, .. }) => {
                     let was_stale = connection.was_stale();
                     return Err(PoolError::Exchange { source, was_stale });
                 }
+                Err(Unanswered::Late) => return Err(PoolError::Late),
             }
         }
     }
@@ -195,7 +222,7 @@ impl<C: Connect> Pool<C> {
             Sender::Http1(sender)
         };
         let (origin, last_used) = (origin.clone(), Instant::now());
-        let connection = Connection { origin, sender, history, last_used };
+        let connection = Connection { origin, sender, history, last_used, alarm: alarm() };
         if let Some(shared) = connection.shared() {
             keep(&self.kept, shared, self.keep_alive);
         }
@@ -222,10 +249,42 @@ impl<C: Connect> Pool<C> {
 }
 
 /// Why a connection gave no answer.
-struct Unanswered {
-    source: hyper::Error,
-    /// The request was not begun, and is where it was.
-    is_unsent: bool,
+enum Unanswered {
+    Failed {
+        source: hyper::Error,
+        /// The request was not begun, and is where it was.
+        is_unsent: bool,
+    },
+    Late,
+}
+
+/// One that is set for later.
+fn alarm() -> Pin<Box<Sleep>> {
+    Box::pin(sleep(Duration::MAX))
+}
+
+/// What comes of `future`, if that is before the end; the end is asked for again when it has come.
+async fn in_time<F: Future>(
+    mut alarm: Pin<&mut Sleep>,
+    end: impl Fn() -> Instant,
+    future: F,
+) -> Option<F::Output> {
+    let mut future = pin!(future);
+    alarm.as_mut().reset(end());
+    poll_fn(|cx| {
+        if let Poll::Ready(output) = future.as_mut().poll(cx) {
+            return Poll::Ready(Some(output));
+        }
+        while alarm.as_mut().poll(cx).is_ready() {
+            let end = end();
+            if end <= alarm.deadline() {
+                return Poll::Ready(None);
+            }
+            alarm.as_mut().reset(end);
+        }
+        Poll::Pending
+    })
+    .await
 }
 
 fn taken(request: &mut Request<Body>) -> Request<Body> {
@@ -237,7 +296,10 @@ impl Connection {
     async fn send(
         &mut self,
         request: &mut Request<Body>,
+        patience: &Patience,
+        begun: Instant,
     ) -> Result<Response<Incoming>, Unanswered> {
+        let (alarm, end) = (self.alarm.as_mut(), || patience.end(begun));
         let answer = match &mut self.sender {
             Sender::Http1(sender) => {
                 // RFC 9112 section 3.2.1: an origin is sent no more than the path and query.
@@ -245,20 +307,20 @@ impl Connection {
                     let path = request.uri().path_and_query().cloned();
                     *request.uri_mut() = path.map(Uri::from).unwrap_or_default();
                 }
-                sender.try_send_request(taken(request)).await
+                in_time(alarm, end, sender.try_send_request(taken(request))).await
             }
             Sender::Http2(sender) => {
                 *request.uri_mut() = self.origin.uri(request.uri().path_and_query());
-                sender.try_send_request(taken(request)).await
+                in_time(alarm, end, sender.try_send_request(taken(request))).await
             }
         };
-        answer.map_err(|mut failed| {
+        answer.ok_or(Unanswered::Late)?.map_err(|mut failed| {
             let unsent = failed.take_message();
             let is_unsent = unsent.is_some();
             if let Some(unsent) = unsent {
                 *request = unsent;
             }
-            Unanswered { source: failed.into_error(), is_unsent }
+            Unanswered::Failed { source: failed.into_error(), is_unsent }
         })
     }
 
@@ -270,6 +332,7 @@ impl Connection {
             sender: Sender::Http2(sender.clone()),
             history: self.history.clone(),
             last_used: self.last_used,
+            alarm: alarm(),
         })
     }
 

@@ -3,7 +3,7 @@
 use std::error::Error as StdError;
 use std::future::{Future, poll_fn};
 use std::io;
-use std::pin::{Pin, pin};
+use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -11,7 +11,6 @@ use std::time::Duration;
 use http::uri::Scheme;
 use http::{Request, Response, StatusCode, Uri};
 use http_body::Body as _;
-use hyper::body::Incoming;
 use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder, MaybeHttpsStream};
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::client::legacy::connect::dns::{GaiResolver, Name};
@@ -19,15 +18,14 @@ use hyper_util::rt::TokioIo;
 use rustls::pki_types::CertificateDer;
 use rustls::{CertificateError, ClientConfig, RootCertStore};
 use tokio::net::TcpStream;
-use tokio::time::Instant;
 use tower::Service;
 
-use super::body::{Body, BodyError, Progress, Side, Streaming};
+use super::body::{Body, BodyError, Side, Streaming};
 use super::call::{Call, Forward};
 use super::connect::Target;
 use super::error::Error;
 use super::io::Remembering;
-use super::pool::{BoxError, Connect, Origin, Pool, PoolError};
+use super::pool::{BoxError, Connect, Origin, Patience, Pool, PoolError};
 use super::stage::Handle;
 use crate::config::{self, Config};
 use crate::intercept::guard::{ConnectError, Guard};
@@ -99,40 +97,18 @@ impl Upstream {
         request: &mut Request<Body>,
     ) -> Result<Response<Body>, Failed> {
         let progress = request.body_mut().stream().map(Streaming::watch);
-        let now = Instant::now();
-        let asking = pin!(pool.request(origin, request, now));
-        let answer = self.attempt(asking, progress, now).await?;
+        let patience = Patience { limit: self.config.upstream.response_timeout, progress };
+        let answer = pool.request(origin, request, patience).await?;
+        // RFC 9110 section 7.8: nobody asked for another protocol, since `Upgrade` ends here.
+        if answer.status() == StatusCode::SWITCHING_PROTOCOLS {
+            let message = "it switched to another protocol unasked".into();
+            return Err(Failed::Fault(Fault::Garbage, message));
+        }
         let idle = self.config.limits.idle_timeout;
         Ok(answer.map(|body| match body.is_end_stream() {
             true => Body::empty(),
             false => Body::Streaming(Box::new(Streaming::new(body, Side::Upstream, idle))),
         }))
-    }
-
-    /// One attempt, with `upstream.response_timeout` for the first byte of the answer. While a body
-    /// still streams up, the time counts from its last movement.
-    async fn attempt(
-        &self,
-        mut response: Pin<&mut impl Future<Output = Result<Response<Incoming>, PoolError>>>,
-        progress: Option<Progress>,
-        started: Instant,
-    ) -> Result<Response<Incoming>, Failed> {
-        let limit = self.config.upstream.response_timeout;
-        loop {
-            let last = progress.as_ref().map_or(started, Progress::last).max(started);
-            match tokio::time::timeout_at(last + limit, response.as_mut()).await {
-                // RFC 9110 section 7.8: nobody asked for another protocol, since `Upgrade` ends here.
-                Ok(Ok(answer)) if answer.status() == StatusCode::SWITCHING_PROTOCOLS => {
-                    let message = "it switched to another protocol unasked".into();
-                    return Err(Failed::Fault(Fault::Garbage, message));
-                }
-                Ok(answer) => return answer.map_err(Failed::from),
-                Err(_) if progress.as_ref().is_some_and(|it| it.last() > last) => {}
-                Err(_) => {
-                    return Err(Failed::Fault(Fault::ResponseTimeout, "no answer in time".into()));
-                }
-            }
-        }
     }
 }
 
@@ -277,8 +253,12 @@ impl From<PoolError> for Failed {
         {
             return Self::Denied(denied.clone());
         }
-        if let PoolError::Exchange { was_stale: true, .. } = error {
-            return Self::Fault(Fault::Stale, "connection closed before any answer".into());
+        match error {
+            PoolError::Exchange { was_stale: true, .. } => {
+                return Self::Fault(Fault::Stale, "connection closed before any answer".into());
+            }
+            PoolError::Late => return Self::Fault(Fault::ResponseTimeout, error.to_string()),
+            PoolError::Connect(_) | PoolError::Exchange { .. } => {}
         }
         let tls = causes().find_map(|cause| cause.downcast_ref::<rustls::Error>());
         let message = match tls {
