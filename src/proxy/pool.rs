@@ -22,6 +22,7 @@ use tokio::time::{Instant, Sleep, sleep};
 
 use super::body::{Body, Progress};
 use super::io::{History, Remembering};
+use super::wakes::on_purpose;
 
 /// The most connections kept without a request on them.
 const MAX_IDLE: usize = 64;
@@ -218,7 +219,7 @@ impl<C: Connect> Pool<C> {
             let mut builder = http1::Builder::new();
             builder.preserve_header_case(true);
             let (sender, driver) = builder.handshake(stream).await.map_err(failed)?;
-            tokio::spawn(driver);
+            tokio::spawn(on_purpose(driver));
             Sender::Http1(sender)
         };
         let (origin, last_used) = (origin.clone(), Instant::now());

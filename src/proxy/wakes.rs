@@ -4,7 +4,8 @@
 //! the last one too, after which it has nothing to do: the connection is polled once more, and all that waits on it.
 
 use std::cell::{Cell, RefCell};
-use std::pin::Pin;
+use std::future::{Future, poll_fn};
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::{Context, Poll, Wake, Waker};
 
@@ -62,6 +63,12 @@ impl Wake for Held {
             self.0.wake_by_ref();
         }
     }
+}
+
+/// Drives a connection by such a waker.
+pub(super) async fn on_purpose<F: Future>(connection: F) -> F::Output {
+    let (mut connection, mut waker) = (pin!(connection), OnPurpose::default());
+    poll_fn(|cx| connection.as_mut().poll(&mut Context::from_waker(waker.waker(cx.waker())))).await
 }
 
 impl OnPurpose {
