@@ -13,7 +13,7 @@ use super::ids::{RequestId, Trace, hexadecimal};
 use super::journal::Journal;
 use super::lines;
 use super::metrics::{Metrics, Name, RetryLabel, VerdictLabel};
-use super::record::{Decision, Finished, Inspected, Now, Part, Record};
+use super::record::{Clocks, Decision, Finished, Inspected, Part, Record};
 use super::redact::{Account, Agent, Id};
 use crate::contact::refusal::Verdict;
 use crate::contact::{Finding, Kind, Uninspectable};
@@ -404,7 +404,7 @@ impl Exchange {
         }
         match &self.journal {
             Some(journal) => journal.submit(finished),
-            None => lines::log(&finished, &Record::new(&finished, 0, Now::read())),
+            None => lines::log(&finished, &Record::new(&finished, 0, Clocks::read())),
         }
     }
 

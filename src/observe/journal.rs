@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use super::audit::Audit;
 use super::lines;
 use super::metrics::Metrics;
-use super::record::{Finished, Found, Now, Record};
+use super::record::{Clocks, Finished, Found, Record};
 use super::stats::Stats;
 
 /// How much may wait to be put into words, in bytes: bodies, most of it. A half is for what is to be audited, where
@@ -82,7 +82,7 @@ struct InWords {
 }
 
 impl InWords {
-    fn new(finished: &Finished, has_audit: bool, now: Now) -> Self {
+    fn new(finished: &Finished, has_audit: bool, now: Clocks) -> Self {
         let is_audited = has_audit && finished.is_audited();
         let digests = is_audited.then(|| finished.digests()).flatten();
         let findings = if is_audited { usize::MAX } else { FINDINGS };
@@ -224,13 +224,13 @@ impl Journal {
                 Err(Item { what: What::Finished { finished, .. }, .. }) => finished,
                 _ => return,
             };
-            lines::log(&finished, &Record::new(&finished, 0, Now::read()));
+            lines::log(&finished, &Record::new(&finished, 0, Clocks::read()));
         }
         let most = if is_audited || !self.has_audit() { HELD } else { HELD / 2 };
         let item = Item { what: What::Finished { finished, to_log: false }, weight };
         match self.state().inbox.add(item, most) {
             Err(Item { what: What::Finished { finished, .. }, .. }) if is_audited => {
-                let in_words = Box::new(InWords::new(&finished, true, Now::read()));
+                let in_words = Box::new(InWords::new(&finished, true, Clocks::read()));
                 let weight = LIGHTEST + in_words.record.held();
                 let item = Item { what: What::InWords(in_words), weight };
                 if self.state().inbox.add(item, 2 * HELD).is_err() {
@@ -356,7 +356,7 @@ impl State {
     fn run(&self) {
         let (mut items, mut blanks) = (Vec::new(), Vec::with_capacity(BATCH));
         while self.inbox.wait(&mut items) {
-            let (now, mut rest) = (Now::read(), items.drain(..).peekable());
+            let (now, mut rest) = (Clocks::read(), items.drain(..).peekable());
             while rest.peek().is_some() {
                 let mut weight = 0;
                 for item in rest.by_ref().take(BATCH) {

@@ -342,14 +342,20 @@ impl Metrics {
 
     /// A body was inspected: `clean`, `rewritten`, `observed` or `no_contact`.
     pub(crate) fn inspected(&self, result: &'static str) {
-        if let Some(position) = BODIES.iter().position(|it| *it == result) {
+        let position = BODIES.iter().position(|it| *it == result);
+        debug_assert!(position.is_some(), "nothing else comes of an inspection");
+        if let Some(position) = position {
             self.bodies[position].inc();
         }
     }
 
     /// A body was not inspected.
     pub(crate) fn uninspected(&self, reason: Uninspectable) {
-        self.uninspected[reason as usize].inc();
+        for (counter, of) in self.uninspected.iter().zip(Uninspectable::ALL) {
+            if of == reason {
+                counter.inc();
+            }
+        }
     }
 
     /// An answer of the proxy's own.

@@ -65,12 +65,12 @@ fn method_name(method: &Method) -> &'static str {
 
 /// A moment by both clocks, from which it is told what time another was. Looked at once for many exchanges.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Now {
+pub(super) struct Clocks {
     time: SystemTime,
     instant: Instant,
 }
 
-impl Now {
+impl Clocks {
     pub fn read() -> Self {
         Self { time: SystemTime::now(), instant: Instant::now() }
     }
@@ -438,7 +438,7 @@ impl Record {
     }
 
     /// Puts the material into words, and so many of its findings.
-    pub(super) fn new(finished: &Finished, most: usize, now: Now) -> Self {
+    pub(super) fn new(finished: &Finished, most: usize, now: Clocks) -> Self {
         let path = finished.text(Part::Path);
         let resource = Resource::of(path);
         let account = resource.map(|resource| Account(resource.account).as_str().into());

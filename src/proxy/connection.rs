@@ -33,7 +33,7 @@ use super::io::{Downstream, Head, HeadTimer};
 use super::stack::{Arrived, Observed};
 use super::stage::Handle;
 use super::streams::{self, Streams};
-use super::wakes::OnPurpose;
+use super::wakes::WakeFilter;
 use crate::config::Config;
 use crate::intercept::tunnel::Rewound;
 use crate::observe::exchange::cut;
@@ -269,10 +269,10 @@ where
         let mut clock = pin!(sleep(SILENCE));
         let first = head.count() + 1;
         let (mut seen, mut until) = (None, clock.deadline());
-        let mut on_purpose = OnPurpose::default();
+        let mut filter = WakeFilter::default();
         poll_fn(|cx| {
             for _ in 0..READS {
-                let mut cx = Context::from_waker(on_purpose.waker(cx.waker()));
+                let mut cx = Context::from_waker(filter.waker(cx.waker()));
                 if let Poll::Ready(ended) = Pin::new(&mut *connection).poll(&mut cx) {
                     return Poll::Ready(Some(End::Done(ended)));
                 }
@@ -291,8 +291,8 @@ where
             };
             if seen.replace((waits, count)) != Some((waits, count)) {
                 until = Instant::now() + limit;
-                // To put a timer off costs next to nothing, to bring it forward costs a lock: one that is set for a
-                // silence may come in the middle of a request.
+                // It never comes after `until`; if it comes before, it is set again. To put a timer off costs next to
+                // nothing, to bring it forward costs a lock.
                 if waits || clock.deadline() > until {
                     clock.as_mut().reset(until);
                 }

@@ -69,12 +69,12 @@ impl Head {
 #[derive(Debug)]
 pub(super) struct HeadTimer {
     head: Arc<Head>,
-    begun: Instant,
+    any_moment: Instant,
 }
 
 impl HeadTimer {
     pub fn new(head: Arc<Head>) -> Self {
-        Self { head, begun: Instant::now() }
+        Self { head, any_moment: Instant::now() }
     }
 }
 
@@ -87,7 +87,7 @@ impl hyper::rt::Timer for HeadTimer {
 
     /// Asked for each head, for a deadline that nobody looks at.
     fn now(&self) -> Instant {
-        self.begun
+        self.any_moment
     }
 
     fn sleep_until(&self, _: Instant) -> Pin<Box<dyn hyper::rt::Sleep>> {
@@ -338,6 +338,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Remembering<T> {
         cx: &mut Context<'_>,
         slices: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
+        // As in `Socket`.
         if let [all] = slices {
             return self.poll_write(cx, all);
         }

@@ -22,7 +22,7 @@ use tokio::time::{Instant, Sleep, sleep};
 
 use super::body::{Body, Progress};
 use super::io::{History, Remembering};
-use super::wakes::on_purpose;
+use super::wakes::filtered;
 
 /// The most connections kept without a request on them.
 const MAX_IDLE: usize = 64;
@@ -64,8 +64,8 @@ pub(super) enum PoolError {
     Late,
 }
 
-/// How long an answer may take to begin: `limit` from when the request was, or from the last movement of a body that is
-/// on its way still.
+/// How long an answer may take to begin: `limit` from when there was a connection to send the request on, or from the last
+/// movement of a body that is on its way still.
 pub(super) struct Patience {
     pub limit: Duration,
     pub progress: Option<Progress>,
@@ -117,8 +117,8 @@ struct Connection {
     sender: Sender,
     history: History,
     last_used: Instant,
-    /// Ends the wait for an answer. It goes on to the next request: to put a timer off costs next to nothing, to set
-    /// one and to take it back costs two locks.
+    /// Ends the wait for an answer. With HTTP/1 it goes on to the next request: to put a timer off costs next to nothing,
+    /// to set one and to take it back costs two locks.
     alarm: Pin<Box<Sleep>>,
 }
 
@@ -141,7 +141,7 @@ impl<C: Connect> Pool<C> {
     /// A kept connection that was closed meanwhile hands a request back that it did not begin; another is found for it.
     ///
     /// # Errors
-    /// If there is no answer in time.
+    /// If there is no connection, or no answer in time.
     pub async fn request(
         &self,
         origin: &Origin,
@@ -219,7 +219,7 @@ impl<C: Connect> Pool<C> {
             let mut builder = http1::Builder::new();
             builder.preserve_header_case(true);
             let (sender, driver) = builder.handshake(stream).await.map_err(failed)?;
-            tokio::spawn(on_purpose(driver));
+            tokio::spawn(filtered(driver));
             Sender::Http1(sender)
         };
         let (origin, last_used) = (origin.clone(), Instant::now());
@@ -259,7 +259,7 @@ enum Unanswered {
     Late,
 }
 
-/// One that is set for later.
+/// Far off; each request sets it.
 fn alarm() -> Pin<Box<Sleep>> {
     Box::pin(sleep(Duration::MAX))
 }
@@ -381,4 +381,46 @@ async fn watch(pool: Weak<Mutex<Kept>>, keep_alive: Duration) {
 fn lock(kept: &Mutex<Kept>) -> MutexGuard<'_, Kept> {
     // It is whole between any two statements: a poisoned lock is as good as any.
     kept.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::{pending, ready};
+
+    use super::*;
+
+    const LIMIT: Duration = Duration::from_secs(60);
+
+    /// How long an answer that never comes is waited for, the end as of when each wait begins.
+    async fn waited(alarm: &mut Pin<Box<Sleep>>, end: impl Fn(Instant) -> Instant) -> Duration {
+        let begun = Instant::now();
+        let answer = in_time(alarm.as_mut(), || end(begun), pending::<()>()).await;
+        assert!(answer.is_none());
+        begun.elapsed()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_alarm_that_went_off_while_nobody_waited_ends_the_next_wait_in_time_and_not_before()
+    {
+        let mut alarm = alarm();
+        let end = Instant::now() + LIMIT;
+        assert!(in_time(alarm.as_mut(), || end, ready(())).await.is_some());
+        tokio::time::sleep(2 * LIMIT).await;
+        assert_eq!(waited(&mut alarm, |begun| begun + LIMIT).await, LIMIT);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_alarm_is_put_off_and_brought_forward_from_one_wait_to_the_next() {
+        let mut alarm = alarm();
+        for limit in [LIMIT, 2 * LIMIT, LIMIT / 2, LIMIT] {
+            assert_eq!(waited(&mut alarm, |begun| begun + limit).await, limit);
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_end_that_moves_is_waited_for_until_it_moves_no_more() {
+        let moved_until = Instant::now() + 3 * LIMIT;
+        let end = |_| Instant::now().min(moved_until) + LIMIT;
+        assert_eq!(waited(&mut alarm(), end).await, 4 * LIMIT);
+    }
 }

@@ -238,6 +238,8 @@ async fn a_request_that_drips_on_for_too_long_in_all_is_ended() {
     let proxy = Proxy::before(&origin, &settings).await;
     let clock = Clock::hold();
     let mut client = proxy.client().await;
+    // Neither the first request of its connection, nor in the time of the one before.
+    assert_eq!(client.ask(GET).await.status, 204);
     client.send(b"POST /up HTTP/1.1\r\nHost: p\r\nContent-Length: 1000\r\n\r\n").await;
     let begun = Instant::now();
     while begun.elapsed() < Duration::from_secs(599) {

@@ -23,6 +23,46 @@ use crate::support::{CONTACT, RECIPE, RECIPE_OUT, answer, no_content, put};
 
 const GET: &[u8] = b"GET /x HTTP/1.1\r\nHost: p\r\n\r\n";
 
+/// A connection's alarm goes from request to request, and goes off unheard in between.
+#[tokio::test]
+async fn each_request_on_a_kept_connection_has_the_whole_time_for_its_answer_and_no_more() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+    let url = format!("http://{}", listener.local_addr().expect("bound"));
+    let settings = ["upstream.keep_alive=1h", "upstream.response_timeout=60s"];
+    let proxy = Proxy::start(&url, &settings).await;
+    let clock = Clock::hold();
+    let mut buffer = Vec::new();
+    let mut client = proxy.client().await;
+    client.send(GET).await;
+    let (mut upstream, _) = listener.accept().await.expect("a connection");
+    read_head(&mut upstream, &mut buffer).await.expect("a request");
+    upstream.write_all(&no_content()).await.expect("open");
+    assert_eq!(client.answer(false).await.status, 204);
+    settle().await;
+    clock.advance(Duration::from_secs(120)).await;
+
+    let mut client = proxy.client().await;
+    client.send(GET).await;
+    read_head(&mut upstream, &mut buffer).await.expect("the second, on the same connection");
+    settle().await;
+    clock.advance(Duration::from_secs(59)).await;
+    upstream.write_all(&no_content()).await.expect("it is waited for");
+    assert_eq!(client.answer(false).await.status, 204);
+
+    let mut client = proxy.client().await;
+    client.send(GET).await;
+    read_head(&mut upstream, &mut buffer).await.expect("the third, on the same connection");
+    settle().await;
+    let begun = Instant::now();
+    let answer = clock.until(client.answer(false)).await;
+    assert_eq!((answer.status, answer.problem()), (504, "upstream-response-timeout".to_owned()));
+    assert!(
+        (59..=62).contains(&begun.elapsed().as_secs()),
+        "it has its 60 s: {:?}",
+        begun.elapsed()
+    );
+}
+
 /// Without its timer, the pool keeps a connection until somebody asks for one.
 #[tokio::test]
 async fn an_idle_upstream_connection_is_closed_when_its_time_is_over_and_never_used_beyond() {
