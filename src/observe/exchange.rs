@@ -9,11 +9,12 @@ use bytes::Bytes;
 use http::{HeaderValue, Method, Request, StatusCode, Uri};
 use tokio::sync::OwnedSemaphorePermit;
 
+use super::clocks::Clocks;
 use super::ids::{RequestId, Trace, hexadecimal};
 use super::journal::Journal;
 use super::lines;
 use super::metrics::{Metrics, Name, RetryLabel, VerdictLabel};
-use super::record::{Clocks, Decision, Finished, Inspected, Part, Record};
+use super::record::{Decision, Finished, Inspected, Part, Record};
 use super::redact::{Account, Agent, Id};
 use crate::contact::refusal::Verdict;
 use crate::contact::{Finding, Kind, Uninspectable};

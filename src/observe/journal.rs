@@ -12,9 +12,10 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use super::audit::Audit;
+use super::clocks::Clocks;
 use super::lines;
 use super::metrics::Metrics;
-use super::record::{Clocks, Finished, Found, Record};
+use super::record::{Finished, Found, Record};
 use super::stats::Stats;
 
 /// How much may wait to be put into words, in bytes: bodies, most of it. A half is for what is to be audited, where

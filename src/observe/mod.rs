@@ -4,6 +4,7 @@
 pub mod admin;
 pub mod audit;
 pub mod cause;
+mod clocks;
 pub mod exchange;
 pub(crate) mod ids;
 pub mod journal;

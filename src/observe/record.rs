@@ -13,6 +13,7 @@ use http::{Method, StatusCode};
 use serde::{Serialize, Serializer};
 use smol_str::{SmolStr, ToSmolStr};
 
+use super::clocks::Clocks;
 use super::ids::Trace;
 use super::redact::{Account, Agent, Id, Value};
 use crate::config::Config;
@@ -61,24 +62,6 @@ fn method_name(method: &Method) -> &'static str {
         .into_iter()
         .find(|known| method == *known)
         .unwrap_or("(other)")
-}
-
-/// A moment by both clocks, from which it is told what time another was. Looked at once for many exchanges.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Clocks {
-    time: SystemTime,
-    instant: Instant,
-}
-
-impl Clocks {
-    pub fn read() -> Self {
-        Self { time: SystemTime::now(), instant: Instant::now() }
-    }
-
-    /// What time it was at an earlier moment.
-    fn time_of(self, earlier: Instant) -> SystemTime {
-        self.time.checked_sub(self.instant.saturating_duration_since(earlier)).unwrap_or(self.time)
-    }
 }
 
 /// A contact write's body, and what was found in it.

@@ -39,12 +39,12 @@ impl Drop for Taking {
     }
 }
 
+/// What a body yields.
+type Polled<B> = Poll<Option<Result<Frame<<B as Body>::Data>, <B as Body>::Error>>>;
+
 /// Takes the next piece of a body. Its connection is woken for the next one, unless this is the last. What wakes anybody
 /// in a poll that yields no piece may be the taker's own, which it waits for.
-pub(super) fn take<B: Body + Unpin>(
-    body: &mut B,
-    cx: &mut Context<'_>,
-) -> Poll<Option<Result<Frame<B::Data>, B::Error>>> {
+pub(super) fn take<B: Body + Unpin>(body: &mut B, cx: &mut Context<'_>) -> Polled<B> {
     let _taking = Taking::begin();
     let polled = Pin::new(&mut *body).poll_frame(cx);
     if matches!(polled, Poll::Ready(Some(Ok(_)))) && body.is_end_stream() {
@@ -103,7 +103,7 @@ mod tests {
 
     /// A body that wakes whoever takes something of it, as if that were its sender.
     struct Waking {
-        yields: Poll<Option<Result<Frame<Bytes>, Infallible>>>,
+        yields: Polled<Self>,
         is_over: bool,
     }
 
@@ -111,10 +111,7 @@ mod tests {
         type Data = Bytes;
         type Error = Infallible;
 
-        fn poll_frame(
-            mut self: Pin<&mut Self>,
-            cx: &mut Context<'_>,
-        ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Polled<Self> {
             cx.waker().wake_by_ref();
             std::mem::replace(&mut self.yields, Poll::Pending)
         }
@@ -134,7 +131,7 @@ mod tests {
     }
 
     /// How often a task is woken that takes something of a body.
-    fn woken(yields: Poll<Option<Result<Frame<Bytes>, Infallible>>>, is_over: bool) -> u32 {
+    fn woken(yields: Polled<Waking>, is_over: bool) -> u32 {
         let (count, mut filter) = (Arc::new(Count::default()), WakeFilter::default());
         let task = Waker::from(Arc::clone(&count));
         let mut cx = Context::from_waker(filter.waker(&task));
@@ -145,7 +142,7 @@ mod tests {
         taken
     }
 
-    fn piece() -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+    fn piece() -> Polled<Waking> {
         Poll::Ready(Some(Ok(Frame::data(Bytes::from_static(b"piece")))))
     }
 
@@ -171,10 +168,7 @@ mod tests {
             type Data = Bytes;
             type Error = Infallible;
 
-            fn poll_frame(
-                self: Pin<&mut Self>,
-                cx: &mut Context<'_>,
-            ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+            fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Polled<Self> {
                 cx.waker().wake_by_ref();
                 panic!("planted")
             }
