@@ -434,10 +434,19 @@ async fn a_disk_that_hangs_costs_lines_beyond_the_queue_and_neither_a_request_no
     let (start, end) = recipe.split_once("</ContactLists>").expect("lists");
     let body = [start, &list.repeat(1_500), "</ContactLists>", end].concat();
     let mut client = Client::connect(running.address).await;
+    let mut sent = 0;
     let lost = loop {
         assert_eq!(client.ask(&put(body.as_bytes())).await.status, 204);
-        let lost = json(admin, "/api/stats").await["state"]["audit_lost"].as_u64();
-        match lost.expect("a number") {
+        sent += 1;
+        // Each is in the trail's queue, or lost, before the next one comes.
+        let stats = loop {
+            let stats = json(admin, "/api/stats").await;
+            if stats["totals"]["requests"] == sent {
+                break stats;
+            }
+            tokio::task::yield_now().await;
+        };
+        match stats["state"]["audit_lost"].as_u64().expect("a number") {
             0 => {}
             lost => break lost,
         }
@@ -445,7 +454,7 @@ async fn a_disk_that_hangs_costs_lines_beyond_the_queue_and_neither_a_request_no
     let metrics = String::from_utf8(get(admin, "/metrics").await.body).expect("text");
     let queue = format!("optin_proxy_audit_lost_total{{reason=\"queue\"}} {lost}");
     assert!(metrics.contains(&queue), "{metrics}");
-    let sent = origin.requests().len();
+    assert_eq!(origin.requests().len(), sent);
     assert!((40..80).contains(&sent), "16 MiB of lines are some {sent} of them");
     let log = stop(running);
     assert!(log.contains("lines of the audit trail are lost for want of room"), "{log}");
