@@ -27,6 +27,7 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use crate::config::{Config, ConfigError, Layers};
 use crate::observe::log;
+use crate::proxy;
 
 /// Keeps the OptInSource of Constant Contact v1 contact writes consistent, and retries the API's
 /// spurious transition refusals.
@@ -242,15 +243,19 @@ fn block_on<T>(future: impl Future<Output = T>) -> io::Result<T> {
         return block_on_one(future);
     }
     let mut builder = tokio::runtime::Builder::new_multi_thread();
-    run_on(builder.worker_threads(threads.get()).enable_all().build()?, future)
+    run_on(builder.worker_threads(threads.get()), future)
 }
 
 /// The same on this thread alone: for what waits more than it works, being handed from thread to thread costs more.
 fn block_on_one<T>(future: impl Future<Output = T>) -> io::Result<T> {
-    run_on(tokio::runtime::Builder::new_current_thread().enable_all().build()?, future)
+    run_on(&mut tokio::runtime::Builder::new_current_thread(), future)
 }
 
-fn run_on<T>(runtime: tokio::runtime::Runtime, future: impl Future<Output = T>) -> io::Result<T> {
+fn run_on<T>(
+    builder: &mut tokio::runtime::Builder,
+    future: impl Future<Output = T>,
+) -> io::Result<T> {
+    let runtime = builder.enable_all().on_thread_park(proxy::end_turn).build()?;
     let done = runtime.block_on(future);
     // Tasks end here, and leave their records. A look-up that nobody waits for any more must not hold up the end.
     runtime.shutdown_timeout(LAST_TASKS);

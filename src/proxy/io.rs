@@ -225,9 +225,8 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for Downstream<T> {
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let polled = Pin::new(&mut self.inner).poll_flush(cx);
-        if matches!(polled, Poll::Ready(Ok(()))) {
-            self.head.flushed.store(true, Ordering::Relaxed);
-        }
+        // Not for good: a socket that has put something off may find that the system takes no more.
+        self.head.flushed.store(matches!(polled, Poll::Ready(Ok(()))), Ordering::Relaxed);
         self.guard(cx, polled)
     }
 
@@ -338,10 +337,6 @@ impl<T: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Remembering<T> {
         cx: &mut Context<'_>,
         slices: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        // As in `Socket`.
-        if let [all] = slices {
-            return self.poll_write(cx, all);
-        }
         self.history.wrote();
         Pin::new(self.inner.get_mut()).poll_write_vectored(cx, slices)
     }

@@ -23,6 +23,7 @@ mod socket;
 mod stack;
 mod stage;
 mod streams;
+mod turn;
 mod upstream;
 mod wakes;
 
@@ -30,4 +31,5 @@ pub use auth::Credentials;
 pub use control::Control;
 pub use listener::{Entrance, Server, StartError};
 pub use probe::{Probe, ProbeError, probe};
+pub(crate) use turn::end_turn;
 pub use upstream::SetupError;

@@ -18,7 +18,8 @@ use hyper_util::rt::TokioIo;
 use rustls::pki_types::CertificateDer;
 use rustls::{CertificateError, ClientConfig, RootCertStore};
 use tokio::net::TcpStream;
-use tower::Service;
+use tower::util::MapResponse;
+use tower::{Service, ServiceExt as _};
 
 use super::body::{Body, BodyError, Side, Streaming};
 use super::call::{Call, Forward};
@@ -26,6 +27,7 @@ use super::connect::Target;
 use super::error::Error;
 use super::io::Remembering;
 use super::pool::{BoxError, Connect, Origin, Patience, Pool, PoolError};
+use super::socket::Socket;
 use super::stage::Handle;
 use crate::config::{self, Config};
 use crate::intercept::guard::{ConnectError, Guard};
@@ -58,7 +60,7 @@ impl Upstream {
             .with_tls_config(tls)
             .https_or_http()
             .enable_all_versions()
-            .wrap_connector(http);
+            .wrap_connector(http.map_response(socket as IntoSocket));
         let connector = Api { https, timeout: config.upstream.connect_timeout };
         let keep_alive = config.upstream.keep_alive;
         let (api, others) =
@@ -346,25 +348,25 @@ impl<'e> Iterator for Causes<'e> {
 struct Guarded(Guard);
 
 impl Connect for Guarded {
-    type Stream = TcpStream;
+    type Stream = Socket;
 
-    async fn connect(&self, uri: Uri) -> Result<Remembering<TcpStream>, BoxError> {
+    async fn connect(&self, uri: Uri) -> Result<Remembering<Socket>, BoxError> {
         let host = uri.host().unwrap_or_default().parse();
         let host = host.map_err(|error| ConnectError::Io(io::Error::other::<HostError>(error)))?;
         let stream = self.0.connect(&host, uri.port_u16().unwrap_or(80)).await?;
-        Ok(Remembering::new(stream))
+        Ok(Remembering::new(Socket::new(stream)))
     }
 }
 
 /// Opens connections to the API, TLS included, within a deadline.
 struct Api {
-    https: HttpsConnector<HttpConnector<Resolver>>,
+    https: HttpsConnector<MapResponse<HttpConnector<Resolver>, IntoSocket>>,
     timeout: Duration,
 }
 
 impl Connect for Api {
     /// An adapter, since only tokio's traits tell how much was read.
-    type Stream = TokioIo<MaybeHttpsStream<TokioIo<TcpStream>>>;
+    type Stream = TokioIo<MaybeHttpsStream<TokioIo<Socket>>>;
 
     async fn connect(&self, uri: Uri) -> Result<Remembering<Self::Stream>, BoxError> {
         let mut https = self.https.clone();
@@ -377,6 +379,12 @@ impl Connect for Api {
             Err(_) => Err(ConnectError::Timeout(self.timeout).into()),
         }
     }
+}
+
+type IntoSocket = fn(TokioIo<TcpStream>) -> TokioIo<Socket>;
+
+fn socket(stream: TokioIo<TcpStream>) -> TokioIo<Socket> {
+    TokioIo::new(Socket::new(stream.into_inner()))
 }
 
 /// The system's resolver, with an error of its own that can be told from a refused connection.
