@@ -259,5 +259,6 @@ fn run_on<T>(
     let done = runtime.block_on(future);
     // Tasks end here, and leave their records. A look-up that nobody waits for any more must not hold up the end.
     runtime.shutdown_timeout(LAST_TASKS);
+    proxy::end_turns();
     Ok(done)
 }

@@ -155,8 +155,8 @@ where
         let (peer, mut spoke) = (Arc::new(peer), false);
         loop {
             let Some(start) = self.next_bytes(&mut stream, spoke).await else {
-                // Tells a TLS client that nothing was cut off.
-                let _ = timeout(LINGER, stream.shutdown()).await;
+                // Writes what is put off of an answer, and tells a TLS client that nothing was cut off.
+                let _ = timeout(self.protocols.idle, stream.shutdown()).await;
                 return spoke;
             };
             spoke = true;
@@ -339,8 +339,8 @@ where
             stream.write_all(&message).await?;
             stream.shutdown().await
         };
-        // Who takes no answer is let go.
-        let _ = timeout(LINGER, writing).await;
+        // Who takes no answer, this one or one before it, is let go.
+        let _ = timeout(self.protocols.idle, writing).await;
     }
 
     async fn http2<T>(&self, stream: T, start: Bytes, peer: Arc<Peer>)
@@ -457,3 +457,6 @@ where
         })
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -23,7 +23,7 @@ pub(crate) struct Head {
     /// How often it has begun to wait.
     begun: AtomicU32,
     waiting: AtomicBool,
-    /// All that was written has been taken by the system.
+    /// All that was written has been taken by the socket, which may have put it off.
     flushed: AtomicBool,
     /// The last read filled all the room that it was given.
     filled: AtomicBool,

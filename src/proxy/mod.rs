@@ -31,5 +31,5 @@ pub use auth::Credentials;
 pub use control::Control;
 pub use listener::{Entrance, Server, StartError};
 pub use probe::{Probe, ProbeError, probe};
-pub(crate) use turn::end_turn;
+pub(crate) use turn::{end_turn, end_turns};
 pub use upstream::SetupError;

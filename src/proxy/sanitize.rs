@@ -7,7 +7,7 @@ use std::task::Poll;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::{CONTENT_LENGTH, CONTENT_TYPE, HOST, TRAILER};
+use http::header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, HOST, TRAILER};
 use http::{HeaderMap, HeaderName, HeaderValue, Response};
 use http_body::Body as _;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -35,7 +35,7 @@ pub(super) struct Sanitize {
     room: Arc<Semaphore>,
 }
 
-/// A body that is looked at in next to no time, in bytes: in some 20 us, unless it is packed.
+/// A body that is looked at in next to no time, in bytes: in some 20 us.
 const SHORT: usize = 16 * 1024;
 
 /// Digests of a body that is no longer the client's (RFC 9530, RFC 3230, RFC 1864).
@@ -146,8 +146,8 @@ impl Sanitize {
         };
         // Only a base URL puts it into ids.
         let own_host = if forward.is_some() { None } else { own_host(request.headers()) };
-        if received.len() > SHORT {
-            // It takes longer than other requests' writes should wait, most of all if it is packed.
+        if received.len() > SHORT || request.headers().contains_key(CONTENT_ENCODING) {
+            // It takes longer than other requests' writes should wait.
             write_due();
         }
         let found = look(&received, request.headers(), own_host, update, &self.config);
