@@ -33,6 +33,9 @@ use crate::config::{self, Config};
 use crate::intercept::guard::{ConnectError, Guard};
 use crate::intercept::{Denied, HostError, is_ours};
 
+/// The most connections kept to hosts of the clients' choosing.
+const OTHERS: usize = 64;
+
 /// Sends requests to the API.
 pub(super) struct Upstream {
     api: Pool<Api>,
@@ -63,8 +66,8 @@ impl Upstream {
             .wrap_connector(http.map_response(socket as IntoSocket));
         let connector = Api { https, timeout: config.upstream.connect_timeout };
         let keep_alive = config.upstream.keep_alive;
-        let (api, others) =
-            (Pool::new(connector, keep_alive), Pool::new(Guarded(guard), keep_alive));
+        let api = Pool::new(connector, keep_alive, config.limits.max_requests);
+        let others = Pool::new(Guarded(guard), keep_alive, OTHERS);
         let config::Upstream { scheme, authority, .. } = &config.upstream;
         let origin = Origin { scheme: scheme.clone(), authority: authority.clone() };
         Self { api, origin, others, config }
