@@ -176,6 +176,8 @@ impl<C: Connect> Pool<C> {
 
     /// A kept connection to `origin`, the last used one: the others' time may come to an end.
     fn take(&self, origin: &Origin, now: Instant) -> Option<Connection> {
+        // Closed when nobody waits for it any more.
+        let mut over = Vec::new();
         let mut kept = lock(&self.kept);
         let connections = &mut kept.connections;
         let mut at = connections.len();
@@ -183,7 +185,7 @@ impl<C: Connect> Pool<C> {
             at = before;
             let connection = &mut connections[at];
             if connection.is_over(now, self.keep_alive) {
-                connections.remove(at);
+                over.push(connections.remove(at));
             } else if connection.origin == *origin {
                 connection.last_used = now;
                 return Some(connection.shared().unwrap_or_else(|| connections.remove(at)));
@@ -355,13 +357,14 @@ impl Connection {
 fn keep(pool: &Arc<Mutex<Kept>>, mut connection: Connection, keep_alive: Duration) {
     connection.last_used = Instant::now();
     let mut kept = lock(pool);
-    if kept.connections.len() == kept.most {
-        kept.connections.remove(0);
-    }
+    let is_full = kept.connections.len() == kept.most;
+    let longest_unused = is_full.then(|| kept.connections.remove(0));
     kept.connections.push(connection);
     if !std::mem::replace(&mut kept.is_watched, true) {
         tokio::spawn(watch(Arc::downgrade(pool), keep_alive));
     }
+    drop(kept);
+    drop(longest_unused);
 }
 
 /// Closes connections whose time is over, as long as there are any.
@@ -370,9 +373,14 @@ async fn watch(pool: Weak<Mutex<Kept>>, keep_alive: Duration) {
         tokio::time::sleep(keep_alive).await;
         let Some(pool) = pool.upgrade() else { return };
         let (now, mut kept) = (Instant::now(), lock(&pool));
-        kept.connections.retain(|connection| !connection.is_over(now, keep_alive));
+        let over = |connection: &mut Connection| connection.is_over(now, keep_alive);
+        let over: Vec<_> = kept.connections.extract_if(.., over).collect();
         kept.is_watched = !kept.connections.is_empty();
-        if !kept.is_watched {
+        let is_watched = kept.is_watched;
+        // To close many takes its time, for which nobody waits.
+        drop(kept);
+        drop(over);
+        if !is_watched {
             return;
         }
     }

@@ -173,6 +173,12 @@ impl Outlet {
         Self { stream, due: Vec::new(), state: State::Written }
     }
 
+    /// How much room is held for what is put off, in bytes.
+    #[cfg(test)]
+    pub fn room(&self) -> usize {
+        self.due.capacity()
+    }
+
     /// Whether something is written at the end of a turn.
     pub fn is_put_off(&self) -> bool {
         matches!(self.state, State::PutOff)

@@ -7,7 +7,7 @@ use tokio::net::TcpListener;
 use tokio::runtime::{Builder, Handle};
 use tokio::task::{spawn_blocking, yield_now};
 
-use super::super::turn::{MOST, OPERATIONS, end_turn, write_due};
+use super::super::turn::{MOST, OPERATIONS, end_turn, end_turns, write_due};
 use super::*;
 
 /// Gives the test two ends of a connection, the first of which puts off, in either runtime, each of which tells when it
@@ -148,6 +148,36 @@ fn a_thread_that_does_not_tell_when_it_waits_puts_nothing_off() {
             (near, has_come(&far))
         });
         assert!(elsewhere.join().expect("no panic").1);
+    });
+}
+
+#[test]
+fn a_thread_whose_turns_are_over_writes_what_it_has_and_puts_nothing_off() {
+    in_turns(async |mut near, far| {
+        near.write_all(b"one, ").await.expect("open");
+        end_turns();
+        assert!(has_come(&far));
+        near.write_all(b"two").await.expect("open");
+        assert_eq!(lock(&near.0).room(), 0);
+        end_turn();
+        near.shutdown().await.expect("open");
+        assert_eq!(all(far).await, b"one, two");
+    });
+}
+
+/// Regression: what was put off before something long kept its room for as long as the connection was silent.
+#[test]
+fn a_silent_connection_keeps_no_room_for_what_it_puts_off() {
+    in_turns(async |mut near, far| {
+        near.write_all(b"short").await.expect("open");
+        assert!(lock(&near.0).room() > 0);
+        end_turn();
+        assert_eq!(lock(&near.0).room(), 0);
+        near.write_all(b"short").await.expect("open");
+        near.write_all(&[b'x'; MOST]).await.expect("open");
+        assert_eq!(lock(&near.0).room(), 0);
+        drop(near);
+        assert_eq!(all(far).await.len(), 5 + 5 + MOST);
     });
 }
 
