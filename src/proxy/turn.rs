@@ -19,8 +19,9 @@ use tokio::io::AsyncWrite;
 use tokio::net::TcpStream;
 use tokio::task::AbortHandle;
 
-/// The most that one socket puts off, in bytes. What is more is not copied, and takes its time anyway.
-pub(super) const MOST: usize = 16 * 1024;
+/// The most that one socket puts off, in bytes. Pieces of what streams are longer: with them put off too, up to 16 KiB, an
+/// upload takes 1.13 to 1.2 times the CPU time.
+pub(super) const MOST: usize = 8 * 1024;
 
 /// After how many reads and writes, by any of its sockets, a thread does not put off any longer what it has: it may be
 /// so busy that it never comes to a wait. By 16, next to nothing is gained (0.99 and 1.04 of the CPU time without, for 32 and
