@@ -112,7 +112,7 @@ impl Turn {
     /// Keeps the room of what was written.
     fn keep(&self, mut room: Vec<u8>) {
         let mut spare = self.spare.borrow_mut();
-        if room.capacity() <= MOST && spare.len() < SPARE {
+        if (1..=MOST).contains(&room.capacity()) && spare.len() < SPARE {
             room.clear();
             spare.push(room);
         }
