@@ -189,11 +189,20 @@ async fn a_target_may_have_its_length_and_not_a_byte_more() {
 async fn a_head_beyond_the_limit_gets_431_and_closes() {
     let origin = Origin::start([Reply::Write(no_content())]).await;
     let proxy = Proxy::before(&origin, &["limits.max_head=8KiB"]).await;
-    for (length, status) in [(8_000, 204), (9_000, 431)] {
-        let field = "x".repeat(length);
-        let asked = format!("GET / HTTP/1.1\r\nHost: p\r\nX: {field}\r\n\r\n");
-        let mut client = proxy.client().await;
-        assert_eq!(client.ask(asked.as_bytes()).await.status, status);
+    let around =
+        format!("PUT {CONTACT} HTTP/1.1\r\nHost: p\r\nContent-Length: 50000\r\nX: \r\n\r\n");
+    // Whether or not it comes in one piece, and with as much behind it as is read at once.
+    for (length, status) in [(8 * 1024, 204), (8 * 1024 + 1, 431)] {
+        let field = "x".repeat(length - around.len());
+        let head = around.replace("X: ", &format!("X: {field}"));
+        for (first, last) in [(head.as_str(), ""), head.split_at(4_000), head.split_at(length - 1)]
+        {
+            let mut client = proxy.client().await;
+            client.send(first.as_bytes()).await;
+            client.send(&[last.as_bytes(), &[b'x'; 50_000]].concat()).await;
+            assert_eq!(client.answer(false).await.status, status, "{length} bytes");
+            assert!(status == 204 || client.is_closed().await);
+        }
     }
 }
 
