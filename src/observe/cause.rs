@@ -1,12 +1,13 @@
 //! Where a finding is likely to come from: what clients of each family were seen to do (API-V1: "What real
 //! clients send on an update").
 
-use super::record::Seen;
 use crate::contact::{Kind, Source};
 
 /// What in the application's code is likely to cause this.
-pub fn of(seen: Seen<'_>) -> &'static str {
-    match (seen.kind, seen.declared, seen.was) {
+///
+/// `was`: what was there, as far as that is one of the known values.
+pub fn of(kind: Kind, declared: Option<Source>, was: &str) -> &'static str {
+    match (kind, declared, was) {
         (Kind::ListDiffers, Some(Source::Contact), "ACTION_BY_CUSTOMER") => {
             "It gets the contact, adds an OptInSource and puts everything back: each ContactList still has the \
              OptInSource of its history. Leave OptInSource and OptInTime out of the lists that are put back."

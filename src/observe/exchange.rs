@@ -422,7 +422,7 @@ impl Exchange {
     }
 
     fn contact_id(&self) -> Option<Id<'_>> {
-        self.resource()?.contact_id().map(Id)
+        self.resource()?.contact_id().map(|id| Id(id.as_bytes()))
     }
 
     fn user_agent(&self) -> Option<Agent<'_>> {

@@ -13,9 +13,10 @@ use std::time::{Duration, Instant};
 
 use super::audit::Audit;
 use super::clocks::Clocks;
+use super::found::Seen;
 use super::lines;
 use super::metrics::Metrics;
-use super::record::{Finished, Found, Record};
+use super::record::{Finished, Record};
 use super::stats::Stats;
 
 /// How much may wait to be put into words, in bytes: bodies, most of it. A half is for what is to be audited, where
@@ -370,7 +371,7 @@ impl State {
                             }
                             self.take(in_words, |stats, record| {
                                 if record.findings.len() == record.found {
-                                    stats.add(record, record.findings.iter().map(Found::seen));
+                                    stats.add(record, record.findings.iter().map(Seen::InWords));
                                 } else {
                                     stats.add(record, finished.seen());
                                 }
@@ -379,7 +380,7 @@ impl State {
                             blanks.push(finished);
                         }
                         What::InWords(in_words) => self.take(*in_words, |stats, record| {
-                            stats.add(record, record.findings.iter().map(Found::seen));
+                            stats.add(record, record.findings.iter().map(Seen::InWords));
                         }),
                         // Nobody waits any longer, at the worst.
                         What::Flush(flushed) => drop(flushed.send(())),

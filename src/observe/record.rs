@@ -3,7 +3,6 @@
 //! An exchange hands its material over as it is (`Finished`); turning that into text is done off the request
 //! path. [`Record`] is the text, through the types of [`super::redact`] alone.
 
-use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -14,10 +13,11 @@ use serde::{Serialize, Serializer};
 use smol_str::{SmolStr, ToSmolStr};
 
 use super::clocks::Clocks;
+use super::found::{Found, Seen, list_id};
 use super::ids::Trace;
-use super::redact::{Account, Agent, Id, Value};
+use super::redact::{Account, Agent, Id};
 use crate::config::Config;
-use crate::contact::{Edit, Finding, Kind, Source, Was, Written, edit};
+use crate::contact::{Edit, Finding, edit};
 use crate::proxy::connect::Target;
 use crate::proxy::route::{self, Resource};
 
@@ -243,18 +243,12 @@ impl Finished {
     /// All that was found, and the list that each stands in.
     pub fn found(&self) -> impl Iterator<Item = (&Finding, Option<Id<'_>>)> {
         let original = self.part(Part::Original);
-        self.findings.iter().map(|finding| (finding, list_id(finding, original).map(Id)))
+        self.findings.iter().map(|finding| (finding, list_id(finding, original)))
     }
 
     /// The same, as it is counted.
     pub fn seen(&self) -> impl Iterator<Item = Seen<'_>> {
-        self.found().map(|(finding, list_id)| Seen {
-            kind: finding.kind,
-            changed: finding.acted_on(),
-            declared: finding.declared,
-            was: Value::known(&finding.was),
-            list_id: list_id.map(|id| id.as_str()),
-        })
+        self.found().map(|(finding, list_id)| Seen::Bare(finding, list_id))
     }
 
     /// Whether a contact was looked for in the body, or would have been.
@@ -352,41 +346,6 @@ pub struct Record {
     pub duration_ms: f64,
 }
 
-/// What is counted of a finding.
-#[derive(Clone, Copy)]
-pub struct Seen<'f> {
-    /// What it is.
-    pub kind: Kind,
-    /// Whether it was changed.
-    pub changed: bool,
-    /// The declaration that it was held against.
-    pub declared: Option<Source>,
-    /// What was there, as far as that is one of the known values.
-    pub was: &'f str,
-    /// The list that it stands in.
-    pub list_id: Option<&'f str>,
-}
-
-/// One finding.
-#[derive(Debug, Clone, Serialize)]
-pub struct Found {
-    /// What it is.
-    pub kind: Kind,
-    /// The list that it stands in.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub list_id: Option<SmolStr>,
-    /// What was there.
-    pub was: Cow<'static, str>,
-    /// What is there now.
-    pub now: Cow<'static, str>,
-    /// Whether it was changed.
-    pub changed: bool,
-    /// The declaration that it was held against.
-    pub declared: Option<Source>,
-    /// The setting that decided.
-    pub setting: &'static str,
-}
-
 /// Refusals of one exchange: so many transient ones, and perhaps a legitimate one at the end.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Verdicts {
@@ -427,6 +386,7 @@ impl Record {
         let account = resource.map(|resource| Account(resource.account).as_str().into());
         let contact_id = resource.and_then(|resource| resource.contact_id());
         let findings = &finished.findings;
+        let policy = finished.config.as_ref().map(|config| &config.sanitize.policy);
         Self {
             seq: 0,
             time: now.time_of(finished.started),
@@ -436,7 +396,7 @@ impl Record {
             method: method_name(&finished.method),
             route: route::template(resource),
             account,
-            contact_id: contact_id.map(|id| Id(id).as_str().into()),
+            contact_id: contact_id.map(|id| Id(id.as_bytes()).as_str().into()),
             user_agent: finished
                 .has_agent
                 .then(|| Agent(finished.text(Part::Agent)).printed().into()),
@@ -450,49 +410,9 @@ impl Record {
             verdicts: Verdicts { transient: finished.transient, legitimate: finished.legitimate },
             found: findings.len(),
             rewritten: findings.iter().filter(|finding| finding.acted_on()).count(),
-            findings: finished.found().take(most).map(|it| Found::new(it, finished)).collect(),
+            findings: finished.found().take(most).map(|it| Found::new(it, policy)).collect(),
             complete: finished.is_complete,
             duration_ms: finished.duration.as_micros() as f64 / 1000.0,
         }
     }
-}
-
-impl Found {
-    pub(super) fn seen(&self) -> Seen<'_> {
-        let Self { kind, changed, declared, .. } = *self;
-        Seen { kind, changed, declared, was: &self.was, list_id: self.list_id.as_deref() }
-    }
-
-    fn new((finding, list_id): (&Finding, Option<Id<'_>>), finished: &Finished) -> Self {
-        let was = match &finding.was {
-            Was::OwnOrigin(_) => Cow::Owned(Value(&finding.was).as_str().to_owned()),
-            was => Cow::Borrowed(Value::known(was)),
-        };
-        let now = match finding.now {
-            Written::Nothing => was.clone(),
-            written => Cow::Borrowed(written.as_str()),
-        };
-        Self {
-            kind: finding.kind,
-            list_id: list_id.map(|id| id.as_str().into()),
-            was,
-            now,
-            changed: finding.acted_on(),
-            declared: finding.declared,
-            setting: finished
-                .config
-                .as_ref()
-                .map_or("", |config| config.sanitize.policy.setting(finding.kind)),
-        }
-    }
-}
-
-/// A list's number: the end of its id. What is no UTF-8 is no number either.
-fn list_id<'o>(finding: &Finding, original: &'o [u8]) -> Option<&'o str> {
-    let mut id = &original[finding.list_id?.range()];
-    while let [before @ .., b'/'] = id {
-        id = before;
-    }
-    let start = memchr::memrchr(b'/', id).map_or(0, |slash| slash + 1);
-    Some(std::str::from_utf8(&id[start..]).unwrap_or_default())
 }

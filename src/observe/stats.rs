@@ -7,8 +7,8 @@ use fnv::FnvHashMap;
 use serde::Serialize;
 use smol_str::SmolStr;
 
-use super::cause;
-use super::record::{Record, Seen};
+use super::found::Seen;
+use super::record::Record;
 use crate::contact::Kind;
 
 /// How many minutes are kept.
@@ -78,23 +78,22 @@ struct Minute {
 }
 
 /// What one application sent, told apart by its `User-Agent`.
-#[derive(Debug, Clone, Default, Serialize)]
+#[derive(Debug, Clone, Default)]
 struct Application {
-    #[serde(flatten)]
     totals: Totals,
     kinds: Vec<ByKind>,
     /// Findings by list. There are too few for a sender to gain by ids that collide.
-    lists: FnvHashMap<Box<str>, u64>,
+    lists: FnvHashMap<Box<[u8]>, u64>,
 }
 
 impl Application {
     /// Where findings of this kind are counted: this is the newest.
     fn kind_of(&mut self, seen: Seen<'_>, request_id: &str) -> usize {
-        let cause = cause::of(seen);
-        let position = self.kinds.iter().position(|it| it.kind == seen.kind);
+        let (kind, cause) = (seen.kind(), seen.cause());
+        let position = self.kinds.iter().position(|it| it.kind == kind);
         let position = position.unwrap_or_else(|| {
             let request_id = request_id.into();
-            self.kinds.push(ByKind { kind: seen.kind, findings: 0, changed: 0, cause, request_id });
+            self.kinds.push(ByKind { kind, findings: 0, changed: 0, cause, request_id });
             self.kinds.len() - 1
         });
         let by_kind = &mut self.kinds[position];
@@ -144,13 +143,13 @@ impl Stats {
         let (mut alike, mut others) = (None, 0);
         for seen in found {
             let position = match alike {
-                Some((kind, position)) if kind == seen.kind => position,
+                Some((kind, position)) if kind == seen.kind() => position,
                 _ => application.kind_of(seen, &record.request_id),
             };
-            alike = Some((seen.kind, position));
+            alike = Some((seen.kind(), position));
             application.kinds[position].findings += 1;
-            application.kinds[position].changed += u64::from(seen.changed);
-            let Some(list) = seen.list_id else { continue };
+            application.kinds[position].changed += u64::from(seen.changed());
+            let Some(list) = seen.list_id() else { continue };
             let room = application.lists.len() < LISTS;
             match application.lists.get_mut(list) {
                 Some(count) => *count += 1,
@@ -159,7 +158,7 @@ impl Stats {
             }
         }
         if others > 0 {
-            *application.lists.entry(OTHERS.into()).or_default() += others;
+            *application.lists.entry(OTHERS.as_bytes().into()).or_default() += others;
         }
     }
 
@@ -202,7 +201,10 @@ impl Stats {
                 lists.sort_by(|(a, left), (b, right)| right.cmp(left).then_with(|| a.cmp(b)));
                 let lists: Vec<_> = lists
                     .into_iter()
-                    .map(|(list_id, findings)| serde_json::json!({ "list_id": list_id, "findings": findings }))
+                    .map(|(list_id, findings)| {
+                        let list_id = String::from_utf8_lossy(list_id);
+                        serde_json::json!({ "list_id": list_id, "findings": findings })
+                    })
                     .collect();
                 serde_json::json!({
                     "user_agent": user_agent,

@@ -19,8 +19,9 @@ use std::time::{Duration, Instant, SystemTime};
 
 use serde::Serialize;
 
+use super::found::Found;
 use super::metrics::Metrics;
-use super::record::{Found, Record, Verdicts, rfc3339};
+use super::record::{Record, Verdicts, rfc3339};
 use crate::config;
 
 pub use files::rotated;
