@@ -14,9 +14,14 @@ const ROUNDS: usize = 50;
 fn update(lists: usize, listed: &str) -> Bytes {
     let recipe = include_str!("../tests/corpus/in/recipe.xml");
     let (start, end) = recipe.split_once("</ContactLists>").expect("lists");
-    let list = "<ContactList id=\"http://api.constantcontact.com/ws/customers/oakmill/lists/21\">\
-                <OptInSource>ACTION_BY_CUSTOMER</OptInSource></ContactList>\n";
-    let body = [start, &list.repeat(lists - 2), "</ContactLists>", end].concat();
+    let list = |number| {
+        format!(
+            "<ContactList id=\"http://api.constantcontact.com/ws/customers/oakmill/lists/{number}\">\
+             <OptInSource>ACTION_BY_CUSTOMER</OptInSource></ContactList>\n"
+        )
+    };
+    let more: String = (21..19 + lists).map(list).collect();
+    let body = [start, &more, "</ContactLists>", end].concat();
     body.replace("ACTION_BY_CUSTOMER", listed).into()
 }
 

@@ -219,7 +219,8 @@ struct Statements<'d> {
     /// Contact level: the first and the last value, and whether any two differ.
     declarations: Option<(Meaning<'d>, Meaning<'d>)>,
     contradictory: bool,
-    /// List level: the first value that is not unknown, and whether any other differs from it.
+    /// List level, where the contact level does not say it all: the first value that is not unknown, and whether any
+    /// other differs from it.
     listed: Option<Meaning<'d>>,
     disagree: bool,
     /// Lists in all, and those whose every source is known.
@@ -230,22 +231,32 @@ struct Statements<'d> {
 fn gather<'d>(document: &'d Document, policy: &Policy) -> Vec<Statements<'d>> {
     let mut all: Vec<Statements<'d>> = Vec::new();
     all.resize_with(document.contacts.len(), Statements::default);
-    let mut known: Vec<Option<bool>> = vec![None; document.lists.len()];
-    for node in &document.nodes {
+    for node in document.nodes.iter().filter(|node| node.list.is_none()) {
         let statements = &mut all[node.contact as usize];
         let meaning = meaning(node, policy);
-        if let Some(list) = node.list {
-            let is_known = matches!(meaning, Meaning::Known(_));
-            known[list as usize] = Some(known[list as usize].unwrap_or(true) && is_known);
-            // An unknown value is a finding of its own, and counts as that alone.
-            if !matches!(meaning, Meaning::Unknown(_)) {
-                let first = *statements.listed.get_or_insert(meaning);
-                statements.disagree |= first != meaning;
-            }
-        } else {
-            let (first, last) = statements.declarations.get_or_insert((meaning, meaning));
-            statements.contradictory |= *first != meaning;
-            *last = meaning;
+        let (first, last) = statements.declarations.get_or_insert((meaning, meaning));
+        statements.contradictory |= *first != meaning;
+        *last = meaning;
+    }
+    // Nearly all contacts declare, and some have thousands of lists.
+    if all.iter().any(|it| !matches!(it.declarations, Some((Meaning::Known(_), _)))) {
+        gather_lists(document, policy, &mut all);
+    }
+    all
+}
+
+fn gather_lists<'d>(document: &'d Document, policy: &Policy, all: &mut [Statements<'d>]) {
+    let mut known: Vec<Option<bool>> = vec![None; document.lists.len()];
+    for node in &document.nodes {
+        let Some(list) = node.list else { continue };
+        let statements = &mut all[node.contact as usize];
+        let meaning = meaning(node, policy);
+        let is_known = matches!(meaning, Meaning::Known(_));
+        known[list as usize] = Some(known[list as usize].unwrap_or(true) && is_known);
+        // An unknown value is a finding of its own, and counts as that alone.
+        if !matches!(meaning, Meaning::Unknown(_)) {
+            let first = *statements.listed.get_or_insert(meaning);
+            statements.disagree |= first != meaning;
         }
     }
     for (list, known) in document.lists.iter().zip(known) {
@@ -253,7 +264,6 @@ fn gather<'d>(document: &'d Document, policy: &Policy) -> Vec<Statements<'d>> {
         statements.lists += 1;
         statements.lists_known += usize::from(known == Some(true));
     }
-    all
 }
 
 fn judge_contacts(

@@ -80,8 +80,18 @@ pub(super) enum Fit {
     Text(Bridge),
     /// The slot goes from within the start tag to the end of the element: what is left of its attributes, the start
     /// tag's end, and an end tag of this name.
-    Tag { attributes: Box<str>, name: Box<str> },
+    Tag(Box<TagFit>),
 }
+
+/// What is left of a tag when it is opened for a value.
+#[derive(Debug, PartialEq)]
+pub(super) struct TagFit {
+    pub attributes: Box<str>,
+    pub name: Box<str>,
+}
+
+// There are thousands in a long body, and all are looked through.
+const _: () = assert!(size_of::<Node>() <= 72);
 
 /// An `OptInTime` of a list.
 #[derive(Debug, PartialEq)]
@@ -113,7 +123,8 @@ impl Node {
     pub fn set(&self, source: Source) -> Edit {
         let (with, bridge) = match &self.fit {
             Fit::Text(bridge) => (source.as_str().into(), *bridge),
-            Fit::Tag { attributes, name } => {
+            Fit::Tag(tag) => {
+                let TagFit { attributes, name } = &**tag;
                 (format!("{attributes}>{source}</{name}>").into(), Bridge::None)
             }
         };

@@ -29,6 +29,16 @@ fn blank(rest: &[u8]) -> usize {
     rest.iter().position(|&byte| byte > b' ').unwrap_or(rest.len())
 }
 
+/// What follows `start`, of at least a block, if `text` starts with it. Compared by blocks, since the comparison of what may
+/// have any length is a call of the libc.
+#[inline]
+fn starts_alike<'t>(text: &'t [u8], start: &[u8]) -> Option<&'t [u8]> {
+    let (text, rest) = text.split_at_checked(start.len())?;
+    let (blocks, others) = (text.as_chunks::<32>().0, start.as_chunks::<32>().0);
+    let last = text.last_chunk::<32>()? == start.last_chunk()?;
+    (last && blocks.iter().zip(others).all(|(block, other)| block == other)).then_some(rest)
+}
+
 /// Reads `text`, or gives up.
 pub(super) fn read(text: &str, own_host: Option<&str>) -> Option<Document> {
     let mut reader = Plain {
@@ -36,6 +46,7 @@ pub(super) fn read(text: &str, own_host: Option<&str>) -> Option<Document> {
         bytes: text.as_bytes(),
         walk: Walk::new(text, text.as_bytes(), 0, own_host),
         bindings: Vec::new(),
+        alike: None,
     };
     let mut at = reader.declaration()?;
     while let Some(markup) = reader.character_data(at)? {
@@ -57,6 +68,19 @@ struct Plain<'t> {
     walk: Walk<'t>,
     /// The namespace declarations in scope, innermost last.
     bindings: Vec<Binding>,
+    alike: Option<Alike>,
+}
+
+/// The start of a list up to the end of its source, as far as the namespaces in scope stay the same. Those of one contact
+/// often differ in their numbers alone, and to see that costs a third of reading them.
+struct Alike {
+    /// From its start to the number at the end of its id.
+    head: Range<usize>,
+    /// From there on.
+    tail: Range<usize>,
+    /// Where its source starts, in `tail`.
+    at: usize,
+    source: Source,
 }
 
 /// `xmlns="..."` or `xmlns:prefix="..."`
@@ -128,9 +152,7 @@ impl<'t> Plain<'t> {
         }
         let end = start + 2 + name.len() + spaces + 1;
         self.walk.end(start..end).ok()?;
-        while self.bindings.last().is_some_and(|binding| binding.depth >= self.walk.open.len()) {
-            self.bindings.pop();
-        }
+        self.unbind();
         Some(end)
     }
 
@@ -153,6 +175,9 @@ impl<'t> Plain<'t> {
     #[inline]
     fn list(&mut self, start: usize) -> Option<usize> {
         let contact = self.walk.whose_lists()?;
+        if let Some((list, content, at)) = self.list_alike(contact, start) {
+            return Some(self.members(contact, list, start, content, at));
+        }
         let from = start + b"<ContactList id=\"".len();
         let quote = *self.bytes.get(from - 1)?;
         let id = from..from + memchr::memchr3(quote, b'<', b'&', &self.bytes[from..])?;
@@ -161,17 +186,55 @@ impl<'t> Plain<'t> {
         if !is_quoted || self.bytes.get(content - 1) != Some(&b'>') || !self.is_ours(b"") {
             return None;
         }
-        let list = self.walk.whole_list(contact, start, id);
-        let mut at = content;
+        let list = self.walk.whole_list(contact, start, id.clone());
+        let at = content + blank(&self.bytes[content..]);
+        let behind = self.source(contact, list, at);
+        if let Some((source, behind)) = behind {
+            self.alike = self.walk.number_of(id).map(|number| Alike {
+                head: start..number.start,
+                tail: number.end..behind,
+                at: at - number.end,
+                source,
+            });
+        }
+        let at = behind.map_or(at, |(_, behind)| behind);
+        Some(self.members(contact, list, start, content, at))
+    }
+
+    /// Passes the start of a list that is like that of one before, and tells its number, its content, and what is behind
+    /// its source.
+    #[inline]
+    fn list_alike(&mut self, contact: u32, start: usize) -> Option<(u32, usize, usize)> {
+        let Alike { head, tail, at, source } = self.alike.as_ref()?;
+        let number = starts_alike(&self.bytes[start..], &self.bytes[head.clone()])?;
+        let digits = number.iter().position(|byte| !byte.is_ascii_digit())?;
+        let behind = starts_alike(&number[digits..], &self.bytes[tail.clone()])?;
+        let (end, content) = (self.bytes.len() - behind.len(), start + head.len() + digits);
+        let id = start + b"<ContactList id=\"".len()..content;
+        let list = self.walk.list_alike(contact, start, id);
+        self.walk.list_source(contact, list, *source, content + at..end);
+        Some((list, content + b"\">".len(), end))
+    }
+
+    /// Passes the members of a list up to its end or to something that is not plain.
+    #[inline]
+    fn members(
+        &mut self,
+        contact: u32,
+        list: u32,
+        start: usize,
+        content: usize,
+        mut at: usize,
+    ) -> usize {
         loop {
             at += blank(&self.bytes[at..]);
             if self.bytes[at..].starts_with(b"</ContactList>") {
-                return Some(at + b"</ContactList>".len());
+                return at + b"</ContactList>".len();
             }
             let Some(behind) = self.member(contact, list, at) else {
                 let name = start + 1..start + b"<ContactList".len();
                 self.walk.open_list(contact, list, name, content);
-                return Some(at);
+                return at;
             };
             at = behind;
         }
@@ -180,33 +243,33 @@ impl<'t> Plain<'t> {
     /// Passes a list's source or time, if it has no prefix and nothing but one of the two values or text is in it.
     #[inline]
     fn member(&mut self, contact: u32, list: u32, start: usize) -> Option<usize> {
-        let rest = &self.bytes[start..];
-        // In two steps: what is longer than 32 bytes is compared by a call, which musl's libc does byte by byte.
-        let source = rest.strip_prefix(b"<OptInSource>ACTION_BY_C").and_then(|rest| {
-            if rest.starts_with(b"USTOMER</OptInSource>") {
-                Some(Source::Customer)
-            } else {
-                rest.starts_with(b"ONTACT</OptInSource>").then_some(Source::Contact)
-            }
-        });
-        if let Some(source) = source {
-            let slot = start + "<OptInSource>".len();
-            let slot = slot..slot + source.as_str().len();
-            let end = slot.end + "</OptInSource>".len();
-            self.is_ours(b"").then(|| {
-                self.walk.list_source(contact, list, source, start..end, slot);
-                end
-            })
-        } else {
-            let text = rest.strip_prefix(b"<OptInTime>")?;
-            let behind =
-                text[memchr::memchr2(b'<', b'&', text)?..].strip_prefix(b"</OptInTime>")?;
-            let end = self.bytes.len() - behind.len();
-            self.is_ours(b"").then(|| {
-                self.walk.list_time(list, start..end);
-                end
-            })
+        if let Some((_, end)) = self.source(contact, list, start) {
+            return Some(end);
         }
+        let text = self.bytes[start..].strip_prefix(b"<OptInTime>")?;
+        let behind = text[memchr::memchr2(b'<', b'&', text)?..].strip_prefix(b"</OptInTime>")?;
+        let end = self.bytes.len() - behind.len();
+        self.is_ours(b"").then(|| {
+            self.walk.list_time(list, start..end);
+            end
+        })
+    }
+
+    /// Passes a list's source, and tells what it is.
+    #[inline]
+    fn source(&mut self, contact: u32, list: u32, start: usize) -> Option<(Source, usize)> {
+        // In two steps: what is longer than 32 bytes is compared by a call, which musl's libc does byte by byte.
+        let rest = self.bytes[start..].strip_prefix(b"<OptInSource>ACTION_BY_C")?;
+        let source = if rest.starts_with(b"USTOMER</OptInSource>") {
+            Source::Customer
+        } else {
+            rest.starts_with(b"ONTACT</OptInSource>").then_some(Source::Contact)?
+        };
+        let length = "<OptInSource></OptInSource>".len() + source.as_str().len();
+        self.is_ours(b"").then(|| {
+            self.walk.list_source(contact, list, source, start..start + length);
+            (source, start + length)
+        })
     }
 
     /// Passes `<Name>text</Name>`, if the name is none that matters.
@@ -275,9 +338,7 @@ impl<'t> Plain<'t> {
         let (bytes, bindings) = (self.bytes, &self.bindings);
         self.walk.start(tag, || is_ours(bytes, bindings, prefix), || id).ok()?;
         if self_closing {
-            while self.bindings.last().is_some_and(|it| it.depth >= self.walk.open.len()) {
-                self.bindings.pop();
-            }
+            self.unbind();
         }
         Some(at + 1)
     }
@@ -308,6 +369,15 @@ impl<'t> Plain<'t> {
         Some(end)
     }
 
+    /// What ended ends what it declared.
+    #[inline]
+    fn unbind(&mut self) {
+        while self.bindings.last().is_some_and(|binding| binding.depth >= self.walk.open.len()) {
+            self.bindings.pop();
+            self.alike = None;
+        }
+    }
+
     fn bind(&mut self, name: Range<usize>, value: Range<usize>) -> Option<()> {
         let prefix = match &self.text[name.start + "xmlns".len()..name.end] {
             "" => name.end..name.end,
@@ -327,6 +397,7 @@ impl<'t> Plain<'t> {
         }
         let is_ours = namespace == NAMESPACE;
         self.bindings.push(Binding { prefix, is_ours, depth: self.walk.open.len() });
+        self.alike = None;
         Some(())
     }
 }

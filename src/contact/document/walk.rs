@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use quick_xml::events::attributes::Attributes;
 
-use super::{Contact, Document, Fit, List, MAX_DEPTH, Node, OwnId, Spelling, Time};
+use super::{Contact, Document, Fit, List, MAX_DEPTH, Node, OwnId, Spelling, TagFit, Time};
 use crate::contact::edit::{Bridge, Span};
 use crate::contact::{ID_ORIGIN, Source, Uninspectable, value};
 
@@ -250,14 +250,32 @@ impl<'t> Walk<'t> {
     /// is told by its number, until it ends or is [opened](Self::open_list).
     #[inline]
     pub fn whole_list(&mut self, contact: u32, start: usize, id: Range<usize>) -> u32 {
-        self.found.contacts[contact as usize].holds_list = true;
-        let list = self.list(contact, Some(self.in_body(&id)), start);
+        let list = self.list_alike(contact, start, id.clone());
         // No reference is in it, so it shows at once whether it is the API's own, as nearly all are.
         let value = self.bytes[id.clone()].trim_ascii_start();
         if self.own_host.is_some_and(|host| own_origin(value, host).is_some()) {
             self.own_id(Some(list), id);
         }
         list
+    }
+
+    /// Notes a list as [`Self::whole_list`] does, of whose id it is known that it is not the proxy's own.
+    #[inline]
+    pub fn list_alike(&mut self, contact: u32, start: usize, id: Range<usize>) -> u32 {
+        self.found.contacts[contact as usize].holds_list = true;
+        self.list(contact, Some(self.in_body(&id)), start)
+    }
+
+    /// The number at the end of an id in which no reference is, if what precedes it shows that it is not the proxy's own.
+    pub fn number_of(&self, id: Range<usize>) -> Option<Range<usize>> {
+        let value = &self.bytes[id.clone()];
+        let before = value.iter().rposition(|byte| !byte.is_ascii_digit()).map_or(0, |it| it + 1);
+        let before = &value[..before];
+        let is_others = self.own_host.is_none_or(|host| {
+            let start = before.trim_ascii_start();
+            start.len() > "https://".len() + host.len() && own_origin(start, host).is_none()
+        });
+        is_others.then(|| id.start + before.len()..id.end)
     }
 
     /// Leaves a list open that [`Self::whole_list`] noted.
@@ -273,16 +291,10 @@ impl<'t> Walk<'t> {
         });
     }
 
-    /// Notes a list's source that is one of the two known values, and stands plainly at `slot` in `element`.
+    /// Notes a list's source that is one of the two known values, and stands plainly in `element`.
     #[inline]
-    pub fn list_source(
-        &mut self,
-        contact: u32,
-        list: u32,
-        source: Source,
-        element: Range<usize>,
-        slot: Range<usize>,
-    ) {
+    pub fn list_source(&mut self, contact: u32, list: u32, source: Source, element: Range<usize>) {
+        let slot = element.start + "<OptInSource>".len()..element.end - "</OptInSource>".len();
         let (element, slot) = (self.in_body(&element), self.in_body(&slot));
         let (list, spelling, fit) = (Some(list), Spelling::Known(source), Fit::Text(Bridge::None));
         self.found.nodes.push(Node { contact, list, element, spelling, slot, fit });
@@ -315,7 +327,7 @@ impl<'t> Walk<'t> {
             Element::Source => {
                 let (slot, fit) = self.without_nil(open, end, end).unwrap_or_else(|| {
                     let (attributes, name) = ("".into(), self.text[tag.name.clone()].into());
-                    (end - "/>".len()..end, Fit::Tag { attributes, name })
+                    (end - "/>".len()..end, Fit::Tag(Box::new(TagFit { attributes, name })))
                 });
                 self.node(open, end, Spelling::Empty, slot, fit);
             }
@@ -386,7 +398,8 @@ impl<'t> Walk<'t> {
         // What cannot be written as it was is not written at all.
         let is_own = self.bytes[start..content] == self.text.as_bytes()[start..content];
         let name = self.text[open.name.clone()].into();
-        is_own.then(|| (start..end, Fit::Tag { attributes: attributes.into(), name }))
+        let tag = TagFit { attributes: attributes.into(), name };
+        is_own.then(|| (start..end, Fit::Tag(Box::new(tag))))
     }
 
     fn node(&mut self, open: &Open, end: usize, spelling: Spelling, slot: Range<usize>, fit: Fit) {
