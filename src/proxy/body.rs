@@ -16,7 +16,6 @@ use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use tokio::time::{Instant, Sleep};
 
-use super::io::READ;
 use super::wakes;
 
 /// Which side of the proxy a body comes from.
@@ -335,62 +334,42 @@ pub(super) async fn read_ahead(
     Ok(Ahead::Whole(gathered.into_bytes()))
 }
 
-/// Data put together as it comes. A single piece is not copied, nor a long one before all is there; many short pieces take
-/// no more room than their bytes and a part of a block, since what grows by doubling would leave holes of every size
-/// behind it.
+/// Data put together as it comes. A single piece is not copied; many pieces take no more room than their bytes
+/// and a part of a block, since what grows by doubling would leave holes of every size behind it.
 #[derive(Debug, Default)]
 pub(super) struct Gathered {
-    pieces: VecDeque<Bytes>,
-    /// What was copied of short pieces that came last.
-    block: BytesMut,
+    first: Bytes,
+    /// All of [`BLOCK`] bytes but the last.
+    blocks: VecDeque<BytesMut>,
     length: usize,
 }
 
-/// What a slow body takes at once, in bytes. A piece holds on to all of the buffer that it was read into, which is up to
-/// [`READ`]: one that fills half of it may, without taking much more memory than is counted.
-const BLOCK: usize = READ / 2;
+/// What a slow body takes at once, in bytes.
+const BLOCK: usize = 16 * 1024;
 
 impl Gathered {
     pub fn push(&mut self, data: Bytes) {
-        if data.is_empty() {
-            return;
-        }
-        let has_one = self.pieces.len() == 1 && self.block.is_empty();
-        if has_one && self.length < BLOCK {
-            let first = self.pieces.pop_front().unwrap_or_default();
-            self.copy(&first);
-        }
         let is_first = self.length == 0;
         self.length += data.len();
-        if is_first || data.len() >= BLOCK {
-            self.end_block();
-            self.pieces.push_back(data);
-        } else {
-            self.copy(&data);
+        if is_first {
+            self.first = data;
+            return;
         }
+        // Copied, since a piece holds on to all of the buffer that it was read into.
+        let first = std::mem::take(&mut self.first);
+        self.copy(&first);
+        self.copy(&data);
     }
 
     fn copy(&mut self, mut data: &[u8]) {
         while !data.is_empty() {
-            if self.block.len() == BLOCK {
-                self.end_block();
+            let room = self.blocks.back().map_or(0, |block| BLOCK - block.len());
+            let (fits, rest) = data.split_at(room.min(data.len()));
+            match self.blocks.back_mut() {
+                Some(block) if room > 0 => block.extend_from_slice(fits),
+                _ => self.blocks.push_back(BytesMut::with_capacity(BLOCK)),
             }
-            if self.block.is_empty() {
-                self.block = BytesMut::with_capacity(BLOCK);
-            }
-            let (fits, rest) = data.split_at(data.len().min(BLOCK - self.block.len()));
-            self.block.extend_from_slice(fits);
             data = rest;
-        }
-    }
-
-    fn end_block(&mut self) {
-        let block = std::mem::take(&mut self.block);
-        match block.len() {
-            0 => {}
-            // Between long pieces, its room would not be needed any more.
-            short if short < BLOCK / 2 => self.pieces.push_back(Bytes::copy_from_slice(&block)),
-            _ => self.pieces.push_back(block.freeze()),
         }
     }
 
@@ -399,15 +378,17 @@ impl Gathered {
     }
 
     pub fn into_bytes(mut self) -> Bytes {
-        self.end_block();
-        if self.pieces.len() < 2 {
-            return self.pieces.pop_front().unwrap_or_default();
+        match self.blocks.len() {
+            0 => self.first,
+            1 => self.blocks.pop_front().unwrap_or_default().freeze(),
+            _ => {
+                let mut all = BytesMut::with_capacity(self.length);
+                // Each block is given back as soon as it was copied.
+                while let Some(block) = self.blocks.pop_front() {
+                    all.extend_from_slice(&block);
+                }
+                all.freeze()
+            }
         }
-        let mut all = BytesMut::with_capacity(self.length);
-        // Each piece is given back as soon as it was copied.
-        while let Some(piece) = self.pieces.pop_front() {
-            all.extend_from_slice(&piece);
-        }
-        all.freeze()
     }
 }

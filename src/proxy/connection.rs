@@ -29,7 +29,7 @@ use tokio_util::sync::CancellationToken;
 use super::body::Body;
 use super::connect::{Peer, Stream};
 use super::error::Error;
-use super::io::{Downstream, Head, HeadTimer, READ};
+use super::io::{Downstream, Head, HeadTimer};
 use super::stack::{Arrived, Observed};
 use super::stage::Handle;
 use super::streams::{self, Streams};
@@ -87,8 +87,7 @@ impl Protocols {
             // The deadline itself is kept by `Serving::http1`; without one, hyper would not say when it waits.
             .header_read_timeout(limits.header_timeout)
             .max_header_size(limits.max_head)
-            // What is read at once. By the 16 KiB of a head, an upload took a third more CPU time.
-            .max_buf_size(limits.max_head.max(READ))
+            .max_buf_size(limits.max_head)
             .preserve_header_case(true);
         if limits.max_headers != HYPER_MAX_HEADERS {
             http1.max_headers(limits.max_headers);

@@ -277,10 +277,10 @@ impl History {
     }
 }
 
-/// The most that is read at once, in bytes. More of it is out of the caches before it is written: 100 MB came down with
+/// The most that is read from an upstream at once, in bytes. More of it is out of the caches before it is written: 100 MB came down with
 /// 0.84 of HAProxy's throughput by up to 400 KiB, which is what hyper would read, 0.89 by 64 KiB and 1.0 by 32. Less takes
-/// more CPU time for as much: down a tenth, up a third by 16 KiB.
-pub(super) const READ: usize = 32 * 1024;
+/// more CPU time for as much: a tenth by 16 KiB.
+const READ: usize = 32 * 1024;
 
 /// An upstream connection that keeps its [`History`], and is read by [`READ`].
 #[derive(Debug)]
