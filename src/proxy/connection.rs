@@ -86,7 +86,6 @@ impl Protocols {
         http1
             // The deadline itself is kept by `Serving::http1`; without one, hyper would not say when it waits.
             .header_read_timeout(limits.header_timeout)
-            .max_header_size(limits.max_head)
             .max_buf_size(limits.max_head)
             .preserve_header_case(true);
         if limits.max_headers != HYPER_MAX_HEADERS {

