@@ -246,7 +246,8 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_peer_that_takes_nothing_for_too_long_is_given_up() {
         let limit = Duration::from_secs(60);
-        let peer = Downstream::new(Peer::default(), Bytes::new(), limit, Arc::default());
+        let peer = tokio::io::join(tokio::io::empty(), Peer::default());
+        let peer = Downstream::new(peer, Bytes::new(), limit, Arc::default());
         let wire = Gathering::new(peer);
         let mut connection = Box::pin(frames(wire.clone(), 1, vec![7; 5_000]));
         let begun = tokio::time::Instant::now();

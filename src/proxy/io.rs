@@ -118,18 +118,46 @@ impl Drop for Waiting {
 /// written. A reader that stops would otherwise hold the connection, and what is buffered for it, for ever.
 #[derive(Debug)]
 pub(crate) struct Downstream<T> {
-    inner: T,
+    inner: Take<T>,
     /// Read before, and to be read again.
     start: Bytes,
     write_limit: Duration,
     /// Armed only while the peer takes nothing.
     stalled: Option<Pin<Box<Sleep>>>,
     head: Arc<Head>,
+    sparing: Sparing,
 }
 
-impl<T> Downstream<T> {
+/// How many bytes of each message are read by [`SPARING`].
+#[derive(Debug, Default)]
+struct Sparing {
+    bytes: u64,
+    /// Of the message that [`Head::count`] has this number.
+    left: u64,
+    message: u32,
+}
+
+impl Sparing {
+    /// The most to read next, in bytes.
+    fn limit(&mut self, message: u32) -> u64 {
+        if self.message != message {
+            (self.message, self.left) = (message, self.bytes);
+        }
+        if self.left > 0 { SPARING } else { u64::MAX }
+    }
+}
+
+impl<T: AsyncRead> Downstream<T> {
     pub fn new(inner: T, start: Bytes, write_limit: Duration, head: Arc<Head>) -> Self {
-        Self { inner, start, write_limit, stalled: None, head }
+        let inner = inner.take(u64::MAX);
+        Self { inner, start, write_limit, stalled: None, head, sparing: Sparing::default() }
+    }
+
+    /// Has the first so many bytes of each message read by less than [`READ`]: those that may wait for the rest of
+    /// their body, on many connections at once, each with a buffer for what is read next.
+    pub fn sparing(mut self, bytes: usize) -> Self {
+        self.sparing = Sparing { bytes: bytes as u64, left: bytes as u64, ..Sparing::default() };
+        self
     }
 
     /// Puts back what was read, to be read again.
@@ -139,9 +167,11 @@ impl<T> Downstream<T> {
 
     /// The connection itself.
     pub fn into_inner(self) -> T {
-        self.inner
+        self.inner.into_inner()
     }
+}
 
+impl<T> Downstream<T> {
     fn guard<R>(
         &mut self,
         cx: &mut Context<'_>,
@@ -178,10 +208,16 @@ impl<T: AsyncRead + Unpin> AsyncRead for Downstream<T> {
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         if self.start.is_empty() {
+            let this = &mut *self;
+            let limit = this.sparing.limit(this.head.count());
+            let room = limit.min(buffer.remaining() as u64);
             let before = buffer.filled().len();
-            let polled = Pin::new(&mut self.inner).poll_read(cx, buffer);
-            if buffer.remaining() == 0 && buffer.filled().len() > before {
-                self.head.filled.store(true, Ordering::Relaxed);
+            this.inner.set_limit(limit);
+            let polled = Pin::new(&mut this.inner).poll_read(cx, buffer);
+            let read = (buffer.filled().len() - before) as u64;
+            this.sparing.left = this.sparing.left.saturating_sub(read);
+            if read == room && read > 0 {
+                this.head.filled.store(true, Ordering::Relaxed);
             }
             return polled;
         }
@@ -192,7 +228,7 @@ impl<T: AsyncRead + Unpin> AsyncRead for Downstream<T> {
     }
 }
 
-impl<T: AsyncWrite + Unpin> AsyncWrite for Downstream<T> {
+impl<T: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Downstream<T> {
     fn poll_write(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -202,7 +238,7 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for Downstream<T> {
             return Poll::Ready(Ok(bytes.len()));
         }
         self.head.flushed.store(false, Ordering::Relaxed);
-        let polled = Pin::new(&mut self.inner).poll_write(cx, bytes);
+        let polled = Pin::new(self.inner.get_mut()).poll_write(cx, bytes);
         self.guard(cx, polled)
     }
 
@@ -215,16 +251,16 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for Downstream<T> {
             return Poll::Ready(Ok(slices.iter().map(|slice| slice.len()).sum()));
         }
         self.head.flushed.store(false, Ordering::Relaxed);
-        let polled = Pin::new(&mut self.inner).poll_write_vectored(cx, slices);
+        let polled = Pin::new(self.inner.get_mut()).poll_write_vectored(cx, slices);
         self.guard(cx, polled)
     }
 
     fn is_write_vectored(&self) -> bool {
-        self.inner.is_write_vectored()
+        self.inner.get_ref().is_write_vectored()
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let polled = Pin::new(&mut self.inner).poll_flush(cx);
+        let polled = Pin::new(self.inner.get_mut()).poll_flush(cx);
         // Not for good: a socket that has put something off may find that the system takes no more.
         self.head.flushed.store(matches!(polled, Poll::Ready(Ok(()))), Ordering::Relaxed);
         self.guard(cx, polled)
@@ -235,7 +271,7 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for Downstream<T> {
         if self.head.refused().is_some() {
             return Poll::Ready(Ok(()));
         }
-        let polled = Pin::new(&mut self.inner).poll_shutdown(cx);
+        let polled = Pin::new(self.inner.get_mut()).poll_shutdown(cx);
         self.guard(cx, polled)
     }
 }
@@ -277,10 +313,14 @@ impl History {
     }
 }
 
-/// The most that is read from an upstream at once, in bytes. More of it is out of the caches before it is written: 100 MB
-/// came down with 0.84 of HAProxy's throughput by up to 400 KiB, which is what hyper would read, 0.89 by 64 KiB and 1.0 by
-/// 32. Less takes more CPU time for as much: a tenth by 16 KiB.
-const READ: u64 = 32 * 1024;
+/// The most that is read at once, in bytes. More of it is out of the caches before it is written: 100 MB came down with
+/// 0.84 of HAProxy's throughput by up to 400 KiB, which is what hyper would read, 0.89 by 64 KiB and 1.0 by 32. Less takes
+/// more CPU time for as much: down a tenth, up a third by 16 KiB.
+pub(super) const READ: usize = 32 * 1024;
+
+/// The most that is read at once of what may have to be kept, in bytes: hyper's buffer does not grow beyond half of
+/// [`READ`] unless that was filled.
+const SPARING: u64 = READ as u64 / 2 - 1;
 
 /// An upstream connection that keeps its [`History`], and is read by [`READ`].
 #[derive(Debug)]
@@ -291,7 +331,7 @@ pub(super) struct Remembering<T> {
 
 impl<T: AsyncRead> Remembering<T> {
     pub fn new(inner: T) -> Self {
-        Self { inner: inner.take(READ), history: History::default() }
+        Self { inner: inner.take(READ as u64), history: History::default() }
     }
 
     pub fn history(&self) -> History {
@@ -313,7 +353,7 @@ impl<T: AsyncRead + Unpin> AsyncRead for Remembering<T> {
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let filled = buffer.filled().len();
-        self.inner.set_limit(READ);
+        self.inner.set_limit(READ as u64);
         let polled = Pin::new(&mut self.inner).poll_read(cx, buffer);
         if buffer.filled().len() > filled {
             self.history.read();
@@ -351,5 +391,39 @@ impl<T: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Remembering<T> {
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         Pin::new(self.inner.get_mut()).poll_shutdown(cx)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::AsyncWriteExt;
+
+    use super::*;
+
+    /// How much is read at once where there is `room` for so much.
+    async fn read<T: AsyncRead + Unpin>(io: &mut Downstream<T>, room: usize) -> usize {
+        let mut buffer = vec![0; room];
+        io.read(&mut buffer).await.unwrap()
+    }
+
+    #[tokio::test]
+    async fn what_may_have_to_be_kept_of_each_message_never_fills_half_of_the_buffer() {
+        let (mut peer, stream) = tokio::io::duplex(1 << 20);
+        peer.write_all(&[b'x'; 1 << 20]).await.unwrap();
+        let head = Arc::new(Head::default());
+        let timer = HeadTimer::new(Arc::clone(&head));
+        let mut io = Downstream::new(stream, Bytes::new(), Duration::MAX, Arc::clone(&head))
+            .sparing(2 * READ);
+        for message in 0..3 {
+            for kept in 1..=5 {
+                assert_eq!(read(&mut io, READ).await, READ / 2 - 1, "{message} {kept}");
+                assert!(head.has_more(), "others shall have their turn");
+            }
+            assert_eq!(read(&mut io, READ).await, READ, "{message}: what is longer streams");
+            assert!(head.has_more());
+            drop(hyper::rt::Timer::sleep(&timer, Duration::ZERO));
+        }
+        assert_eq!(read(&mut io, 100).await, 100, "a smaller buffer");
+        assert!(head.has_more());
     }
 }
