@@ -19,7 +19,7 @@ impl Span {
 
     /// The span of `range`, which lies in a body no longer than [`Span::LONGEST_BODY`].
     #[inline]
-    pub(super) fn new(range: Range<usize>) -> Self {
+    pub(crate) fn new(range: Range<usize>) -> Self {
         Self { start: range.start as u32, end: range.end as u32 }
     }
 

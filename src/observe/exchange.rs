@@ -66,7 +66,7 @@ pub(crate) enum Inspection<'a> {
 /// What is kept until all is over.
 struct Material {
     begun: Box<Finished>,
-    /// The body, if it is not in there yet.
+    /// The body, if it may have to be hashed and is not in there yet.
     body: Option<Bytes>,
 }
 
@@ -202,7 +202,7 @@ impl Exchange {
                 let tally = Tally::Inspected { findings: findings.len(), acted_on };
                 if self.is_recorded() {
                     let mut begun = self.begun();
-                    let body = begun.inspected(inspected);
+                    let body = begun.inspected(inspected, self.has_audit());
                     *self.material() = Some(Material { begun, body });
                 }
                 tally
@@ -225,6 +225,10 @@ impl Exchange {
     /// Whether anybody is told of it once it is over.
     fn is_recorded(&self) -> bool {
         self.journal.is_some() || lines::are_wanted()
+    }
+
+    fn has_audit(&self) -> bool {
+        self.journal.as_ref().is_some_and(Journal::has_audit)
     }
 
     /// A record with all that is known of a request before it is sent.
@@ -401,7 +405,7 @@ impl Exchange {
         finished.is_abandoned = is_unanswered && !finished.is_cut;
         finished.duration = elapsed;
         if let Some(body) = body {
-            finished.complete(body, self.journal.as_ref().is_some_and(Journal::has_audit));
+            finished.complete(body);
         }
         match &self.journal {
             Some(journal) => journal.submit(finished),

@@ -17,7 +17,7 @@ use super::found::{Found, Seen, list_id};
 use super::ids::Trace;
 use super::redact::{Account, Agent, Id};
 use crate::config::Config;
-use crate::contact::{Edit, Finding, edit};
+use crate::contact::{Edit, Finding, Span, edit};
 use crate::proxy::connect::Target;
 use crate::proxy::route::{self, Resource};
 
@@ -102,6 +102,7 @@ pub(crate) struct Finished {
     pub is_cut: bool,
     pub duration: Duration,
     pub has_agent: bool,
+    /// Their `list_id` is a part of `text`.
     findings: Vec<Finding>,
     edits: Vec<Edit>,
     is_inspected: bool,
@@ -112,7 +113,7 @@ pub(crate) struct Finished {
     large: Bytes,
     text: Vec<u8>,
     /// Where each [`Part`] ends.
-    ends: [usize; 4],
+    ends: [usize; 5],
 }
 
 /// A part of the text, in its order.
@@ -121,6 +122,9 @@ pub(crate) enum Part {
     RequestId,
     Path,
     Agent,
+    /// The numbers of the lists that findings stand in.
+    Lists,
+    /// The body, for its digests.
     Original,
 }
 
@@ -151,7 +155,7 @@ impl Default for Finished {
             config: None,
             large: Bytes::new(),
             text: Vec::new(),
-            ends: [0; 4],
+            ends: [0; 5],
         }
     }
 }
@@ -168,7 +172,7 @@ impl Finished {
         self.large = Bytes::new();
         self.text.clear();
         self.text.shrink_to(SMALL);
-        self.ends = [0; 4];
+        self.ends = [0; 5];
     }
 
     /// Adds a part; they come in their order, and one that does not come is empty.
@@ -190,23 +194,32 @@ impl Finished {
         std::str::from_utf8(self.part(part)).unwrap_or_default()
     }
 
-    /// Adds what was found, and returns the body if it is to be added once all is over, if at all.
+    /// Adds what was found, and returns the body if it is to be added once all is over, if at all: of one that has not to
+    /// be hashed, nothing is kept but the numbers of lists.
     ///
     /// What is small is copied at once: it is at hand now, and its memory goes to the next request as it would without
     /// a journal, whereas memory that waits for the end comes back cold. What is large is moved in. The body sent is
     /// not needed: the edits make it of the other.
-    pub fn inspected(&mut self, inspected: Inspected<'_>) -> Option<Bytes> {
+    pub fn inspected(&mut self, inspected: Inspected<'_>, has_audit: bool) -> Option<Bytes> {
         let Inspected { mut findings, mut edits, original, config } = inspected;
         self.is_inspected = true;
         if !self.config.as_ref().is_some_and(|kept| Arc::ptr_eq(kept, config)) {
             self.config = Some(Arc::clone(config));
         }
-        if original.len() > SMALL {
+        self.name_lists(&mut findings, &original);
+        let is_small = original.len() <= SMALL;
+        if is_small {
+            self.findings.append(&mut findings);
+        } else {
             self.findings = findings;
+        }
+        if !has_audit {
+            return None;
+        }
+        if !is_small {
             self.edits = edits;
             return Some(original);
         }
-        self.findings.append(&mut findings);
         self.edits.append(&mut edits);
         if self.findings.is_empty() {
             return Some(original);
@@ -215,9 +228,19 @@ impl Finished {
         None
     }
 
-    /// Adds the body after all, if its lists have to be named or its digests made.
-    pub fn complete(&mut self, original: Bytes, has_audit: bool) {
-        if self.findings.is_empty() && !(has_audit && self.is_audited()) {
+    fn name_lists(&mut self, findings: &mut [Finding], original: &[u8]) {
+        for finding in findings {
+            let start = self.text.len();
+            let Some(id) = list_id(finding, original) else { continue };
+            self.text.extend_from_slice(id.as_bytes());
+            finding.list_id = Some(Span::new(start..self.text.len()));
+        }
+        self.put(Part::Lists, b"");
+    }
+
+    /// Adds the body after all, if its digests have to be made.
+    pub fn complete(&mut self, original: Bytes) {
+        if !self.is_audited() {
             return;
         }
         if original.len() > PIECE {
@@ -242,8 +265,9 @@ impl Finished {
 
     /// All that was found, and the list that each stands in.
     pub fn found(&self) -> impl Iterator<Item = (&Finding, Option<Id<'_>>)> {
-        let original = self.part(Part::Original);
-        self.findings.iter().map(|finding| (finding, list_id(finding, original)))
+        self.findings
+            .iter()
+            .map(|finding| (finding, finding.list_id.map(|list| Id(&self.text[list.range()]))))
     }
 
     /// The same, as it is counted.
