@@ -19,8 +19,8 @@ use super::metrics::Metrics;
 use super::record::{Finished, Record};
 use super::stats::Stats;
 
-/// How much may wait to be put into words, in bytes: bodies, most of it. A half is for what is to be audited, where
-/// there is a trail: no other traffic can crowd that out. Beyond the whole, what is audited has to put itself into
+/// How much may wait to be put into words, in bytes. Where there is an audit trail, most of it is bodies, and a half is for
+/// what is to be audited: no other traffic can crowd that out. Beyond the whole, what is audited has to put itself into
 /// words, and may wait for as much again.
 const HELD: usize = 16 * 1024 * 1024;
 

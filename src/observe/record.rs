@@ -102,7 +102,7 @@ pub(crate) struct Finished {
     pub is_cut: bool,
     pub duration: Duration,
     pub has_agent: bool,
-    /// Their `list_id` is a part of `text`.
+    /// Each `list_id` is where `text` has the list's number.
     findings: Vec<Finding>,
     edits: Vec<Edit>,
     is_inspected: bool,
@@ -228,12 +228,22 @@ impl Finished {
         None
     }
 
+    /// Copies the numbers of the lists, each once for all that was found in it: it takes no more than the body does.
     fn name_lists(&mut self, findings: &mut [Finding], original: &[u8]) {
+        let mut last = None;
         for finding in findings {
-            let start = self.text.len();
-            let Some(id) = list_id(finding, original) else { continue };
-            self.text.extend_from_slice(id.as_bytes());
-            finding.list_id = Some(Span::new(start..self.text.len()));
+            finding.list_id = match (finding.list_id, last) {
+                (id, Some((known, copied))) if id == known => copied,
+                (id, _) => {
+                    let copied = list_id(finding, original).map(|number| {
+                        let start = self.text.len();
+                        self.text.extend_from_slice(number.as_bytes());
+                        Span::new(start..self.text.len())
+                    });
+                    last = Some((id, copied));
+                    copied
+                }
+            };
         }
         self.put(Part::Lists, b"");
     }
@@ -438,5 +448,40 @@ impl Record {
             complete: finished.is_complete,
             duration_ms: finished.duration.as_micros() as f64 / 1000.0,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::contact::{Request, Sanitized, sanitize};
+
+    #[test]
+    fn a_list_with_thousands_of_sources_has_its_number_kept_once() {
+        let (number, sources) = ("7".repeat(128), "<OptInSource>x</OptInSource>".repeat(3_000));
+        let body = format!(
+            "<Contact xmlns=\"http://ws.constantcontact.com/ns/1.0/\">\
+             <OptInSource>ACTION_BY_CONTACT</OptInSource><ContactLists>\
+             <ContactList id=\"http://api.constantcontact.com/ws/lists/{number}\">{sources}</ContactList>\
+             <ContactList id=\"http://api.constantcontact.com/ws/lists/8\">{sources}</ContactList>\
+             </ContactLists></Contact>"
+        );
+        let (original, config) = (Bytes::from(body), Arc::new(Config::default()));
+        let request = Request { update: true, ..Request::default() };
+        let Sanitized::Contact(contact) = sanitize(&original, &request, &config.sanitize.policy)
+        else {
+            panic!("it is a contact");
+        };
+        let mut finished = Finished::default();
+        let (findings, edits, config) = (contact.findings, contact.edits, &config);
+        assert!(findings.len() >= 6_000);
+        let weight = size_of_val(&*findings);
+        finished.inspected(Inspected { findings, edits, original, config }, false);
+        assert_eq!(finished.held(), weight + 129);
+        let named = |name: &str| {
+            let lists = finished.found().filter_map(|(_, list)| list);
+            lists.filter(|list| list.as_str() == name).count()
+        };
+        assert!(named(&number) >= 3_000 && named("8") >= 3_000);
     }
 }

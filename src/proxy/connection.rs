@@ -77,6 +77,7 @@ pub(super) struct Protocols {
     idle: Duration,
     whole: Duration,
     max_target: usize,
+    max_head: usize,
     /// What may be kept of a body, in bytes.
     max_body: usize,
 }
@@ -110,6 +111,7 @@ impl Protocols {
             idle: limits.idle_timeout,
             whole: limits.request_timeout,
             max_target: limits.max_target.min(HYPER_MAX_TARGET),
+            max_head: limits.max_head,
             max_body: config.sanitize.max_body,
         }
     }
@@ -207,12 +209,19 @@ where
     {
         let client = peer.address;
         let head = Arc::new(Head::default());
-        let mut io = Downstream::new(stream, start, self.protocols.idle, Arc::clone(&head))
-            .sparing(self.protocols.max_body);
+        // Of TLS, no more is read at once than a record, which is half of [`READ`]: to read less would cut each in two.
+        let is_tls = peer.tunnel.is_some();
+        let mut io = Downstream::new(stream, start, self.protocols.idle, Arc::clone(&head));
+        if !is_tls {
+            io = io.sparing(self.protocols.max_body);
+        }
         let mut service = self.exchanges(peer);
         let mut begun = false;
         loop {
             let mut builder = self.protocols.http1.clone();
+            if is_tls {
+                builder.max_buf_size(self.protocols.max_head);
+            }
             builder.timer(HeadTimer::new(Arc::clone(&head)));
             let mut connection = builder.serve_connection(TokioIo::new(io), service);
             let Some(end) = self.drive(&mut connection, &head, begun).await else {

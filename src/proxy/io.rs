@@ -125,14 +125,14 @@ pub(crate) struct Downstream<T> {
     /// Armed only while the peer takes nothing.
     stalled: Option<Pin<Box<Sleep>>>,
     head: Arc<Head>,
-    sparing: Sparing,
+    sparing: Option<Sparing>,
 }
 
 /// How many bytes of each message are read by [`SPARING`].
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Sparing {
     bytes: u64,
-    /// Of the message that [`Head::count`] has this number.
+    /// Of the message that has this number by [`Head::count`], which begins with 1.
     left: u64,
     message: u32,
 }
@@ -143,20 +143,20 @@ impl Sparing {
         if self.message != message {
             (self.message, self.left) = (message, self.bytes);
         }
-        if self.left > 0 { SPARING } else { u64::MAX }
+        if self.left > 0 { SPARING } else { READ as u64 }
     }
 }
 
 impl<T: AsyncRead> Downstream<T> {
     pub fn new(inner: T, start: Bytes, write_limit: Duration, head: Arc<Head>) -> Self {
         let inner = inner.take(u64::MAX);
-        Self { inner, start, write_limit, stalled: None, head, sparing: Sparing::default() }
+        Self { inner, start, write_limit, stalled: None, head, sparing: None }
     }
 
-    /// Has the first so many bytes of each message read by less than [`READ`]: those that may wait for the rest of
-    /// their body, on many connections at once, each with a buffer for what is read next.
+    /// Has no more than [`READ`] read at once; and less of the first so many bytes of each message, which may wait for
+    /// the rest of their body, on many connections at once, each with a buffer for what is read next.
     pub fn sparing(mut self, bytes: usize) -> Self {
-        self.sparing = Sparing { bytes: bytes as u64, left: bytes as u64, ..Sparing::default() };
+        self.sparing = Some(Sparing { bytes: bytes as u64, left: 0, message: 0 });
         self
     }
 
@@ -209,13 +209,18 @@ impl<T: AsyncRead + Unpin> AsyncRead for Downstream<T> {
     ) -> Poll<io::Result<()>> {
         if self.start.is_empty() {
             let this = &mut *self;
-            let limit = this.sparing.limit(this.head.count());
+            let limit = match &mut this.sparing {
+                Some(sparing) => sparing.limit(this.head.count()),
+                None => u64::MAX,
+            };
             let room = limit.min(buffer.remaining() as u64);
             let before = buffer.filled().len();
             this.inner.set_limit(limit);
             let polled = Pin::new(&mut this.inner).poll_read(cx, buffer);
             let read = (buffer.filled().len() - before) as u64;
-            this.sparing.left = this.sparing.left.saturating_sub(read);
+            if let Some(sparing) = &mut this.sparing {
+                sparing.left = sparing.left.saturating_sub(read);
+            }
             if read == room && read > 0 {
                 this.head.filled.store(true, Ordering::Relaxed);
             }
@@ -415,15 +420,17 @@ mod tests {
         let mut io = Downstream::new(stream, Bytes::new(), Duration::MAX, Arc::clone(&head))
             .sparing(2 * READ);
         for message in 0..3 {
+            drop(hyper::rt::Timer::sleep(&timer, Duration::ZERO));
             for kept in 1..=5 {
                 assert_eq!(read(&mut io, READ).await, READ / 2 - 1, "{message} {kept}");
                 assert!(head.has_more(), "others shall have their turn");
             }
-            assert_eq!(read(&mut io, READ).await, READ, "{message}: what is longer streams");
-            assert!(head.has_more());
-            drop(hyper::rt::Timer::sleep(&timer, Duration::ZERO));
+            for room in [READ, 2 * READ] {
+                assert_eq!(read(&mut io, room).await, READ, "{message}: what is longer streams");
+                assert!(head.has_more());
+            }
         }
-        assert_eq!(read(&mut io, 100).await, 100, "a smaller buffer");
+        assert_eq!(read(&mut io, 100).await, 100, "there is no more room");
         assert!(head.has_more());
     }
 }

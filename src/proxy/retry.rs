@@ -110,7 +110,10 @@ impl Retry {
                 exchange.exhausted();
                 break;
             }
-            tokio::time::sleep(pause).await;
+            // A timer waits for the next millisecond, even for none.
+            if !pause.is_zero() {
+                tokio::time::sleep(pause).await;
+            }
             if exchange.peer().is_some_and(|peer| peer.watch.is_gone()) {
                 break;
             }

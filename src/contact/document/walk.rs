@@ -259,7 +259,7 @@ impl<'t> Walk<'t> {
         list
     }
 
-    /// Notes a list as [`Self::whole_list`] does, of whose id it is known that it is not the proxy's own.
+    /// Notes a list as [`Self::whole_list`] does, without a look whether its id is the proxy's own.
     #[inline]
     pub fn list_alike(&mut self, contact: u32, start: usize, id: Range<usize>) -> u32 {
         self.found.contacts[contact as usize].holds_list = true;

@@ -267,6 +267,7 @@ fn lists_alike() -> impl Strategy<Value = String> {
             "<ContactList id=\"http://api.constantcontact.com/ws/lists/",
             "<ContactList id='http://api.constantcontact.com/ws/lists/",
             "<ContactList id='http://own/lists/",
+            "<ContactList id='  http://own/lists/",
             "<ContactList id='http://own",
             "<ContactList id='http://",
             "<ContactList id=' http://own/",
