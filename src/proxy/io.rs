@@ -324,8 +324,9 @@ impl History {
 pub(super) const READ: usize = 32 * 1024;
 
 /// The most that is read at once of what may have to be kept, in bytes: hyper's buffer does not grow beyond half of
-/// [`READ`] unless that was filled.
-const SPARING: u64 = READ as u64 / 2 - 1;
+/// [`READ`] unless that was filled. A cache line less, since what is not aligned takes longer to copy: by a byte less, an
+/// update of 200 KB took 4 % more CPU time.
+const SPARING: u64 = READ as u64 / 2 - 64;
 
 /// An upstream connection that keeps its [`History`], and is read by [`READ`].
 #[derive(Debug)]
@@ -422,7 +423,7 @@ mod tests {
         for message in 0..3 {
             drop(hyper::rt::Timer::sleep(&timer, Duration::ZERO));
             for kept in 1..=5 {
-                assert_eq!(read(&mut io, READ).await, READ / 2 - 1, "{message} {kept}");
+                assert_eq!(read(&mut io, READ).await, READ / 2 - 64, "{message} {kept}");
                 assert!(head.has_more(), "others shall have their turn");
             }
             for room in [READ, 2 * READ] {
