@@ -169,9 +169,7 @@ impl<T: AsyncRead> Downstream<T> {
     pub fn into_inner(self) -> T {
         self.inner.into_inner()
     }
-}
 
-impl<T> Downstream<T> {
     fn guard<R>(
         &mut self,
         cx: &mut Context<'_>,
