@@ -7,7 +7,7 @@ use std::time::Duration;
 use optin_proxy::intercept::{Host, ca as authority};
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
+use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::client::TlsStream;
 
 use super::API;
@@ -413,4 +413,32 @@ async fn the_proxy_does_not_take_its_own_authority_for_the_apis() {
     let problem = (refused.status, refused.problem());
     assert_eq!(problem, (502, "upstream-certificate-untrusted".to_owned()));
     assert!(thief.requests().is_empty());
+}
+
+/// What is read at once goes on at once: read by less than a record, each would become two chunks.
+#[tokio::test]
+async fn a_record_of_an_upload_is_not_cut_in_two() {
+    const RECORD: usize = 16_384;
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+    let origin = format!("http://{}", listener.local_addr().expect("bound"));
+    let proxy = Proxy::start(&origin, &[]).await;
+    let mut client = open(&proxy).await;
+    let head = format!(
+        "POST /ws/customers/x/activities HTTP/1.1\r\nHost: {API}\r\nContent-Type: text/csv\r\n\
+         Transfer-Encoding: chunked\r\n\r\n{:x}\r\n",
+        8 * RECORD
+    );
+    client.send(head.as_bytes()).await;
+    let (mut upstream, _) = listener.accept().await.expect("the proxy connects");
+    let mut received = Vec::new();
+    for records in 1..=8 {
+        client.send(&[b'~'; RECORD]).await;
+        while received.iter().filter(|&&byte| byte == b'~').count() < records * RECORD {
+            assert!(upstream.read_buf(&mut received).await.expect("open") > 0, "closed");
+        }
+    }
+    let received = String::from_utf8(received).expect("text");
+    let chunks = received.split("\r\n").filter(|line| line.starts_with('~')).count();
+    // Where the head ends in its buffer may cost one more.
+    assert!(chunks <= 8 + 1, "{chunks}");
 }
