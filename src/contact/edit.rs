@@ -17,7 +17,7 @@ impl Span {
     /// The longest body that spans can reach into, in bytes.
     pub const LONGEST_BODY: usize = u32::MAX as usize;
 
-    /// The span of `range`, which lies in a body no longer than [`Span::LONGEST_BODY`].
+    /// The span of `range`, which ends at [`Span::LONGEST_BODY`] or before.
     #[inline]
     pub(crate) fn new(range: Range<usize>) -> Self {
         Self { start: range.start as u32, end: range.end as u32 }

@@ -10,11 +10,12 @@ use http::{HeaderValue, Method, Request, StatusCode, Uri};
 use tokio::sync::OwnedSemaphorePermit;
 
 use super::clocks::Clocks;
+use super::finished::{Finished, Inspected, Part};
 use super::ids::{RequestId, Trace, hexadecimal};
 use super::journal::Journal;
 use super::lines;
 use super::metrics::{Metrics, Name, RetryLabel, VerdictLabel};
-use super::record::{Decision, Finished, Inspected, Part, Record};
+use super::record::{Decision, Record};
 use super::redact::{Account, Agent, Id};
 use crate::contact::refusal::Verdict;
 use crate::contact::{Finding, Kind, Uninspectable};

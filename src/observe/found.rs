@@ -7,7 +7,7 @@ use smol_str::SmolStr;
 
 use super::cause;
 use super::redact::{Id, Value};
-use crate::contact::{Finding, Kind, Policy, Source, Was, Written};
+use crate::contact::{Finding, Kind, Policy, Source, Span, Was, Written};
 
 /// A finding as it is counted.
 #[derive(Clone, Copy)]
@@ -101,10 +101,10 @@ impl Found {
 }
 
 /// A list's number: the end of its id.
-pub(super) fn list_id<'o>(finding: &Finding, original: &'o [u8]) -> Option<Id<'o>> {
-    let id = &original[finding.list_id?.range()];
+pub(super) fn list_number(id: Span, original: &[u8]) -> Id<'_> {
+    let id = &original[id.range()];
     // It is a few bytes long: no search that has to be called pays.
     let end = id.iter().rposition(|&byte| byte != b'/').map_or(0, |last| last + 1);
     let start = id[..end].iter().rposition(|&byte| byte == b'/').map_or(0, |slash| slash + 1);
-    Some(Id(&id[start..end]))
+    Id(&id[start..end])
 }

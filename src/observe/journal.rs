@@ -13,10 +13,11 @@ use std::time::{Duration, Instant};
 
 use super::audit::Audit;
 use super::clocks::Clocks;
+use super::finished::Finished;
 use super::found::Seen;
 use super::lines;
 use super::metrics::Metrics;
-use super::record::{Finished, Record};
+use super::record::Record;
 use super::stats::Stats;
 
 /// How much may wait to be put into words, in bytes. Where there is an audit trail, most of it is bodies, and a half is for

@@ -6,7 +6,8 @@
 use tracing::Level;
 use tracing::field::display;
 
-use super::record::{Finished, Record};
+use super::finished::Finished;
+use super::record::Record;
 use super::redact::{Now, Value};
 
 /// Whether anything is logged at all: mismatches are warnings.

@@ -6,6 +6,7 @@ pub mod audit;
 pub mod cause;
 mod clocks;
 pub mod exchange;
+pub(crate) mod finished;
 pub mod found;
 pub(crate) mod ids;
 pub mod journal;

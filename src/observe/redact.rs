@@ -26,6 +26,9 @@ pub struct Value<'a>(pub &'a Was);
 /// The longest that is printed of anything, in bytes.
 const LONGEST: usize = 128;
 
+const UNKNOWN: &str = "(unknown)";
+const OWN_ORIGIN: &str = "(own origin)";
+
 /// Whether there is an `@` in it, as it is or escaped, once or more often.
 fn is_address(text: &str) -> bool {
     let escaped = |percent: usize| {
@@ -123,13 +126,25 @@ impl<'a> Value<'a> {
             Was::Empty => "",
             Was::Known(source) => source.as_str(),
             Was::Several => "(several)",
-            Was::OwnOrigin(_) => "(own origin)",
+            Was::OwnOrigin(_) => OWN_ORIGIN,
             // Seen on the wire (API-V1: "What the values mean"); anything else may be anybody's text.
             Was::Other(text) => match &**text {
                 "ACTION_BY_CLIENT" => "ACTION_BY_CLIENT",
                 "ACTION_BY_SYSTEM" => "ACTION_BY_SYSTEM",
-                _ => "(unknown)",
+                _ => UNKNOWN,
             },
+        }
+    }
+
+    /// Forgets a client's text that would not be printed: it may be as long as a body.
+    pub fn forget_unprinted(value: &mut Was) {
+        let is_printed = match value {
+            Was::Other(_) => Self::known(value) != UNKNOWN,
+            Was::OwnOrigin(_) => Value(value).as_str() != OWN_ORIGIN,
+            _ => true,
+        };
+        if !is_printed && let Was::Other(text) | Was::OwnOrigin(text) = value {
+            *text = Box::default();
         }
     }
 }

@@ -209,7 +209,8 @@ where
     {
         let client = peer.address;
         let head = Arc::new(Head::default());
-        // Of TLS, no more is read at once than a record, which is half of [`READ`]: to read less would cut each in two.
+        // Of TLS, no more is read at once than a record, which is half of [`READ`]: to read less would cut each in two, and
+        // room for more would be left empty.
         let is_tls = peer.tunnel.is_some();
         let mut io = Downstream::new(stream, start, self.protocols.idle, Arc::clone(&head));
         if !is_tls {
@@ -220,7 +221,7 @@ where
         loop {
             let mut builder = self.protocols.http1.clone();
             if is_tls {
-                builder.max_buf_size(self.protocols.max_head);
+                builder.max_buf_size(self.protocols.max_head.max(READ / 2));
             }
             builder.timer(HeadTimer::new(Arc::clone(&head)));
             let mut connection = builder.serve_connection(TokioIo::new(io), service);

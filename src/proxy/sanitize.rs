@@ -25,7 +25,7 @@ use crate::config::{Config, Uninspectable as OnUninspectable};
 use crate::contact::refusal::Sent;
 use crate::contact::{self, Mode, Sanitized, Uninspectable};
 use crate::observe::exchange::{Exchange, Inspection};
-use crate::observe::record::Inspected;
+use crate::observe::finished::Inspected;
 
 /// Makes the opt-in sources of a contact write consistent.
 #[derive(Clone)]

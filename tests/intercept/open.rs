@@ -421,7 +421,7 @@ async fn a_record_of_an_upload_is_not_cut_in_two() {
     const RECORD: usize = 16_384;
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
     let origin = format!("http://{}", listener.local_addr().expect("bound"));
-    let proxy = Proxy::start(&origin, &[]).await;
+    let proxy = Proxy::start(&origin, &["limits.max_head=8KiB"]).await;
     let mut client = open(&proxy).await;
     let head = format!(
         "POST /ws/customers/x/activities HTTP/1.1\r\nHost: {API}\r\nContent-Type: text/csv\r\n\

@@ -9,7 +9,7 @@ use indicatif::ProgressBar;
 use super::line::Line;
 use super::sums::Sums;
 use crate::observe::audit::NO_HASH;
-use crate::observe::record::sha256;
+use crate::observe::finished::sha256;
 
 /// How much is read at once.
 const BUFFER: usize = 1024 * 1024;

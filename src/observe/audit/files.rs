@@ -11,7 +11,7 @@ use serde::Deserialize;
 
 use super::NO_HASH;
 use super::writer::BATCH;
-use crate::observe::record::sha256;
+use crate::observe::finished::sha256;
 
 /// The end of a chain: its last line's number and hash.
 #[derive(Debug, Clone)]

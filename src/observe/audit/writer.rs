@@ -12,7 +12,7 @@ use std::time::{Duration, Instant, SystemTime};
 use super::files::{self, End, LockError};
 use super::{Fault, Item, NO_HASH, Shared};
 use crate::config;
-use crate::observe::record::sha256;
+use crate::observe::finished::sha256;
 
 /// How many bytes are written at once.
 pub(super) const BATCH: usize = 256 * 1024;

@@ -1,0 +1,378 @@
+//! The material of a record, as an exchange hands it over.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use aws_lc_rs::digest::{self, Digest, SHA256};
+use bytes::Bytes;
+use http::{Method, StatusCode};
+
+use super::found::{Seen, list_number};
+use super::ids::Trace;
+use super::record::Decision;
+use super::redact::{Id, Value};
+use crate::config::Config;
+use crate::contact::{Edit, Finding, Span, Was, edit};
+use crate::proxy::connect::Target;
+
+/// The longest body that is copied before its exchange is over, and how much room a record keeps for the next one's, in
+/// bytes.
+const SMALL: usize = 8 * 1024;
+
+/// The longest body that may be a part of its connection's buffer, as the limits are by default, in bytes: what is longer was
+/// put together, and is nobody else's.
+const PIECE: usize = 16 * 1024;
+
+/// A contact write's body, and what was found in it.
+pub(crate) struct Inspected<'a> {
+    pub findings: Vec<Finding>,
+    /// What was changed of `original`.
+    pub edits: Vec<Edit>,
+    /// As it came, which the findings' spans are about. Its content coding is undone.
+    pub original: Bytes,
+    /// By which it was judged.
+    pub config: &'a Arc<Config>,
+}
+
+/// The material of a record. All that is text in it is a copy in one buffer: the pieces of a request are parts of
+/// the buffer that it was read into, which its connection would have to do without. Used again and again,
+/// so that what one thread allocates is not another's to free.
+pub(crate) struct Finished {
+    /// What time that was is looked up off the request path.
+    pub started: Instant,
+    pub trace: Option<Trace>,
+    pub method: Method,
+    pub target: Option<Target>,
+    pub decision: Option<Decision>,
+    pub status: Option<StatusCode>,
+    /// Of a contact write, or of a body that may have been one.
+    pub outcome: Option<&'static str>,
+    pub reason: Option<&'static str>,
+    pub problem: Option<&'static str>,
+    pub attempts: u32,
+    pub transient: u32,
+    pub legitimate: bool,
+    pub is_complete: bool,
+    /// Bytes of the answer's body.
+    pub sent: u64,
+    /// Nobody was left to answer.
+    pub is_abandoned: bool,
+    /// The proxy did not wait any longer.
+    pub is_cut: bool,
+    pub duration: Duration,
+    pub has_agent: bool,
+    /// Each `list_id` is where `text` has the list's number.
+    pub(super) findings: Vec<Finding>,
+    /// How many bytes the clients' texts in them take.
+    printed: usize,
+    edits: Vec<Edit>,
+    is_inspected: bool,
+    /// Left in place for the next exchange, which most often has the same: where two threads count the references to
+    /// it, both wait for each other.
+    pub(super) config: Option<Arc<Config>>,
+    /// The original, if it is longer than [`PIECE`]. It would be copied for nothing.
+    large: Bytes,
+    text: Vec<u8>,
+    /// Where each [`Part`] ends.
+    ends: [usize; 5],
+}
+
+/// A part of the text, in its order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Part {
+    RequestId,
+    Path,
+    Agent,
+    /// The numbers of the lists that findings stand in.
+    Lists,
+    /// The body, for its digests.
+    Original,
+}
+
+impl Default for Finished {
+    fn default() -> Self {
+        Self {
+            started: Instant::now(),
+            trace: None,
+            method: Method::GET,
+            target: None,
+            decision: None,
+            status: None,
+            outcome: None,
+            reason: None,
+            problem: None,
+            attempts: 0,
+            transient: 0,
+            legitimate: false,
+            is_complete: false,
+            sent: 0,
+            is_abandoned: false,
+            is_cut: false,
+            duration: Duration::ZERO,
+            has_agent: false,
+            findings: Vec::new(),
+            printed: 0,
+            edits: Vec::new(),
+            is_inspected: false,
+            config: None,
+            large: Bytes::new(),
+            text: Vec::new(),
+            ends: [0; 5],
+        }
+    }
+}
+
+impl Finished {
+    /// Makes it as good as new. What is large is given back.
+    pub fn reset(&mut self) {
+        self.target = None;
+        self.is_inspected = false;
+        self.findings.clear();
+        self.findings.shrink_to(64);
+        self.printed = 0;
+        self.edits.clear();
+        self.edits.shrink_to(64);
+        self.large = Bytes::new();
+        self.text.clear();
+        self.text.shrink_to(SMALL);
+        self.ends = [0; 5];
+    }
+
+    /// Adds a part; they come in their order, and one that does not come is empty.
+    pub fn put(&mut self, part: Part, text: &[u8]) {
+        self.text.extend_from_slice(text);
+        self.ends[part as usize..].fill(self.text.len());
+    }
+
+    fn part(&self, part: Part) -> &[u8] {
+        if part == Part::Original && !self.large.is_empty() {
+            return &self.large;
+        }
+        let part = part as usize;
+        let start = part.checked_sub(1).map_or(0, |before| self.ends[before]);
+        &self.text[start..self.ends[part]]
+    }
+
+    pub(super) fn text(&self, part: Part) -> &str {
+        std::str::from_utf8(self.part(part)).unwrap_or_default()
+    }
+
+    /// Adds what was found, and returns the body if it is to be added once all is over, if at all: of one that has not to
+    /// be hashed, nothing is kept but what will be printed.
+    ///
+    /// What is small is copied at once: it is at hand now, and its memory goes to the next request as it would without
+    /// a journal, whereas memory that waits for the end comes back cold. What is large is moved in. The body sent is
+    /// not needed: the edits make it of the other.
+    pub fn inspected(&mut self, inspected: Inspected<'_>, has_audit: bool) -> Option<Bytes> {
+        let Inspected { mut findings, mut edits, original, config } = inspected;
+        self.is_inspected = true;
+        if !self.config.as_ref().is_some_and(|kept| Arc::ptr_eq(kept, config)) {
+            self.config = Some(Arc::clone(config));
+        }
+        self.make_own(&mut findings, &original);
+        let is_small = original.len() <= SMALL;
+        if is_small {
+            self.findings.append(&mut findings);
+        } else {
+            // Room was made for more, where the first of thousands of nodes differs and the others do not.
+            findings.shrink_to_fit();
+            self.findings = findings;
+        }
+        if !has_audit {
+            return None;
+        }
+        if !is_small {
+            edits.shrink_to_fit();
+            self.edits = edits;
+            return Some(original);
+        }
+        self.edits.append(&mut edits);
+        if self.findings.is_empty() {
+            return Some(original);
+        }
+        self.put(Part::Original, &original);
+        None
+    }
+
+    /// Copies the numbers of the lists, each once for all that was found in it, and forgets what would not be printed:
+    /// a record may have to wait for longer than `limits.max_buffered` counts its body.
+    fn make_own(&mut self, findings: &mut [Finding], original: &[u8]) {
+        let mut last = None;
+        for finding in findings {
+            Value::forget_unprinted(&mut finding.was);
+            if let Was::Other(text) | Was::OwnOrigin(text) = &finding.was {
+                self.printed += text.len();
+            }
+            let Some(id) = finding.list_id else {
+                continue;
+            };
+            finding.list_id = match last {
+                Some((known, copied)) if id == known => copied,
+                _ => {
+                    let number = list_number(id, original).as_bytes();
+                    let (start, end) = (self.text.len(), self.text.len() + number.len());
+                    // A body of gigabytes may have lists in one another that take turns.
+                    let copied = (end <= Span::LONGEST_BODY).then(|| {
+                        self.text.extend_from_slice(number);
+                        Span::new(start..end)
+                    });
+                    last = Some((id, copied));
+                    copied
+                }
+            };
+        }
+        self.put(Part::Lists, b"");
+    }
+
+    /// Adds the body after all, if its digests have to be made.
+    pub fn complete(&mut self, original: Bytes) {
+        if !self.is_audited() {
+            return;
+        }
+        if original.len() > PIECE {
+            self.large = original;
+        } else {
+            self.put(Part::Original, &original);
+        }
+    }
+
+    /// How much memory it takes, in bytes, beside its own size.
+    pub fn held(&self) -> usize {
+        self.text.len()
+            + self.large.len()
+            + self.printed
+            + size_of_val(&*self.findings)
+            + size_of_val(&*self.edits)
+    }
+
+    /// Whether it belongs into the audit trail: a contact write with a finding or a refusal.
+    pub fn is_audited(&self) -> bool {
+        self.transient > 0 || self.legitimate || !self.findings.is_empty()
+    }
+
+    /// All that was found, and the list that each stands in.
+    pub fn found(&self) -> impl Iterator<Item = (&Finding, Option<Id<'_>>)> {
+        self.findings
+            .iter()
+            .map(|finding| (finding, finding.list_id.map(|list| Id(&self.text[list.range()]))))
+    }
+
+    /// The same, as it is counted.
+    pub fn seen(&self) -> impl Iterator<Item = Seen<'_>> {
+        self.found().map(|(finding, list_id)| Seen::Bare(finding, list_id))
+    }
+
+    /// Whether a contact was looked for in the body, or would have been.
+    pub fn is_write(&self) -> bool {
+        self.is_inspected || self.reason.is_some()
+    }
+
+    /// SHA-256 of the body before and after, if it was inspected.
+    pub fn digests(&self) -> Option<[String; 2]> {
+        if !self.is_inspected {
+            return None;
+        }
+        let original = self.part(Part::Original);
+        let before = sha256(original);
+        if self.edits.is_empty() {
+            return Some([before.clone(), before]);
+        }
+        let mut after = digest::Context::new(&SHA256);
+        edit::pieces(original, &self.edits, |piece| after.update(piece));
+        Some([before, hexadecimal(&after.finish())])
+    }
+}
+
+/// In hexadecimal.
+pub(crate) fn sha256(bytes: &[u8]) -> String {
+    hexadecimal(&digest::digest(&SHA256, bytes))
+}
+
+fn hexadecimal(digest: &Digest) -> String {
+    let mut text = String::with_capacity(64);
+    for byte in digest.as_ref() {
+        for half in [byte >> 4, byte & 15] {
+            text.push(char::from(b"0123456789abcdef"[usize::from(half)]));
+        }
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::contact::{Request, Sanitized, sanitize};
+
+    /// The record of an update with these lists, without an audit trail.
+    fn of(lists: &str) -> Finished {
+        let body = format!(
+            "<Contact xmlns=\"http://ws.constantcontact.com/ns/1.0/\">\
+             <OptInSource>ACTION_BY_CONTACT</OptInSource><ContactLists>{lists}</ContactLists></Contact>"
+        );
+        let (original, config) = (Bytes::from(body), Arc::new(Config::default()));
+        let request = Request { update: true, ..Request::default() };
+        let Sanitized::Contact(contact) = sanitize(&original, &request, &config.sanitize.policy)
+        else {
+            panic!("it is a contact");
+        };
+        let mut finished = Finished::default();
+        let (findings, edits, config) = (contact.findings, contact.edits, &config);
+        finished.inspected(Inspected { findings, edits, original, config }, false);
+        finished
+    }
+
+    fn list(number: &str, sources: &str) -> String {
+        let id = format!("http://api.constantcontact.com/ws/lists/{number}");
+        format!("<ContactList id=\"{id}\">{sources}</ContactList>")
+    }
+
+    /// What the findings take by themselves.
+    fn weight(finished: &Finished) -> usize {
+        size_of_val(&*finished.findings)
+    }
+
+    #[test]
+    fn a_list_with_thousands_of_sources_has_its_number_kept_once() {
+        let (number, sources) = ("7".repeat(128), "<OptInSource>x</OptInSource>".repeat(3_000));
+        let finished = of(&(list(&number, &sources) + &list("8", &sources)));
+        assert!(finished.findings.len() >= 6_000);
+        assert_eq!(finished.held(), weight(&finished) + 129);
+        let named = |name: &str| {
+            let lists = finished.found().filter_map(|(_, list)| list);
+            lists.filter(|list| list.as_str() == name).count()
+        };
+        assert!(named(&number) >= 3_000 && named("8") >= 3_000);
+    }
+
+    #[test]
+    fn contacts_within_a_list_do_not_have_its_number_kept_anew() {
+        let nested = "<OptInSource/><Contact><OptInSource>x</OptInSource></Contact>".repeat(1_000);
+        let finished = of(&list(&"7".repeat(128), &nested));
+        let named = finished.found().filter(|(_, list)| list.is_some()).count();
+        assert!(named >= 1_000 && finished.findings.len() > named, "{named}");
+        assert_eq!(finished.held(), weight(&finished) + 128);
+    }
+
+    /// A record once kept it, and weighed nothing for it.
+    #[test]
+    fn a_source_as_long_as_a_body_is_not_kept_for_its_record() {
+        let long = format!("<OptInSource>{}</OptInSource>", "x".repeat(1_000_000));
+        let finished =
+            of(&(list("7", &long) + &list("8", "<OptInSource>ACTION_BY_CLIENT</OptInSource>")));
+        let texts = finished.findings.iter().map(|finding| match &finding.was {
+            Was::Other(text) | Was::OwnOrigin(text) => &**text,
+            _ => "",
+        });
+        assert!(texts.eq(["", "ACTION_BY_CLIENT"]));
+        assert_eq!(finished.held(), weight(&finished) + "78".len() + "ACTION_BY_CLIENT".len());
+    }
+
+    #[test]
+    fn room_for_thousands_of_findings_is_given_back_where_there_is_one() {
+        let one = "<OptInSource>x</OptInSource>".to_owned();
+        let finished =
+            of(&list("7", &(one + &"<OptInSource>ACTION_BY_CONTACT</OptInSource>".repeat(3_000))));
+        assert_eq!(finished.findings.len(), 1);
+        assert!(finished.findings.capacity() < 10, "{}", finished.findings.capacity());
+    }
+}
