@@ -48,6 +48,11 @@ pub struct Edit {
 }
 
 impl Edit {
+    /// How much memory its text takes beside the edit itself, in bytes.
+    pub(crate) fn owned(&self) -> usize {
+        if let Cow::Owned(text) = &self.with { text.len() } else { 0 }
+    }
+
     fn len(&self) -> usize {
         self.with.len() + self.bridge.as_str().len()
     }

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Instant;
 
 use bytes::Bytes;
-use http::{HeaderValue, Method, Request, StatusCode, Uri};
+use http::{HeaderValue, Request, StatusCode, Uri};
 use tokio::sync::OwnedSemaphorePermit;
 
 use super::clocks::Clocks;
@@ -16,7 +16,7 @@ use super::journal::Journal;
 use super::lines;
 use super::metrics::{Metrics, Name, RetryLabel, VerdictLabel};
 use super::record::{Decision, Record};
-use super::redact::{Account, Agent, Id};
+use super::redact::{self, Account, Agent, Id};
 use crate::contact::refusal::Verdict;
 use crate::contact::{Finding, Kind, Uninspectable};
 use crate::proxy::connect::{Peer, Target};
@@ -30,7 +30,7 @@ pub struct Exchange {
     id: RequestId,
     trace: Option<Trace>,
     started: Instant,
-    method: Method,
+    method: &'static str,
     uri: Uri,
     user_agent: Option<HeaderValue>,
     peer: Option<Arc<Peer>>,
@@ -135,7 +135,7 @@ impl Exchange {
             id: RequestId::of(id),
             trace,
             started: Instant::now(),
-            method: request.method().clone(),
+            method: redact::method(request.method()),
             uri: request.uri().clone(),
             user_agent: user_agent.cloned(),
             peer,
@@ -385,7 +385,7 @@ impl Exchange {
             material.unwrap_or_else(|| Material { begun: self.begun(), body: None });
         finished.started = self.started;
         finished.trace = self.trace;
-        finished.method.clone_from(&self.method);
+        finished.method = self.method;
         finished.target = self.target.get().cloned();
         finished.decision = decision;
         finished.status = status;

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use aws_lc_rs::digest::{self, Digest, SHA256};
 use bytes::Bytes;
-use http::{Method, StatusCode};
+use http::StatusCode;
 
 use super::found::{Seen, list_number};
 use super::ids::Trace;
@@ -41,7 +41,7 @@ pub(crate) struct Finished {
     /// What time that was is looked up off the request path.
     pub started: Instant,
     pub trace: Option<Trace>,
-    pub method: Method,
+    pub method: &'static str,
     pub target: Option<Target>,
     pub decision: Option<Decision>,
     pub status: Option<StatusCode>,
@@ -63,9 +63,9 @@ pub(crate) struct Finished {
     pub has_agent: bool,
     /// Each `list_id` is where `text` has the list's number.
     pub(super) findings: Vec<Finding>,
-    /// How many bytes the clients' texts in them take.
-    printed: usize,
     edits: Vec<Edit>,
+    /// How many bytes the texts in both take.
+    texts: usize,
     is_inspected: bool,
     /// Left in place for the next exchange, which most often has the same: where two threads count the references to
     /// it, both wait for each other.
@@ -94,7 +94,7 @@ impl Default for Finished {
         Self {
             started: Instant::now(),
             trace: None,
-            method: Method::GET,
+            method: "",
             target: None,
             decision: None,
             status: None,
@@ -111,8 +111,8 @@ impl Default for Finished {
             duration: Duration::ZERO,
             has_agent: false,
             findings: Vec::new(),
-            printed: 0,
             edits: Vec::new(),
+            texts: 0,
             is_inspected: false,
             config: None,
             large: Bytes::new(),
@@ -129,9 +129,9 @@ impl Finished {
         self.is_inspected = false;
         self.findings.clear();
         self.findings.shrink_to(64);
-        self.printed = 0;
         self.edits.clear();
         self.edits.shrink_to(64);
+        self.texts = 0;
         self.large = Bytes::new();
         self.text.clear();
         self.text.shrink_to(SMALL);
@@ -181,6 +181,7 @@ impl Finished {
         if !has_audit {
             return None;
         }
+        self.texts += edits.iter().map(Edit::owned).sum::<usize>();
         if !is_small {
             edits.shrink_to_fit();
             self.edits = edits;
@@ -194,14 +195,14 @@ impl Finished {
         None
     }
 
-    /// Copies the numbers of the lists, each once for all that was found in it, and forgets what would not be printed:
+    /// Copies the numbers of the lists, each once for what was found in it in a row, and forgets what would not be printed:
     /// a record may have to wait for longer than `limits.max_buffered` counts its body.
     fn make_own(&mut self, findings: &mut [Finding], original: &[u8]) {
         let mut last = None;
         for finding in findings {
             Value::forget_unprinted(&mut finding.was);
             if let Was::Other(text) | Was::OwnOrigin(text) = &finding.was {
-                self.printed += text.len();
+                self.texts += text.len();
             }
             let Some(id) = finding.list_id else {
                 continue;
@@ -240,7 +241,7 @@ impl Finished {
     pub fn held(&self) -> usize {
         self.text.len()
             + self.large.len()
-            + self.printed
+            + self.texts
             + size_of_val(&*self.findings)
             + size_of_val(&*self.edits)
     }
@@ -303,8 +304,8 @@ mod tests {
     use super::*;
     use crate::contact::{Request, Sanitized, sanitize};
 
-    /// The record of an update with these lists, without an audit trail.
-    fn of(lists: &str) -> Finished {
+    /// The record of an update with these lists.
+    fn of(lists: &str, has_audit: bool) -> Finished {
         let body = format!(
             "<Contact xmlns=\"http://ws.constantcontact.com/ns/1.0/\">\
              <OptInSource>ACTION_BY_CONTACT</OptInSource><ContactLists>{lists}</ContactLists></Contact>"
@@ -317,7 +318,7 @@ mod tests {
         };
         let mut finished = Finished::default();
         let (findings, edits, config) = (contact.findings, contact.edits, &config);
-        finished.inspected(Inspected { findings, edits, original, config }, false);
+        finished.inspected(Inspected { findings, edits, original, config }, has_audit);
         finished
     }
 
@@ -334,7 +335,7 @@ mod tests {
     #[test]
     fn a_list_with_thousands_of_sources_has_its_number_kept_once() {
         let (number, sources) = ("7".repeat(128), "<OptInSource>x</OptInSource>".repeat(3_000));
-        let finished = of(&(list(&number, &sources) + &list("8", &sources)));
+        let finished = of(&(list(&number, &sources) + &list("8", &sources)), false);
         assert!(finished.findings.len() >= 6_000);
         assert_eq!(finished.held(), weight(&finished) + 129);
         let named = |name: &str| {
@@ -347,7 +348,7 @@ mod tests {
     #[test]
     fn contacts_within_a_list_do_not_have_its_number_kept_anew() {
         let nested = "<OptInSource/><Contact><OptInSource>x</OptInSource></Contact>".repeat(1_000);
-        let finished = of(&list(&"7".repeat(128), &nested));
+        let finished = of(&list(&"7".repeat(128), &nested), false);
         let named = finished.found().filter(|(_, list)| list.is_some()).count();
         assert!(named >= 1_000 && finished.findings.len() > named, "{named}");
         assert_eq!(finished.held(), weight(&finished) + 128);
@@ -357,8 +358,10 @@ mod tests {
     #[test]
     fn a_source_as_long_as_a_body_is_not_kept_for_its_record() {
         let long = format!("<OptInSource>{}</OptInSource>", "x".repeat(1_000_000));
-        let finished =
-            of(&(list("7", &long) + &list("8", "<OptInSource>ACTION_BY_CLIENT</OptInSource>")));
+        let finished = of(
+            &(list("7", &long) + &list("8", "<OptInSource>ACTION_BY_CLIENT</OptInSource>")),
+            false,
+        );
         let texts = finished.findings.iter().map(|finding| match &finding.was {
             Was::Other(text) | Was::OwnOrigin(text) => &**text,
             _ => "",
@@ -370,9 +373,20 @@ mod tests {
     #[test]
     fn room_for_thousands_of_findings_is_given_back_where_there_is_one() {
         let one = "<OptInSource>x</OptInSource>".to_owned();
-        let finished =
-            of(&list("7", &(one + &"<OptInSource>ACTION_BY_CONTACT</OptInSource>".repeat(3_000))));
+        let finished = of(
+            &list("7", &(one + &"<OptInSource>ACTION_BY_CONTACT</OptInSource>".repeat(3_000))),
+            false,
+        );
         assert_eq!(finished.findings.len(), 1);
         assert!(finished.findings.capacity() < 10, "{}", finished.findings.capacity());
+    }
+
+    #[test]
+    fn what_is_kept_of_edits_for_an_audit_trail_is_weighed() {
+        let finished = of(&list("7", &"<OptInSource/>".repeat(3_000)), true);
+        let texts: usize = finished.edits.iter().map(|edit| edit.with.len()).sum();
+        assert!(texts >= 3_000 * "ACTION_BY_CONTACT".len());
+        let edits = size_of_val(&*finished.edits);
+        assert_eq!(finished.held(), weight(&finished) + edits + texts + "7".len());
     }
 }

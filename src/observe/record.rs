@@ -5,7 +5,6 @@
 
 use std::time::SystemTime;
 
-use http::Method;
 use serde::{Serialize, Serializer};
 use smol_str::{SmolStr, ToSmolStr};
 
@@ -41,14 +40,6 @@ impl Decision {
             Self::Failed => "failed",
         }
     }
-}
-
-/// A method of RFC 9110 or RFC 5789 by its name; any other is a client's own text.
-fn method_name(method: &Method) -> &'static str {
-    ["GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "CONNECT", "PATCH", "TRACE"]
-        .into_iter()
-        .find(|known| method == *known)
-        .unwrap_or("(other)")
 }
 
 /// One exchange, as operators see it.
@@ -157,7 +148,7 @@ impl Record {
             request_id: finished.text(Part::RequestId).into(),
             trace_id: finished.trace.map(|it| smol_str::format_smolstr!("{:032x}", it.id)),
             trace: finished.trace,
-            method: method_name(&finished.method),
+            method: finished.method,
             route: route::template(resource),
             account,
             contact_id: contact_id.map(|id| Id(id.as_bytes()).as_str().into()),

@@ -3,6 +3,8 @@
 use std::borrow::Cow;
 use std::fmt;
 
+use http::Method;
+
 use crate::contact::{Finding, Was, Written};
 
 /// The user name in a path. One that is an e-mail address is not printed.
@@ -28,6 +30,22 @@ const LONGEST: usize = 128;
 
 const UNKNOWN: &str = "(unknown)";
 const OWN_ORIGIN: &str = "(own origin)";
+
+/// A method of RFC 9110 or RFC 5789 by its name; any other is a client's own text.
+pub fn method(method: &Method) -> &'static str {
+    match *method {
+        Method::GET => "GET",
+        Method::HEAD => "HEAD",
+        Method::POST => "POST",
+        Method::PUT => "PUT",
+        Method::DELETE => "DELETE",
+        Method::OPTIONS => "OPTIONS",
+        Method::CONNECT => "CONNECT",
+        Method::PATCH => "PATCH",
+        Method::TRACE => "TRACE",
+        _ => "(other)",
+    }
+}
 
 /// Whether there is an `@` in it, as it is or escaped, once or more often.
 fn is_address(text: &str) -> bool {
@@ -209,5 +227,21 @@ mod tests {
         assert_eq!(of("ACTION_BY_CLIENT"), "ACTION_BY_CLIENT");
         assert_eq!(of("Jo Doe"), "(unknown)");
         assert_eq!(of("ACTION_BY_JO_DOE"), "(unknown)");
+    }
+
+    #[test]
+    fn what_is_forgotten_of_a_value_is_what_would_not_be_printed() {
+        for (text, kept) in [("ACTION_BY_CLIENT", true), ("Jo Doe", false), ("[::1]:8080", true)] {
+            for (was, kept) in [
+                (Was::Other(text.into()), kept && text.starts_with('A')),
+                (Was::OwnOrigin(text.into()), kept && !text.starts_with('J')),
+                (Was::OwnOrigin(text.repeat(100).into()), false),
+            ] {
+                let mut left = was.clone();
+                Value::forget_unprinted(&mut left);
+                assert_eq!(Value(&left).to_string(), Value(&was).to_string());
+                assert_eq!(left == was, kept, "{text}");
+            }
+        }
     }
 }
