@@ -212,6 +212,16 @@ mod tests {
     }
 
     #[test]
+    fn a_method_is_printed_if_it_is_one_that_http_defines() {
+        for name in "GET HEAD POST PUT DELETE OPTIONS CONNECT PATCH TRACE".split(' ') {
+            assert_eq!(method(&name.parse().expect("a token")), name);
+        }
+        for other in ["get", "JO-DOE"] {
+            assert_eq!(method(&other.parse().expect("a token")), "(other)");
+        }
+    }
+
+    #[test]
     fn an_id_is_a_number() {
         for id in ["238", "1"] {
             assert_eq!(Id(id.as_bytes()).to_string(), id);
