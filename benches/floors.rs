@@ -12,6 +12,7 @@ use std::io::{self, Read, Write};
 use std::net::{TcpListener, TcpStream};
 
 use rustix::event::epoll::{self, EventData, EventFlags};
+use tokio::signal::unix::{SignalKind, signal};
 
 /// What is read at once, in bytes.
 const BUFFER: usize = 32 * 1024;
@@ -69,10 +70,18 @@ fn main() {
     runtime.expect("a runtime").block_on(async {
         let listener = tokio::net::TcpListener::from_std(listener).expect("a socket");
         let upstream = upstream.parse().expect("an address");
-        if what == "rewrite" {
-            hyper_rewrite::rewrite(listener, upstream).await;
-        } else {
-            hyper_proxy::pass_through(listener, upstream).await;
+        // An end at which what was counted is written down.
+        let mut end = signal(SignalKind::terminate()).expect("a signal");
+        let floor = async {
+            if what == "rewrite" {
+                hyper_rewrite::rewrite(listener, upstream).await;
+            } else {
+                hyper_proxy::pass_through(listener, upstream).await;
+            }
+        };
+        tokio::select! {
+            () = floor => {}
+            _ = end.recv() => {}
         }
     });
 }

@@ -8,8 +8,6 @@ import subprocess
 import tempfile
 import time
 
-from built import bench
-
 PROXY_CORE, OTHER_CORE = "0", "1"
 FOLDER = pathlib.Path(tempfile.mkdtemp(prefix="load-"))
 FOLDER.chmod(0o755)
@@ -216,10 +214,10 @@ def optin_proxy(program, upstream, *settings):
     return Server("optin-proxy", PROXY_CORE, port, arguments)
 
 
-def floor(what, origin, program=None):
+def floor(what, origin, program):
     """What optin-proxy stands on, the least that does its work on that, and what any proxy does."""
     port = free_port()
-    return Server(what, PROXY_CORE, port, [program or bench("floors"), what.removeprefix("hyper+"), f"127.0.0.1:{port}", f"127.0.0.1:{origin}"])
+    return Server(what, PROXY_CORE, port, [program, what.removeprefix("hyper+"), f"127.0.0.1:{port}", f"127.0.0.1:{origin}"])
 
 
 class Intercepting(Server):
@@ -245,7 +243,7 @@ def the_origin():
     return nginx("origin", OTHER_CORE, 9, server, lua=True), tls
 
 
-def over_http(program, origin):
+def over_http(program, floors, origin):
     """Requests over TCP on both sides."""
     lua = FOLDER / "rewrite.lua"
     lua.write_text(HAPROXY_LUA % origin)
@@ -258,14 +256,14 @@ def over_http(program, origin):
         haproxy("HAProxy+Lua", origin, f"tune.bufsize 524288\n  lua-load {lua}",
                 rules="option http-buffer-request\n  http-request use-service lua.rewrite if METH_PUT"),
         optin_proxy(program, f"http://127.0.0.1:{origin}", *AT_ONCE),
-        floor("hyper", origin),
-        floor("hyper+rewrite", origin),
+        floor("hyper", origin, floors),
+        floor("hyper+rewrite", origin, floors),
         # Of each client's connection it makes one to the origin.
-        floor("relay", origin),
+        floor("relay", origin, floors),
     ]
 
 
-def beside_a_script(program, origin):
+def beside_a_script(program, floors, origin):
     """What one would write first: an addon for mitmproxy. And how much less any proxy of these libraries takes."""
     addon, port = FOLDER / "addon.py", free_port()
     addon.write_text(MITMPROXY)
@@ -275,8 +273,8 @@ def beside_a_script(program, origin):
         nginx("nginx", PROXY_CORE, origin, "location / { %s }" % PASS.format(scheme="http")),
         optin_proxy(program, f"http://127.0.0.1:{origin}"),
         Server("mitmproxy", PROXY_CORE, port, script),
-        floor("hyper", origin),
-        floor("hyper+rewrite", origin),
+        floor("hyper", origin, floors),
+        floor("hyper+rewrite", origin, floors),
     ]
 
 
