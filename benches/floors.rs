@@ -61,17 +61,19 @@ fn main() {
     let arguments: Vec<_> = std::env::args().skip(1).collect();
     let [what, listen, upstream] = &arguments[..] else { return };
     let listener = TcpListener::bind(listen).expect("a free port");
-    if what == "relay" {
-        relay(&listener, upstream).expect("sockets");
-        return;
-    }
-    listener.set_nonblocking(true).expect("a socket");
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     runtime.expect("a runtime").block_on(async {
-        let listener = tokio::net::TcpListener::from_std(listener).expect("a socket");
-        let upstream = upstream.parse().expect("an address");
         // An end at which what was counted is written down.
         let mut end = signal(SignalKind::terminate()).expect("a signal");
+        if what == "relay" {
+            let upstream = upstream.clone();
+            std::thread::spawn(move || relay(&listener, &upstream).expect("sockets"));
+            end.recv().await;
+            return;
+        }
+        listener.set_nonblocking(true).expect("a socket");
+        let listener = tokio::net::TcpListener::from_std(listener).expect("a socket");
+        let upstream = upstream.parse().expect("an address");
         let floor = async {
             if what == "rewrite" {
                 hyper_rewrite::rewrite(listener, upstream).await;

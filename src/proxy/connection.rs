@@ -124,7 +124,7 @@ impl Protocols {
         }
     }
 
-    /// The first moment from `end` on that others have in common with it, at most [`TOGETHER`] later.
+    /// The first moment after `end` that others have in common with it, at most [`TOGETHER`] later.
     fn together(&self, end: Instant) -> Instant {
         let since = end.saturating_duration_since(self.since).subsec_nanos();
         let beyond = since % TOGETHER.subsec_nanos();
