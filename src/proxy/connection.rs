@@ -48,8 +48,10 @@ const SILENCE: Duration = Duration::from_millis(50);
 
 /// Connections that fall silent within the same of these are taken back at once, since a thread that has little to do is woken
 /// for each: by 1,000 that are silent for half a second before each update, an update takes 7 % less CPU time, that of fewer
-/// wakes of the journal's thread included. A second is a multiple of it.
+/// wakes of the journal's thread included.
 const TOGETHER: Duration = Duration::from_millis(8);
+
+const _: () = assert!(1_000_000_000 % TOGETHER.subsec_nanos() == 0, "counted within a second");
 
 /// How long, and for how many bytes, a client that was refused is listened to: closing at once would reset the
 /// connection under the answer (RFC 9112 section 9.6).
