@@ -34,7 +34,7 @@ use std::fmt;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
-pub use edit::{Bridge, Edit, Span};
+pub use edit::{Bridge, Edit, Span, With};
 pub use policy::{Finding, Kind, Was, Written};
 pub use settings::{Ambiguous, Lists, Mode, Policy, Removal, Undeclared};
 

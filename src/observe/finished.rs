@@ -384,7 +384,7 @@ mod tests {
     #[test]
     fn what_is_kept_of_edits_for_an_audit_trail_is_weighed() {
         let finished = of(&list("7", &"<OptInSource/>".repeat(3_000)), true);
-        let texts: usize = finished.edits.iter().map(|edit| edit.with.len()).sum();
+        let texts: usize = finished.edits.iter().map(|edit| edit.with.as_str().len()).sum();
         assert!(texts >= 3_000 * "ACTION_BY_CONTACT".len());
         let edits = size_of_val(&*finished.edits);
         assert_eq!(finished.held(), weight(&finished) + edits + texts + "7".len());

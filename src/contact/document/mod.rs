@@ -11,7 +11,7 @@ mod walk;
 
 use encoding_rs::Encoding;
 
-use super::edit::{Bridge, Edit, Span};
+use super::edit::{Bridge, Edit, Span, With};
 use super::{ID_ORIGIN, NAMESPACE, Source, Uninspectable, value};
 
 /// The deepest nesting of elements that is inspected.
@@ -62,6 +62,8 @@ pub(super) struct Node {
     /// Over these bytes a value is written.
     pub slot: Span,
     pub fit: Fit,
+    /// In so many of the lists that follow its own, it stands again: the same bytes, as far behind the list's id.
+    pub copies: u32,
 }
 
 /// What an `OptInSource` says, before any alias is looked up.
@@ -114,18 +116,45 @@ pub(super) struct OwnId {
 impl OwnId {
     /// The edit that puts the API's own origin back.
     pub fn restored(&self) -> Edit {
-        Edit { span: self.origin, with: ID_ORIGIN.into(), bridge: self.bridge }
+        Edit { span: self.origin, with: With::Text(ID_ORIGIN.into()), bridge: self.bridge }
     }
+}
+
+impl Document {
+    /// Where a list-level node stands: in its own list, and in those of its copies.
+    #[inline]
+    pub fn places(&self, node: &Node) -> impl Iterator<Item = Place<'_>> + Clone {
+        let own = node.list.map_or(0, |list| list as usize);
+        let lists = if node.list.is_some() { own..own + 1 + node.copies as usize } else { 0..0 };
+        let id_end = |list: &List| list.id.map_or(0, |id| id.range().end as u32);
+        let first = self.lists.get(own).map_or(0, id_end);
+        self.lists[lists].iter().zip(own..).map(move |(list, number)| {
+            let behind = id_end(list) - first;
+            Place { list, number, behind }
+        })
+    }
+}
+
+/// Where a list-level node stands.
+#[derive(Clone, Copy)]
+pub(super) struct Place<'d> {
+    pub list: &'d List,
+    /// The list's position in the document.
+    pub number: usize,
+    /// How much further on than the node itself.
+    pub behind: u32,
 }
 
 impl Node {
     /// The edit that makes this node say `source`.
+    #[inline]
     pub fn set(&self, source: Source) -> Edit {
         let (with, bridge) = match &self.fit {
-            Fit::Text(bridge) => (source.as_str().into(), *bridge),
+            Fit::Text(bridge) => (With::Value(source), *bridge),
             Fit::Tag(tag) => {
                 let TagFit { attributes, name } = &**tag;
-                (format!("{attributes}>{source}</{name}>").into(), Bridge::None)
+                let text = format!("{attributes}>{source}</{name}>");
+                (With::Text(text.into()), Bridge::None)
             }
         };
         Edit { span: self.slot, with, bridge }
@@ -144,7 +173,7 @@ impl Contact {
         } else {
             (end..end, node)
         };
-        Edit { span: Span::new(span), with: with.into(), bridge: Bridge::None }
+        Edit { span: Span::new(span), with: With::Text(with.into()), bridge: Bridge::None }
     }
 }
 

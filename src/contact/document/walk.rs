@@ -222,9 +222,7 @@ impl<'t> Walk<'t> {
         let number = self.found.lists.len() as u32;
         if number == 0 {
             // Room for as many as the rest of the text may hold, rather than to copy them whenever there is none.
-            let lists = 1 + (self.text.len() - start) / SHORTEST_LIST;
-            self.found.lists.reserve_exact(lists);
-            self.found.nodes.reserve_exact(lists);
+            self.found.lists.reserve_exact(1 + (self.text.len() - start) / SHORTEST_LIST);
         }
         self.found.lists.push(List { contact, id });
         number
@@ -250,7 +248,8 @@ impl<'t> Walk<'t> {
     /// is told by its number, until it ends or is [opened](Self::open_list).
     #[inline]
     pub fn whole_list(&mut self, contact: u32, start: usize, id: Range<usize>) -> u32 {
-        let list = self.list_alike(contact, start, id.clone());
+        self.found.contacts[contact as usize].holds_list = true;
+        let list = self.list(contact, Some(self.in_body(&id)), start);
         // No reference is in it, so it shows at once whether it is the API's own, as nearly all are.
         let value = self.bytes[id.clone()].trim_ascii_start();
         if self.own_host.is_some_and(|host| own_origin(value, host).is_some()) {
@@ -259,11 +258,12 @@ impl<'t> Walk<'t> {
         list
     }
 
-    /// Notes a list as [`Self::whole_list`] does, without a look whether its id is the proxy's own.
+    /// Notes a list as [`Self::whole_list`] does, which is not the first, and whose id is not the proxy's own.
     #[inline]
-    pub fn list_alike(&mut self, contact: u32, start: usize, id: Range<usize>) -> u32 {
+    pub fn list_alike(&mut self, contact: u32, id: Range<usize>) -> u32 {
         self.found.contacts[contact as usize].holds_list = true;
-        self.list(contact, Some(self.in_body(&id)), start)
+        self.found.lists.push(List { contact, id: Some(self.in_body(&id)) });
+        self.found.lists.len() as u32 - 1
     }
 
     /// The number at the end of an id in which no reference is, if what precedes it shows that it is not the proxy's own.
@@ -297,7 +297,24 @@ impl<'t> Walk<'t> {
         let slot = element.start + "<OptInSource>".len()..element.end - "</OptInSource>".len();
         let (element, slot) = (self.in_body(&element), self.in_body(&slot));
         let (list, spelling, fit) = (Some(list), Spelling::Known(source), Fit::Text(Bridge::None));
-        self.found.nodes.push(Node { contact, list, element, spelling, slot, fit });
+        self.found.nodes.push(Node { contact, list, element, spelling, slot, fit, copies: 0 });
+    }
+
+    /// How many sources there are so far.
+    #[inline]
+    pub fn sources(&self) -> usize {
+        self.found.nodes.len()
+    }
+
+    /// Notes that the source of the list before stands in `list` too, if it is the newest of so many.
+    #[inline]
+    pub fn copied(&mut self, sources: usize, contact: u32, list: u32) -> bool {
+        let is_newest = self.found.nodes.len() == sources;
+        let node = self.found.nodes.last_mut().filter(|node| {
+            let is_next = node.list.is_some_and(|first| first + node.copies + 1 == list);
+            is_newest && is_next && node.contact == contact
+        });
+        node.map(|node| node.copies += 1).is_some()
     }
 
     /// Notes a list's time.
@@ -407,7 +424,8 @@ impl<'t> Walk<'t> {
         let Some(contact) = open.contact else { return };
         let element = self.in_body(&(open.name.start - 1..end));
         let slot = self.in_body(&slot);
-        self.found.nodes.push(Node { contact, list: open.list, element, spelling, slot, fit });
+        let list = open.list;
+        self.found.nodes.push(Node { contact, list, element, spelling, slot, fit, copies: 0 });
     }
 
     fn time(&mut self, open: &Open, end: usize) {
