@@ -10,7 +10,7 @@ use serde::Serialize;
 use similar::{ChangeTag, TextDiff};
 
 use super::{ConfigArgs, Failure};
-use crate::contact::{self, Finding, Mode, Sanitized, Uninspectable, Was, Written};
+use crate::contact::{self, Finding, Mode, Place, Sanitized, Uninspectable, Was, Written};
 
 #[derive(Debug, Args)]
 pub(super) struct Sanitize {
@@ -132,8 +132,12 @@ impl Report {
             Sanitized::Uninspectable(reason) => report.uninspectable = Some(*reason),
             Sanitized::Contact(contact) => {
                 report.contact = true;
-                report.findings =
-                    contact.findings.iter().map(|finding| Line::of(finding, body)).collect();
+                report.findings = contact
+                    .findings
+                    .iter()
+                    .zip(contact.findings.places())
+                    .map(|(finding, place)| Line::of(finding, *place, body))
+                    .collect();
                 report.rewritten = report.findings.iter().filter(|line| line.rewritten).count();
             }
         }
@@ -173,8 +177,8 @@ impl Report {
 }
 
 impl Line {
-    fn of(finding: &Finding, body: &[u8]) -> Self {
-        let at = finding.at as usize;
+    fn of(finding: &Finding, place: Place, body: &[u8]) -> Self {
+        let at = place.at as usize;
         let before = &body[..at];
         let line_start = memchr::memrchr(b'\n', before).map_or(0, |newline| newline + 1);
         let lossy = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
@@ -188,7 +192,7 @@ impl Line {
             kind: finding.kind,
             line: memchr::memchr_iter(b'\n', before).count() + 1,
             column: lossy(&body[line_start..at]).chars().count() + 1,
-            list_id: finding.list_id.map(|id| lossy(&body[id.range()])),
+            list_id: place.list_id.map(|id| lossy(&body[id.range()])),
             now: match finding.now {
                 Written::Nothing => was.clone(),
                 written => written.to_string(),

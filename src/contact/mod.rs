@@ -24,6 +24,7 @@
 
 pub mod document;
 pub mod edit;
+pub mod findings;
 pub mod policy;
 pub mod refusal;
 pub mod settings;
@@ -35,7 +36,7 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 pub use edit::{Bridge, Edit, Span, With};
-pub use policy::{Finding, Kind, Was, Written};
+pub use findings::{Finding, Findings, Kind, Place, Was, Written};
 pub use settings::{Ambiguous, Lists, Mode, Policy, Removal, Undeclared};
 
 /// The namespace of the v1 contact schema (API-V1: "Where a contact is written").
@@ -157,7 +158,7 @@ pub struct SanitizedContact {
     /// The body to send. Where nothing was edited, the very same `Bytes` that came in.
     pub body: Bytes,
     /// What was inconsistent, in the order of the document's contacts.
-    pub findings: Vec<Finding>,
+    pub findings: Findings,
     /// What was edited, in the order of the body: [`edit::pieces`] makes the one of the other.
     pub edits: Vec<Edit>,
     /// The body to send states ACTION_BY_CONTACT at contact level, alone or among others.

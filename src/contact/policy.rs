@@ -3,137 +3,18 @@
 //! The one rule above all others: with the default [`Policy`], no edit writes ACTION_BY_CONTACT unless
 //! exactly that was the contact's one, unambiguous declaration.
 
-use std::fmt;
 use std::iter;
 
-use serde::Serialize;
-
-use super::document::{Document, Node, Place, Spelling};
-use super::edit::{Bridge, Edit, Span, With};
+use super::Source;
+use super::document::{Document, Node, Occurrence, Spelling};
+use super::edit::{Bridge, Edit, With};
+use super::findings::{Finding, Findings, Kind, Place, Was, Written};
 use super::settings::{Ambiguous, Lists, Mode, Policy, Removal, Undeclared};
-use super::{ID_ORIGIN, Source};
-
-/// What kind of inconsistency a finding is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Kind {
-    /// A list source differs from the declaration. Counted per node.
-    ListDiffers,
-    /// No declaration, or an empty one. Counted per contact.
-    Undeclared,
-    /// Declarations that contradict each other. Counted per contact.
-    Ambiguous,
-    /// Nothing declared, and the lists differ among themselves. Counted per contact.
-    ListsDisagree,
-    /// A removal that declares ACTION_BY_CONTACT. Counted per contact.
-    RemovalByContact,
-    /// A value that is not one of the two. Counted per node.
-    UnknownValue,
-    /// An id under the proxy's own origin. Counted per id.
-    OwnOrigin,
-}
-
-impl Kind {
-    /// All kinds, in the order of SPEC section 1.
-    pub const ALL: [Self; 7] = [
-        Self::ListDiffers,
-        Self::Undeclared,
-        Self::Ambiguous,
-        Self::ListsDisagree,
-        Self::RemovalByContact,
-        Self::UnknownValue,
-        Self::OwnOrigin,
-    ];
-
-    /// The kind's name in logs, metrics and JSON.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::ListDiffers => "list_differs",
-            Self::Undeclared => "undeclared",
-            Self::Ambiguous => "ambiguous",
-            Self::ListsDisagree => "lists_disagree",
-            Self::RemovalByContact => "removal_by_contact",
-            Self::UnknownValue => "unknown_value",
-            Self::OwnOrigin => "own_origin",
-        }
-    }
-}
-
-impl fmt::Display for Kind {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.as_str())
-    }
-}
-
-/// One inconsistency.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Finding {
-    /// What it is.
-    pub kind: Kind,
-    /// The raw bytes of the `id` of the list that it stands in.
-    pub list_id: Option<Span>,
-    /// Where in the body: the offset of its first byte.
-    pub at: u32,
-    /// What was there.
-    pub was: Was,
-    /// What was done.
-    pub now: Written,
-    /// What its contact declares, or what a setting filled in: what it was held against.
-    pub declared: Option<Source>,
-}
-
-impl Finding {
-    /// Whether an edit was made for it.
-    pub fn acted_on(&self) -> bool {
-        self.now != Written::Nothing
-    }
-}
-
-/// A value as the client wrote it. Not to be logged as it is: [`Was::Other`] is the client's own text.
-#[derive(Clone, PartialEq, Eq)]
-pub enum Was {
-    /// No value: no node, or an empty one.
-    Empty,
-    /// One of the two known values.
-    Known(Source),
-    /// Several at once.
-    Several,
-    /// Some other value.
-    Other(Box<str>),
-    /// The proxy's own origin.
-    OwnOrigin(Box<str>),
-}
-
-impl fmt::Debug for Was {
-    /// Leaves the client's own text out.
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Empty => f.write_str("Empty"),
-            Self::Known(source) => write!(f, "Known({source})"),
-            Self::Several => f.write_str("Several"),
-            Self::Other(_) => f.write_str("Other(..)"),
-            Self::OwnOrigin(_) => f.write_str("OwnOrigin(..)"),
-        }
-    }
-}
-
-/// What an edit left in the place of a finding.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Written {
-    /// Nothing: it was left as it was.
-    Nothing,
-    /// This value.
-    Value(Source),
-    /// The node was removed.
-    Removed,
-    /// The API's origin was put back.
-    ApiOrigin,
-}
 
 /// Findings and the edits that they lead to.
 #[derive(Debug, Default)]
 pub(super) struct Plan {
-    pub findings: Vec<Finding>,
+    pub findings: Findings,
     /// Sorted by their start, without overlap.
     pub edits: Vec<Edit>,
     /// Once edited, some contact-level node says ACTION_BY_CONTACT.
@@ -154,14 +35,14 @@ pub(super) fn plan(document: &Document, update: bool, policy: &Policy) -> Plan {
     }
     for id in &document.own_ids {
         let restore = !policy.keep_own_ids;
-        plan.findings.push(Finding {
+        let finding = Finding {
             kind: Kind::OwnOrigin,
-            list_id: id.list.and_then(|list| document.lists[list as usize].id),
-            at: id.origin.start() as u32,
             was: Was::OwnOrigin(id.written.clone()),
             now: if restore { Written::ApiOrigin } else { Written::Nothing },
             declared: None,
-        });
+        };
+        let list_id = id.list.and_then(|list| document.lists[list as usize].id);
+        plan.findings.push(finding, Place { list_id, at: id.origin.start() as u32 });
         if restore {
             plan.edits.push(id.restored());
         }
@@ -243,8 +124,8 @@ fn gather_lists<'d>(document: &'d Document, policy: &Policy, all: &mut [Statemen
         let statements = &mut all[node.contact as usize];
         let meaning = meaning(node, policy);
         let is_known = matches!(meaning, Meaning::Known(_));
-        for place in document.places(node) {
-            known[place.number] = Some(known[place.number].unwrap_or(true) && is_known);
+        for copy in document.occurrences(node) {
+            known[copy.number] = Some(known[copy.number].unwrap_or(true) && is_known);
         }
         // An unknown value is a finding of its own, and counts as that alone.
         if !matches!(meaning, Meaning::Unknown(_)) {
@@ -284,7 +165,8 @@ fn judge_contacts(
                 };
                 let now = filled.map_or(Written::Nothing, Written::Value);
                 let at = contact.tag.start() as u32;
-                plan.findings.push(Finding { kind, list_id: None, at, was, now, declared });
+                let finding = Finding { kind, was, now, declared };
+                plan.findings.push(finding, Place { list_id: None, at });
             };
             match said.declarations {
                 Some((first, last)) if said.contradictory => {
@@ -356,14 +238,13 @@ fn plan_declaration(node: &Node, verdict: &Verdict, policy: &Policy, plan: &mut 
     };
     let target = verdict.overrule.or(stands_for);
     if let Spelling::Other(text) = &node.spelling {
-        plan.findings.push(Finding {
+        let finding = Finding {
             kind: Kind::UnknownValue,
-            list_id: None,
-            at: node.element.start() as u32,
             was: Was::Other(text.clone()),
             now: target.map_or(Written::Nothing, Written::Value),
             declared: verdict.declared,
-        });
+        };
+        plan.findings.push(finding, Place { list_id: None, at: node.element.start() as u32 });
     }
     if let Some(source) = target {
         plan.claims_contact |= source == Source::Contact;
@@ -390,29 +271,29 @@ fn plan_list(
     let meaning = meaning(node, policy);
     // Where one list differs, most do: room for all at once, a tenth of the time.
     let nodes = document.nodes.len();
-    if plan.findings.len() == 1 && plan.findings.capacity() < nodes {
-        plan.findings.reserve_exact(nodes);
+    if plan.findings.len() == 1 {
+        plan.findings.reserve(nodes);
         plan.edits.reserve_exact(nodes);
     }
     if stripped.is_empty() {
         if let Some(judged) = judge(node, meaning, verdict, false, policy) {
-            note(node, verdict, judged, document.places(node), plan);
+            note(node, verdict, judged, document.occurrences(node), plan);
         }
         return;
     }
-    for place in document.places(node) {
-        if let Some(judged) = judge(node, meaning, verdict, stripped[place.number], policy) {
-            note(node, verdict, judged, iter::once(place), plan);
+    for copy in document.occurrences(node) {
+        if let Some(judged) = judge(node, meaning, verdict, stripped[copy.number], policy) {
+            note(node, verdict, judged, iter::once(copy), plan);
         }
     }
 }
 
-/// Notes a finding and, if a value is written, an edit for each of the `places` of a list-level node.
+/// Notes a finding and, if a value is written, an edit wherever a list-level node stands.
 fn note<'d>(
     node: &Node,
     verdict: &Verdict,
     (kind, now): (Kind, Written),
-    places: impl Iterator<Item = Place<'d>> + Clone,
+    copies: impl Iterator<Item = Occurrence<'d>> + Clone,
     plan: &mut Plan,
 ) {
     let was = match &node.spelling {
@@ -421,15 +302,14 @@ fn note<'d>(
         Spelling::Other(text) => Was::Other(text.clone()),
     };
     let (start, declared) = (node.element.start() as u32, verdict.declared);
-    plan.findings.extend(places.clone().map(|place| {
-        let (list_id, at, was) = (place.list.id, start + place.behind, was.clone());
-        Finding { kind, list_id, at, was, now, declared }
-    }));
+    let places = copies.clone();
+    let places = places.map(|it| Place { list_id: it.list.id, at: start + it.behind });
+    plan.findings.extend(Finding { kind, was, now, declared }, places);
     if let Written::Value(source) = now {
         let edit = node.set(source);
-        plan.edits.extend(places.map(|place| {
-            let span = edit.span.behind(place.behind);
-            Edit { span, with: edit.with.clone(), bridge: edit.bridge }
+        plan.edits.extend(copies.map(|it| {
+            let (span, with) = (edit.span.behind(it.behind), edit.with.clone());
+            Edit { span, with, bridge: edit.bridge }
         }));
     }
 }
@@ -476,11 +356,11 @@ fn plan_stripping(
     let mut stripped = vec![false; document.lists.len()];
     for node in &document.nodes {
         let differs = differs(meaning(node, policy), &verdicts[node.contact as usize]);
-        document.places(node).for_each(|place| stripped[place.number] |= differs);
+        document.occurrences(node).for_each(|copy| stripped[copy.number] |= differs);
     }
     let nodes = document.nodes.iter().flat_map(|node| {
-        let places = document.places(node);
-        places.map(|place| (place.number, node.element.behind(place.behind)))
+        let copies = document.occurrences(node);
+        copies.map(|copy| (copy.number, node.element.behind(copy.behind)))
     });
     let times = document.times.iter().map(|time| (time.list as usize, time.element));
     for (list, span) in nodes.chain(times) {
@@ -489,22 +369,4 @@ fn plan_stripping(
         }
     }
     stripped
-}
-
-impl Written {
-    /// As it is shown: the value, or what was done in its place.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Nothing => "",
-            Self::Value(source) => source.as_str(),
-            Self::Removed => "removed",
-            Self::ApiOrigin => ID_ORIGIN,
-        }
-    }
-}
-
-impl fmt::Display for Written {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.as_str())
-    }
 }

@@ -18,7 +18,7 @@ use super::metrics::{Metrics, Name, RetryLabel, VerdictLabel};
 use super::record::{Decision, Record};
 use super::redact::{self, Account, Agent, Id};
 use crate::contact::refusal::Verdict;
-use crate::contact::{Finding, Kind, Uninspectable};
+use crate::contact::{Findings, Kind, Uninspectable};
 use crate::proxy::connect::{Peer, Target};
 use crate::proxy::error::Error;
 use crate::proxy::route::Resource;
@@ -199,7 +199,8 @@ impl Exchange {
                 let findings = &inspected.findings;
                 self.count(findings);
                 self.metrics.edits.inc_by(inspected.edits.len() as u64);
-                let acted_on = findings.iter().filter(|finding| finding.acted_on()).count();
+                let acted_on = findings.rows().iter().filter(|(finding, _)| finding.acted_on());
+                let acted_on = acted_on.map(|(_, count)| count).sum();
                 let tally = Tally::Inspected { findings: findings.len(), acted_on };
                 if self.is_recorded() {
                     let mut begun = self.begun();
@@ -246,9 +247,11 @@ impl Exchange {
         begun
     }
 
-    fn count(&self, findings: &[Finding]) {
+    fn count(&self, findings: &Findings) {
         let mut found = [0; Kind::ALL.len()];
-        findings.iter().for_each(|finding| found[finding.kind as usize] += 1);
+        for (finding, count) in findings.rows() {
+            found[finding.kind as usize] += *count as u64;
+        }
         for (kind, found) in Kind::ALL.into_iter().zip(found) {
             if found > 0 {
                 self.metrics.mismatches(kind).inc_by(found);
@@ -427,7 +430,7 @@ impl Exchange {
     }
 
     fn contact_id(&self) -> Option<Id<'_>> {
-        self.resource()?.contact_id().map(|id| Id(id.as_bytes()))
+        self.resource()?.contact_id().map(|id| Id(id))
     }
 
     fn user_agent(&self) -> Option<Agent<'_>> {

@@ -7,12 +7,11 @@ use aws_lc_rs::digest::{self, Digest, SHA256};
 use bytes::Bytes;
 use http::StatusCode;
 
-use super::found::{Seen, list_number};
 use super::ids::Trace;
 use super::record::Decision;
-use super::redact::{Id, Value};
+use super::redact::{ListNumber, Value};
 use crate::config::Config;
-use crate::contact::{Edit, Finding, Span, Was, edit};
+use crate::contact::{Edit, Finding, Findings, Span, Was, edit};
 use crate::proxy::connect::Target;
 
 /// The longest body that is copied before its exchange is over, and how much room a record keeps for the next one's, in
@@ -25,7 +24,7 @@ const PIECE: usize = 16 * 1024;
 
 /// A contact write's body, and what was found in it.
 pub(crate) struct Inspected<'a> {
-    pub findings: Vec<Finding>,
+    pub findings: Findings,
     /// What was changed of `original`.
     pub edits: Vec<Edit>,
     /// As it came, which the findings' spans are about. Its content coding is undone.
@@ -61,8 +60,10 @@ pub(crate) struct Finished {
     pub is_cut: bool,
     pub duration: Duration,
     pub has_agent: bool,
-    /// Each `list_id` is where `text` has the list's number.
-    pub(super) findings: Vec<Finding>,
+    /// Those that are alike, and how many there are in a row.
+    rows: Vec<(Finding, usize)>,
+    /// The list that each of them stands in.
+    lists: Vec<Option<ListNumber>>,
     edits: Vec<Edit>,
     /// How many bytes the texts in both take.
     texts: usize,
@@ -74,7 +75,7 @@ pub(crate) struct Finished {
     large: Bytes,
     text: Vec<u8>,
     /// Where each [`Part`] ends.
-    ends: [usize; 5],
+    ends: [usize; 4],
 }
 
 /// A part of the text, in its order.
@@ -83,8 +84,6 @@ pub(crate) enum Part {
     RequestId,
     Path,
     Agent,
-    /// The numbers of the lists that findings stand in.
-    Lists,
     /// The body, for its digests.
     Original,
 }
@@ -110,14 +109,15 @@ impl Default for Finished {
             is_cut: false,
             duration: Duration::ZERO,
             has_agent: false,
-            findings: Vec::new(),
+            rows: Vec::new(),
+            lists: Vec::new(),
             edits: Vec::new(),
             texts: 0,
             is_inspected: false,
             config: None,
             large: Bytes::new(),
             text: Vec::new(),
-            ends: [0; 5],
+            ends: [0; 4],
         }
     }
 }
@@ -127,15 +127,17 @@ impl Finished {
     pub fn reset(&mut self) {
         self.target = None;
         self.is_inspected = false;
-        self.findings.clear();
-        self.findings.shrink_to(64);
+        self.rows.clear();
+        self.rows.shrink_to(64);
+        self.lists.clear();
+        self.lists.shrink_to(64);
         self.edits.clear();
         self.edits.shrink_to(64);
         self.texts = 0;
         self.large = Bytes::new();
         self.text.clear();
         self.text.shrink_to(SMALL);
-        self.ends = [0; 5];
+        self.ends = [0; 4];
     }
 
     /// Adds a part; they come in their order, and one that does not come is empty.
@@ -164,20 +166,17 @@ impl Finished {
     /// a journal, whereas memory that waits for the end comes back cold. What is large is moved in. The body sent is
     /// not needed: the edits make it of the other.
     pub fn inspected(&mut self, inspected: Inspected<'_>, has_audit: bool) -> Option<Bytes> {
-        let Inspected { mut findings, mut edits, original, config } = inspected;
+        let Inspected { findings, mut edits, original, config } = inspected;
         self.is_inspected = true;
         if !self.config.as_ref().is_some_and(|kept| Arc::ptr_eq(kept, config)) {
             self.config = Some(Arc::clone(config));
         }
-        self.make_own(&mut findings, &original);
+        let list_of = |id: Span| ListNumber::of(&original[id.range()]);
+        let lists = findings.places().iter().map(|place| place.list_id.map(list_of));
+        self.lists.extend(lists);
+        self.rows.append(&mut findings.into_rows());
+        self.forget_unprinted();
         let is_small = original.len() <= SMALL;
-        if is_small {
-            self.findings.append(&mut findings);
-        } else {
-            // Room was made for more, where the first of thousands of nodes differs and the others do not.
-            findings.shrink_to_fit();
-            self.findings = findings;
-        }
         if !has_audit {
             return None;
         }
@@ -188,41 +187,21 @@ impl Finished {
             return Some(original);
         }
         self.edits.append(&mut edits);
-        if self.findings.is_empty() {
+        if self.rows.is_empty() {
             return Some(original);
         }
         self.put(Part::Original, &original);
         None
     }
 
-    /// Copies the numbers of the lists, each once for what was found in it in a row, and forgets what would not be printed:
-    /// a record may have to wait for longer than `limits.max_buffered` counts its body.
-    fn make_own(&mut self, findings: &mut [Finding], original: &[u8]) {
-        let mut last = None;
-        for finding in findings {
+    /// Forgets what would not be printed: a record may have to wait for longer than `limits.max_buffered` counts its body.
+    fn forget_unprinted(&mut self) {
+        for (finding, _) in &mut self.rows {
             Value::forget_unprinted(&mut finding.was);
             if let Was::Other(text) | Was::OwnOrigin(text) = &finding.was {
                 self.texts += text.len();
             }
-            let Some(id) = finding.list_id else {
-                continue;
-            };
-            finding.list_id = match last {
-                Some((known, copied)) if id == known => copied,
-                _ => {
-                    let number = list_number(id, original).as_bytes();
-                    let (start, end) = (self.text.len(), self.text.len() + number.len());
-                    // A body of gigabytes may have lists in one another that take turns.
-                    let copied = (end <= Span::LONGEST_BODY).then(|| {
-                        self.text.extend_from_slice(number);
-                        Span::new(start..end)
-                    });
-                    last = Some((id, copied));
-                    copied
-                }
-            };
         }
-        self.put(Part::Lists, b"");
     }
 
     /// Adds the body after all, if its digests have to be made.
@@ -242,25 +221,34 @@ impl Finished {
         self.text.len()
             + self.large.len()
             + self.texts
-            + size_of_val(&*self.findings)
+            + size_of_val(&*self.rows)
+            + size_of_val(&*self.lists)
             + size_of_val(&*self.edits)
     }
 
     /// Whether it belongs into the audit trail: a contact write with a finding or a refusal.
     pub fn is_audited(&self) -> bool {
-        self.transient > 0 || self.legitimate || !self.findings.is_empty()
+        self.transient > 0 || self.legitimate || !self.rows.is_empty()
     }
 
-    /// All that was found, and the list that each stands in.
-    pub fn found(&self) -> impl Iterator<Item = (&Finding, Option<Id<'_>>)> {
-        self.findings
-            .iter()
-            .map(|finding| (finding, finding.list_id.map(|list| Id(&self.text[list.range()]))))
+    /// How much was found.
+    pub fn count(&self) -> usize {
+        self.lists.len()
     }
 
-    /// The same, as it is counted.
-    pub fn seen(&self) -> impl Iterator<Item = Seen<'_>> {
-        self.found().map(|(finding, list_id)| Seen::Bare(finding, list_id))
+    /// What was found, and the lists that it stands in, each as often as it does.
+    pub fn rows(&self) -> impl Iterator<Item = (&Finding, &[Option<ListNumber>])> {
+        let mut rest = &*self.lists;
+        self.rows.iter().map(move |(finding, count)| {
+            let (lists, others) = rest.split_at(*count);
+            rest = others;
+            (finding, lists)
+        })
+    }
+
+    /// The same, one by one.
+    pub fn found(&self) -> impl Iterator<Item = (&Finding, Option<ListNumber>)> {
+        self.rows().flat_map(|(finding, lists)| lists.iter().map(move |list| (finding, *list)))
     }
 
     /// Whether a contact was looked for in the body, or would have been.
@@ -329,29 +317,52 @@ mod tests {
 
     /// What the findings take by themselves.
     fn weight(finished: &Finished) -> usize {
-        size_of_val(&*finished.findings)
+        size_of_val(&*finished.rows) + size_of_val(&*finished.lists)
+    }
+
+    /// How many stand in a list of this number.
+    fn named(finished: &Finished, name: &str) -> usize {
+        let lists = finished.found().filter_map(|(_, list)| list);
+        lists.filter(|list| list.to_string() == name).count()
     }
 
     #[test]
-    fn a_list_with_thousands_of_sources_has_its_number_kept_once() {
-        let (number, sources) = ("7".repeat(128), "<OptInSource>x</OptInSource>".repeat(3_000));
-        let finished = of(&(list(&number, &sources) + &list("8", &sources)), false);
-        assert!(finished.findings.len() >= 6_000);
-        assert_eq!(finished.held(), weight(&finished) + 129);
-        let named = |name: &str| {
-            let lists = finished.found().filter_map(|(_, list)| list);
-            lists.filter(|list| list.as_str() == name).count()
-        };
-        assert!(named(&number) >= 3_000 && named("8") >= 3_000);
+    fn thousands_of_findings_that_are_alike_are_kept_as_one_and_their_lists_numbers() {
+        let sources = "<OptInSource>x</OptInSource>".repeat(3_000);
+        let finished = of(&(list("7", &sources) + &list("8", &sources)), false);
+        assert_eq!((finished.count(), finished.rows.len()), (6_000, 1));
+        assert_eq!((named(&finished, "7"), named(&finished, "8")), (3_000, 3_000));
+        assert_eq!(finished.held(), size_of::<(Finding, usize)>() + 6_000 * size_of::<u64>());
     }
 
     #[test]
-    fn contacts_within_a_list_do_not_have_its_number_kept_anew() {
-        let nested = "<OptInSource/><Contact><OptInSource>x</OptInSource></Contact>".repeat(1_000);
-        let finished = of(&list(&"7".repeat(128), &nested), false);
-        let named = finished.found().filter(|(_, list)| list.is_some()).count();
-        assert!(named >= 1_000 && finished.findings.len() > named, "{named}");
-        assert_eq!(finished.held(), weight(&finished) + 128);
+    fn what_is_found_stays_with_the_list_that_it_stands_in() {
+        let lists = [
+            list(
+                "7",
+                "<OptInSource/><Contact><OptInSource>x</OptInSource></Contact><OptInSource/>",
+            ),
+            list("8", "<OptInSource>ACTION_BY_CUSTOMER</OptInSource>"),
+            list("9", "<OptInSource>ACTION_BY_CUSTOMER</OptInSource>"),
+            list("jo", "<OptInSource/>"),
+        ];
+        let finished = of(&lists.concat(), false);
+        let found: Vec<_> = finished
+            .found()
+            .map(|(finding, list)| {
+                let list = list.map_or_else(String::new, |list| list.to_string());
+                format!("{}({}) {list}", finding.kind, Value(&finding.was))
+            })
+            .collect();
+        let expected = [
+            "list_differs() 7",
+            "unknown_value((unknown)) ",
+            "list_differs() 7",
+            "list_differs(ACTION_BY_CUSTOMER) 8",
+            "list_differs(ACTION_BY_CUSTOMER) 9",
+            "list_differs() (unprintable)",
+        ];
+        assert_eq!(found, expected);
     }
 
     /// A record once kept it, and weighed nothing for it.
@@ -362,12 +373,12 @@ mod tests {
             &(list("7", &long) + &list("8", "<OptInSource>ACTION_BY_CLIENT</OptInSource>")),
             false,
         );
-        let texts = finished.findings.iter().map(|finding| match &finding.was {
+        let texts = finished.rows.iter().map(|(finding, _)| match &finding.was {
             Was::Other(text) | Was::OwnOrigin(text) => &**text,
             _ => "",
         });
         assert!(texts.eq(["", "ACTION_BY_CLIENT"]));
-        assert_eq!(finished.held(), weight(&finished) + "78".len() + "ACTION_BY_CLIENT".len());
+        assert_eq!(finished.held(), weight(&finished) + "ACTION_BY_CLIENT".len());
     }
 
     #[test]
@@ -377,8 +388,9 @@ mod tests {
             &list("7", &(one + &"<OptInSource>ACTION_BY_CONTACT</OptInSource>".repeat(3_000))),
             false,
         );
-        assert_eq!(finished.findings.len(), 1);
-        assert!(finished.findings.capacity() < 10, "{}", finished.findings.capacity());
+        assert_eq!(finished.count(), 1);
+        let room = (finished.rows.capacity(), finished.lists.capacity());
+        assert!(room.0 < 10 && room.1 < 10, "{room:?}");
     }
 
     #[test]
@@ -387,6 +399,6 @@ mod tests {
         let texts: usize = finished.edits.iter().map(|edit| edit.with.as_str().len()).sum();
         assert!(texts >= 3_000 * "ACTION_BY_CONTACT".len());
         let edits = size_of_val(&*finished.edits);
-        assert_eq!(finished.held(), weight(&finished) + edits + texts + "7".len());
+        assert_eq!(finished.held(), weight(&finished) + edits + texts);
     }
 }

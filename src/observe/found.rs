@@ -3,54 +3,33 @@
 use std::borrow::Cow;
 
 use serde::Serialize;
-use smol_str::SmolStr;
 
 use super::cause;
-use super::redact::{Id, Value};
-use crate::contact::{Finding, Kind, Policy, Source, Span, Was, Written};
+use super::redact::{ListNumber, Value};
+use crate::contact::{Finding, Kind, Policy, Source, Was, Written};
 
 /// A finding as it is counted.
 #[derive(Clone, Copy)]
-pub enum Seen<'f> {
-    /// As it was made, and the list that it stands in.
-    Bare(&'f Finding, Option<Id<'f>>),
-    /// In words.
-    InWords(&'f Found),
+pub struct Seen {
+    /// What it is.
+    pub kind: Kind,
+    /// Whether it was changed.
+    pub changed: bool,
+    /// Where such a thing comes from, as far as is known.
+    pub cause: &'static str,
 }
 
-impl<'f> Seen<'f> {
-    /// What it is.
-    pub fn kind(self) -> Kind {
-        match self {
-            Self::Bare(finding, _) => finding.kind,
-            Self::InWords(found) => found.kind,
-        }
+impl From<&Finding> for Seen {
+    fn from(finding: &Finding) -> Self {
+        let cause = cause::of(finding.kind, finding.declared, Value::known(&finding.was));
+        Self { kind: finding.kind, changed: finding.acted_on(), cause }
     }
+}
 
-    /// Whether it was changed.
-    pub fn changed(self) -> bool {
-        match self {
-            Self::Bare(finding, _) => finding.acted_on(),
-            Self::InWords(found) => found.changed,
-        }
-    }
-
-    /// The number of the list that it stands in.
-    pub fn list_id(self) -> Option<&'f [u8]> {
-        match self {
-            Self::Bare(_, list_id) => list_id.map(|id| id.as_bytes()),
-            Self::InWords(found) => found.list_id.as_ref().map(|id| id.as_bytes()),
-        }
-    }
-
-    /// Where such a thing comes from, as far as is known.
-    pub fn cause(self) -> &'static str {
-        match self {
-            Self::Bare(finding, _) => {
-                cause::of(finding.kind, finding.declared, Value::known(&finding.was))
-            }
-            Self::InWords(found) => cause::of(found.kind, found.declared, &found.was),
-        }
+impl From<&Found> for Seen {
+    fn from(found: &Found) -> Self {
+        let cause = cause::of(found.kind, found.declared, &found.was);
+        Self { kind: found.kind, changed: found.changed, cause }
     }
 }
 
@@ -61,7 +40,7 @@ pub struct Found {
     pub kind: Kind,
     /// The list that it stands in.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub list_id: Option<SmolStr>,
+    pub list_id: Option<ListNumber>,
     /// What was there.
     pub was: Cow<'static, str>,
     /// What is there now.
@@ -77,7 +56,7 @@ pub struct Found {
 impl Found {
     /// `policy`: what it was made by.
     pub(super) fn new(
-        (finding, list_id): (&Finding, Option<Id<'_>>),
+        (finding, list_id): (&Finding, Option<ListNumber>),
         policy: Option<&Policy>,
     ) -> Self {
         let was = match &finding.was {
@@ -90,7 +69,7 @@ impl Found {
         };
         Self {
             kind: finding.kind,
-            list_id: list_id.map(|id| id.as_str().into()),
+            list_id,
             was,
             now,
             changed: finding.acted_on(),
@@ -98,13 +77,4 @@ impl Found {
             setting: policy.map_or("", |policy| policy.setting(finding.kind)),
         }
     }
-}
-
-/// A list's number: the end of its id.
-pub(super) fn list_number(id: Span, original: &[u8]) -> Id<'_> {
-    let id = &original[id.range()];
-    // It is a few bytes long: no search that has to be called pays.
-    let end = id.iter().rposition(|&byte| byte != b'/').map_or(0, |last| last + 1);
-    let start = id[..end].iter().rposition(|&byte| byte == b'/').map_or(0, |slash| slash + 1);
-    Id(&id[start..end])
 }

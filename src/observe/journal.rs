@@ -6,6 +6,7 @@
 
 use std::collections::VecDeque;
 use std::io;
+use std::slice;
 use std::sync::mpsc::{SyncSender, sync_channel};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
@@ -14,7 +15,6 @@ use std::time::{Duration, Instant};
 use super::audit::Audit;
 use super::clocks::Clocks;
 use super::finished::Finished;
-use super::found::Seen;
 use super::lines;
 use super::metrics::Metrics;
 use super::record::Record;
@@ -380,17 +380,18 @@ impl State {
                                 lines::log(&finished, &in_words.record);
                             }
                             self.take(in_words, |stats, record| {
-                                if record.findings.len() == record.found {
-                                    stats.add(record, record.findings.iter().map(Seen::InWords));
-                                } else {
-                                    stats.add(record, finished.seen());
-                                }
+                                let rows = finished.rows();
+                                stats.add(record, rows.map(|(it, lists)| (it.into(), lists)));
                             });
                             finished.reset();
                             blanks.push(finished);
                         }
                         What::InWords(in_words) => self.take(*in_words, |stats, record| {
-                            stats.add(record, record.findings.iter().map(Seen::InWords));
+                            let found = record.findings.iter();
+                            stats.add(
+                                record,
+                                found.map(|it| (it.into(), slice::from_ref(&it.list_id))),
+                            );
                         }),
                         // Nobody waits any longer, at the worst.
                         What::Flush(flushed) => drop(flushed.send(())),

@@ -140,7 +140,7 @@ impl Record {
         let resource = Resource::of(path);
         let account = resource.map(|resource| Account(resource.account).as_str().into());
         let contact_id = resource.and_then(|resource| resource.contact_id());
-        let findings = &finished.findings;
+        let rewritten = finished.rows().filter(|(finding, _)| finding.acted_on());
         let policy = finished.config.as_ref().map(|config| &config.sanitize.policy);
         Self {
             seq: 0,
@@ -151,7 +151,7 @@ impl Record {
             method: finished.method,
             route: route::template(resource),
             account,
-            contact_id: contact_id.map(|id| Id(id.as_bytes()).as_str().into()),
+            contact_id: contact_id.map(|id| Id(id).as_str().into()),
             user_agent: finished
                 .has_agent
                 .then(|| Agent(finished.text(Part::Agent)).printed().into()),
@@ -163,8 +163,8 @@ impl Record {
             problem: finished.problem,
             attempts: finished.attempts,
             verdicts: Verdicts { transient: finished.transient, legitimate: finished.legitimate },
-            found: findings.len(),
-            rewritten: findings.iter().filter(|finding| finding.acted_on()).count(),
+            found: finished.count(),
+            rewritten: rewritten.map(|(_, lists)| lists.len()).sum(),
             findings: finished.found().take(most).map(|it| Found::new(it, policy)).collect(),
             complete: finished.is_complete,
             duration_ms: finished.duration.as_micros() as f64 / 1000.0,

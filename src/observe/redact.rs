@@ -2,8 +2,10 @@
 
 use std::borrow::Cow;
 use std::fmt;
+use std::num::NonZeroU64;
 
 use http::Method;
+use serde::{Serialize, Serializer};
 
 use crate::contact::{Finding, Was, Written};
 
@@ -11,10 +13,15 @@ use crate::contact::{Finding, Was, Written};
 #[derive(Clone, Copy)]
 pub struct Account<'a>(pub &'a str);
 
-/// The identifier of a contact or list, which is a number. A path may hold anything, names too, so nothing else is
-/// printed.
+/// The identifier of a contact, which is a number. A path may hold anything, names too, so nothing else is printed.
 #[derive(Clone, Copy)]
-pub struct Id<'a>(pub &'a [u8]);
+pub struct Id<'a>(pub &'a str);
+
+/// The number of a list. An id may hold anything, so nothing else is kept of it: there may be thousands.
+///
+/// Its digits behind a 1, since they may begin with zeros; the 1 alone stands for what is not printed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ListNumber(NonZeroU64);
 
 /// A `User-Agent`. Words that are e-mail addresses, and whatever is over length, are not printed.
 #[derive(Clone, Copy)]
@@ -28,6 +35,7 @@ pub struct Value<'a>(pub &'a Was);
 /// The longest that is printed of anything, in bytes.
 const LONGEST: usize = 128;
 
+const UNPRINTABLE: &str = "(unprintable)";
 const UNKNOWN: &str = "(unknown)";
 const OWN_ORIGIN: &str = "(own origin)";
 
@@ -70,7 +78,7 @@ impl<'a> Account<'a> {
         if is_address(self.0) {
             return "(e-mail address)";
         }
-        if is_made_of(self.0, "-_.~+%") { self.0 } else { "(unprintable)" }
+        if is_made_of(self.0, "-_.~+%") { self.0 } else { UNPRINTABLE }
     }
 }
 
@@ -83,13 +91,46 @@ impl fmt::Display for Account<'_> {
 impl<'a> Id<'a> {
     /// What may be printed of it.
     pub fn as_str(&self) -> &'a str {
-        std::str::from_utf8(self.as_bytes()).unwrap_or_default()
+        let is_number = !self.0.is_empty() && self.0.bytes().all(|byte| byte.is_ascii_digit());
+        if is_number && self.0.len() <= LONGEST { self.0 } else { UNPRINTABLE }
     }
+}
 
-    /// The same, of which nobody has to be shown that it is text: a journal counts thousands.
-    pub fn as_bytes(&self) -> &'a [u8] {
-        let is_number = !self.0.is_empty() && self.0.iter().all(u8::is_ascii_digit);
-        if is_number && self.0.len() <= LONGEST { self.0 } else { b"(unprintable)" }
+impl ListNumber {
+    /// The longest that is printed, in digits.
+    const MOST: u32 = 18;
+
+    /// Of an id, as it stands in a body.
+    #[inline]
+    pub fn of(id: &[u8]) -> Self {
+        let (mut number, mut unit) = (0, 1);
+        for &byte in id.strip_suffix(b"/").unwrap_or(id).iter().rev() {
+            match byte {
+                b'0'..=b'9' if unit < 10_u64.pow(Self::MOST) => {
+                    number += u64::from(byte - b'0') * unit;
+                    unit *= 10;
+                }
+                b'/' => break,
+                _ => return Self(NonZeroU64::MIN),
+            }
+        }
+        Self(NonZeroU64::MIN.saturating_add(number + unit - 1))
+    }
+}
+
+impl fmt::Display for ListNumber {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut digits = itoa::Buffer::new();
+        match &digits.format(self.0.get())[1..] {
+            "" => f.write_str(UNPRINTABLE),
+            digits => f.write_str(digits),
+        }
+    }
+}
+
+impl Serialize for ListNumber {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
     }
 }
 
@@ -195,7 +236,7 @@ mod tests {
         for text in ["jo@example.org", "jo%40example.org", "JO%40EXAMPLE.ORG", "jo%2540example.org"]
         {
             assert_eq!(Account(text).to_string(), "(e-mail address)");
-            assert!(!Id(text.as_bytes()).to_string().contains("xample"));
+            assert!(!Id(text).to_string().contains("xample"));
             let agent = format!("Shop/1.0 (+{text}) PHP");
             assert_eq!(Agent(&agent).to_string(), "Shop/1.0 (e-mail address) PHP");
             assert_eq!(Agent(&agent).printed(), Agent(&agent).to_string());
@@ -224,10 +265,26 @@ mod tests {
     #[test]
     fn an_id_is_a_number() {
         for id in ["238", "1"] {
-            assert_eq!(Id(id.as_bytes()).to_string(), id);
+            assert_eq!(Id(id).to_string(), id);
         }
         for other in ["JaneRoe", "jane-roe", "", "12a", "-1", "١"] {
-            assert_eq!(Id(other.as_bytes()).to_string(), "(unprintable)");
+            assert_eq!(Id(other).to_string(), UNPRINTABLE);
+        }
+    }
+
+    #[test]
+    fn of_a_lists_id_the_number_at_its_end_is_printed() {
+        let most = "9".repeat(18);
+        for number in ["238", "1", "0", "007", "00", &most] {
+            for id in [number.to_owned(), format!("/lists/{number}"), format!("jo/{number}/")] {
+                assert_eq!(ListNumber::of(id.as_bytes()).to_string(), number);
+            }
+        }
+        let too_long = format!("lists/{most}9");
+        for other in
+            ["", "/", "//", "7//", "lists/", "lists/7a", "lists/a7", "a7", "-1", "/١", &too_long]
+        {
+            assert_eq!(ListNumber::of(other.as_bytes()).to_string(), UNPRINTABLE, "{other}");
         }
     }
 

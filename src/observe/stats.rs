@@ -1,5 +1,6 @@
 //! What the records add up to: since the start, over the last hour, and by application.
 
+use std::cmp::Reverse;
 use std::collections::{HashMap, VecDeque};
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -9,6 +10,7 @@ use smol_str::SmolStr;
 
 use super::found::Seen;
 use super::record::Record;
+use super::redact::ListNumber;
 use crate::contact::Kind;
 
 /// How many minutes are kept.
@@ -83,13 +85,15 @@ struct Application {
     totals: Totals,
     kinds: Vec<ByKind>,
     /// Findings by list. There are too few for a sender to gain by ids that collide.
-    lists: FnvHashMap<Box<[u8]>, u64>,
+    lists: FnvHashMap<ListNumber, u64>,
+    /// Those in the lists that came once there were enough.
+    others: u64,
 }
 
 impl Application {
     /// Where findings of this kind are counted: this is the newest.
-    fn kind_of(&mut self, seen: Seen<'_>, request_id: &str) -> usize {
-        let (kind, cause) = (seen.kind(), seen.cause());
+    fn kind_of(&mut self, seen: Seen, request_id: &str) -> &mut ByKind {
+        let Seen { kind, cause, .. } = seen;
         let position = self.kinds.iter().position(|it| it.kind == kind);
         let position = position.unwrap_or_else(|| {
             let request_id = request_id.into();
@@ -101,7 +105,7 @@ impl Application {
         if *by_kind.request_id != *request_id {
             by_kind.request_id = request_id.into();
         }
-        position
+        by_kind
     }
 }
 
@@ -126,7 +130,13 @@ pub struct Stats {
 
 impl Stats {
     /// Counts one exchange more, and all that was found in it: a record may name fewer.
-    pub fn add<'s>(&mut self, record: &Record, found: impl Iterator<Item = Seen<'s>>) {
+    ///
+    /// `found`: findings that are alike, and the list that each stands in.
+    pub fn add<'s>(
+        &mut self,
+        record: &Record,
+        found: impl Iterator<Item = (Seen, &'s [Option<ListNumber>])>,
+    ) {
         self.totals.add(record);
         self.minute_of(record.time).add(record);
         if record.outcome.is_none_or(|outcome| outcome == "no_contact") {
@@ -139,26 +149,18 @@ impl Stats {
             None => self.applications.entry(if room { agent } else { OTHERS }.into()).or_default(),
         };
         application.totals.add(record);
-        // Most are like the one before.
-        let (mut alike, mut others) = (None, 0);
-        for seen in found {
-            let position = match alike {
-                Some((kind, position)) if kind == seen.kind() => position,
-                _ => application.kind_of(seen, &record.request_id),
-            };
-            alike = Some((seen.kind(), position));
-            application.kinds[position].findings += 1;
-            application.kinds[position].changed += u64::from(seen.changed());
-            let Some(list) = seen.list_id() else { continue };
-            let room = application.lists.len() < LISTS;
-            match application.lists.get_mut(list) {
-                Some(count) => *count += 1,
-                None if room => drop(application.lists.insert(list.into(), 1)),
-                None => others += 1,
+        for (seen, lists) in found {
+            let by_kind = application.kind_of(seen, &record.request_id);
+            by_kind.findings += lists.len() as u64;
+            by_kind.changed += if seen.changed { lists.len() as u64 } else { 0 };
+            for list in lists.iter().flatten() {
+                let room = application.lists.len() < LISTS;
+                match application.lists.get_mut(list) {
+                    Some(count) => *count += 1,
+                    None if room => drop(application.lists.insert(*list, 1)),
+                    None => application.others += 1,
+                }
             }
-        }
-        if others > 0 {
-            *application.lists.entry(OTHERS.as_bytes().into()).or_default() += others;
         }
     }
 
@@ -196,13 +198,15 @@ impl Stats {
             .into_iter()
             .map(|(user_agent, application)| {
                 let mut kinds: Vec<_> = application.kinds.iter().collect();
-                kinds.sort_by_key(|it| (std::cmp::Reverse(it.findings), it.kind as usize));
-                let mut lists: Vec<_> = application.lists.iter().collect();
-                lists.sort_by(|(a, left), (b, right)| right.cmp(left).then_with(|| a.cmp(b)));
+                kinds.sort_by_key(|it| (Reverse(it.findings), it.kind as usize));
+                let mut lists: Vec<_> =
+                    application.lists.iter().map(|(it, n)| (Some(*it), *n)).collect();
+                lists.extend((application.others > 0).then_some((None, application.others)));
+                lists.sort_by_key(|(list, findings)| (Reverse(*findings), *list));
                 let lists: Vec<_> = lists
                     .into_iter()
-                    .map(|(list_id, findings)| {
-                        let list_id = String::from_utf8_lossy(list_id);
+                    .map(|(list, findings)| {
+                        let list_id = list.map_or_else(|| OTHERS.to_owned(), |it| it.to_string());
                         serde_json::json!({ "list_id": list_id, "findings": findings })
                     })
                     .collect();

@@ -123,21 +123,21 @@ impl OwnId {
 impl Document {
     /// Where a list-level node stands: in its own list, and in those of its copies.
     #[inline]
-    pub fn places(&self, node: &Node) -> impl Iterator<Item = Place<'_>> + Clone {
+    pub fn occurrences(&self, node: &Node) -> impl Iterator<Item = Occurrence<'_>> + Clone {
         let own = node.list.map_or(0, |list| list as usize);
         let lists = if node.list.is_some() { own..own + 1 + node.copies as usize } else { 0..0 };
         let id_end = |list: &List| list.id.map_or(0, |id| id.range().end as u32);
         let first = self.lists.get(own).map_or(0, id_end);
         self.lists[lists].iter().zip(own..).map(move |(list, number)| {
             let behind = id_end(list) - first;
-            Place { list, number, behind }
+            Occurrence { list, number, behind }
         })
     }
 }
 
 /// Where a list-level node stands.
 #[derive(Clone, Copy)]
-pub(super) struct Place<'d> {
+pub(super) struct Occurrence<'d> {
     pub list: &'d List,
     /// The list's position in the document.
     pub number: usize,

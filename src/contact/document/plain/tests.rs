@@ -19,12 +19,12 @@ fn agree(body: &[u8], own_host: Option<&str>) -> bool {
 fn one_by_one(mut document: Document) -> Document {
     let mut nodes = Vec::new();
     for node in &document.nodes {
-        let copies = document.places(node).skip(1).map(|place| Node {
+        let copies = document.occurrences(node).skip(1).map(|copy| Node {
             contact: node.contact,
-            list: Some(place.number as u32),
-            element: node.element.behind(place.behind),
+            list: Some(copy.number as u32),
+            element: node.element.behind(copy.behind),
             spelling: node.spelling.clone(),
-            slot: node.slot.behind(place.behind),
+            slot: node.slot.behind(copy.behind),
             fit: Fit::Text(Bridge::None),
             copies: 0,
         });
