@@ -318,7 +318,7 @@ pub(super) async fn read_ahead(
     cap: usize,
     mut room: impl FnMut(usize) -> bool,
 ) -> Result<Ahead, BodyError> {
-    let mut gathered = Gathered::default();
+    let mut gathered = Gathered::of(http_body::Body::size_hint(&*body).exact());
     while let Some(frame) = body.frame().await {
         if let Ok(data) = frame?.into_data() {
             if !room(data.len()) {
@@ -335,19 +335,29 @@ pub(super) async fn read_ahead(
 }
 
 /// Data put together as it comes. A single piece is not copied; many pieces take no more room than their bytes
-/// and a part of a block, since what grows by doubling would leave holes of every size behind it.
+/// and a part of a block, since what grows by doubling would leave holes of every size behind it. Once a quarter of what
+/// was announced is here, there is room for all of it: the rest is copied once, and who announces more than comes
+/// does not get room for it.
 #[derive(Debug, Default)]
 pub(super) struct Gathered {
     first: Bytes,
-    /// All of [`BLOCK`] bytes but the last.
+    /// All full but the last.
     blocks: VecDeque<BytesMut>,
     length: usize,
+    /// How long all of it will be, if that is known.
+    announced: usize,
 }
 
 /// What a slow body takes at once, in bytes.
 const BLOCK: usize = 16 * 1024;
 
 impl Gathered {
+    /// What will be so long, as far as is known.
+    pub fn of(announced: Option<u64>) -> Self {
+        let announced = announced.and_then(|length| usize::try_from(length).ok()).unwrap_or(0);
+        Self { announced, ..Self::default() }
+    }
+
     pub fn push(&mut self, data: Bytes) {
         let is_first = self.length == 0;
         self.length += data.len();
@@ -363,13 +373,32 @@ impl Gathered {
 
     fn copy(&mut self, mut data: &[u8]) {
         while !data.is_empty() {
-            let room = self.blocks.back().map_or(0, |block| BLOCK - block.len());
+            let room = self.blocks.back().map_or(0, |block| block.capacity() - block.len());
             let (fits, rest) = data.split_at(room.min(data.len()));
             match self.blocks.back_mut() {
                 Some(block) if room > 0 => block.extend_from_slice(fits),
-                _ => self.blocks.push_back(BytesMut::with_capacity(BLOCK)),
+                _ => self.make_room(),
             }
             data = rest;
+        }
+    }
+
+    fn make_room(&mut self) {
+        let here: usize = self.blocks.iter().map(BytesMut::len).sum();
+        let mut block = BytesMut::new();
+        if here < self.announced && here >= self.announced / 4 {
+            block.reserve(self.announced.max(BLOCK));
+            self.put_together(&mut block);
+        } else {
+            block.reserve(BLOCK);
+        }
+        self.blocks.push_back(block);
+    }
+
+    /// Moves what is here to where there is room for it. Each block is given back as soon as it was copied.
+    fn put_together(&mut self, all: &mut BytesMut) {
+        while let Some(block) = self.blocks.pop_front() {
+            all.extend_from_slice(&block);
         }
     }
 
@@ -383,12 +412,32 @@ impl Gathered {
             1 => self.blocks.pop_front().unwrap_or_default().freeze(),
             _ => {
                 let mut all = BytesMut::with_capacity(self.length);
-                // Each block is given back as soon as it was copied.
-                while let Some(block) = self.blocks.pop_front() {
-                    all.extend_from_slice(&block);
-                }
+                self.put_together(&mut all);
                 all.freeze()
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn room_for_what_was_announced_is_made_once_a_quarter_of_it_is_here() {
+        for announced in [None, Some(5), Some(300_000), Some(1_000_000)] {
+            let (piece, mut sent) = (Bytes::from_static(&[7; 10_000]), 0);
+            let mut gathered = Gathered::of(announced);
+            while sent < 1_000_000 {
+                gathered.push(piece.clone());
+                sent += piece.len();
+                let room: usize = gathered.blocks.iter().map(BytesMut::capacity).sum();
+                let most = if announced == Some(1_000_000) { 4 * sent } else { sent.max(300_000) };
+                assert!(room <= most + BLOCK, "{room} for {sent} of {announced:?}");
+            }
+            let blocks = if announced == Some(1_000_000) { 1 } else { 40 };
+            assert!((blocks..=2 * blocks).contains(&gathered.blocks.len()), "{announced:?}");
+            assert_eq!(gathered.into_bytes(), vec![7; sent]);
         }
     }
 }
