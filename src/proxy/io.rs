@@ -153,10 +153,11 @@ impl<T: AsyncRead> Downstream<T> {
         Self { inner, start, write_limit, stalled: None, head, sparing: None }
     }
 
-    /// Has no more than [`READ`] read at once; and less of the first so many bytes of each message, which may wait for
-    /// the rest of their body, on many connections at once, each with a buffer for what is read next.
+    /// Has no more than [`READ`] read at once; and less of the first so many bytes of each message, or of [`SPARED`], which
+    /// may wait for the rest of their body, on many connections at once, each with a buffer for what is read next.
     pub fn sparing(mut self, bytes: usize) -> Self {
-        self.sparing = Some(Sparing { bytes: bytes as u64, left: 0, message: 0 });
+        let bytes = bytes.min(SPARED) as u64;
+        self.sparing = Some(Sparing { bytes, left: 0, message: 0 });
         self
     }
 
@@ -325,6 +326,10 @@ pub(super) const READ: usize = 32 * 1024;
 /// [`READ`] unless that was filled. A cache line less, since what is not aligned takes longer to copy: by a byte less, an
 /// update of 200 KB took 4 % more CPU time.
 const SPARING: u64 = READ as u64 / 2 - 64;
+
+/// How much of a message is read by [`SPARING`] at most, in bytes: who has sent more holds as much of `limits.max_buffered`,
+/// to which the larger buffers then add a quarter at most. An update of 200 KB takes 2 to 3 % less CPU time for it.
+const SPARED: usize = 2 * READ;
 
 /// An upstream connection that keeps its [`History`], and is read by [`READ`].
 #[derive(Debug)]

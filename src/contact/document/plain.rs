@@ -238,28 +238,34 @@ impl<'t> Plain<'t> {
         Some(behind)
     }
 
-    /// Passes lists that are like one before, if there is any.
+    /// Passes lists that are like one before, if there is any: one after the other, if nothing else is in them.
     #[inline]
     fn lists_alike(&mut self, contact: u32, start: usize) -> Option<usize> {
         let mut alike = self.alike.take()?;
-        let (mut at, mut is_closed) = (start, true);
-        while is_closed && let Some((length, behind)) = alike.next(&self.bytes[at..]) {
-            let (begin, id_end) = (at, at + length);
+        let (mut first, mut at) = (None, start);
+        while let Some((length, behind)) = alike.next(&self.bytes[at..]) {
+            let id = at + b"<ContactList id=\"".len()..at + length;
+            let list = self.walk.list_alike(contact, id);
+            first.get_or_insert((list, at + length));
             at = self.bytes.len() - behind.len();
-            let list = self.walk.list_alike(contact, begin + b"<ContactList id=\"".len()..id_end);
+            if !alike.is_whole {
+                break;
+            }
+        }
+        let passed = first.map(|(list, id_end)| {
             if !self.walk.copied(alike.sources, contact, list) {
                 let element = id_end + alike.element.start..id_end + alike.element.end;
                 self.walk.list_source(contact, list, alike.source, element);
                 alike.sources = self.walk.sources();
+                self.walk.copied(alike.sources, contact, list + 1);
             }
-            if !alike.is_whole {
-                let content = id_end + b"\">".len();
-                (at, is_closed) = self.members(contact, list, begin, content, at);
-                at += blank(&self.bytes[at..]);
+            match alike.is_whole {
+                true => at,
+                false => self.members(contact, list, start, id_end + b"\">".len(), at).0,
             }
-        }
+        });
         self.alike = Some(alike);
-        (at > start).then_some(at)
+        passed
     }
 
     /// Passes the members of a list up to its end or to something that is not plain, and tells whether it is closed.

@@ -306,15 +306,17 @@ impl<'t> Walk<'t> {
         self.found.nodes.len()
     }
 
-    /// Notes that the source of the list before stands in `list` too, if it is the newest of so many.
+    /// Notes that the source of the list before `first` stands in that and in all lists after it too, if it is the newest of
+    /// so many.
     #[inline]
-    pub fn copied(&mut self, sources: usize, contact: u32, list: u32) -> bool {
+    pub fn copied(&mut self, sources: usize, contact: u32, first: u32) -> bool {
         let is_newest = self.found.nodes.len() == sources;
+        let copies = self.found.lists.len() as u32 - first;
         let node = self.found.nodes.last_mut().filter(|node| {
-            let is_next = node.list.is_some_and(|first| first + node.copies + 1 == list);
+            let is_next = node.list.is_some_and(|own| own + node.copies + 1 == first);
             is_newest && is_next && node.contact == contact
         });
-        node.map(|node| node.copies += 1).is_some()
+        node.map(|node| node.copies += copies).is_some()
     }
 
     /// Notes a list's time.
