@@ -3,16 +3,14 @@
 //! The one rule above all others: with the default [`Policy`], no edit writes ACTION_BY_CONTACT unless
 //! exactly that was the contact's one, unambiguous declaration.
 
-use std::iter;
-
 use super::Source;
-use super::document::{Document, Node, Occurrence, Spelling};
+use super::document::{Document, Node, Spelling};
 use super::edit::{Bridge, Edit, With};
 use super::findings::{Finding, Findings, Kind, Place, Was, Written};
 use super::settings::{Ambiguous, Lists, Mode, Policy, Removal, Undeclared};
 
 /// Findings and the edits that they lead to.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, PartialEq)]
 pub(super) struct Plan {
     pub findings: Findings,
     /// Sorted by their start, without overlap.
@@ -30,7 +28,16 @@ pub(super) fn plan(document: &Document, update: bool, policy: &Policy) -> Plan {
         let verdict = &verdicts[node.contact as usize];
         match node.list {
             None => plan_declaration(node, verdict, policy, &mut plan),
-            Some(_) => plan_list(document, node, verdict, &stripped, policy, &mut plan),
+            Some(list) => {
+                // Where one list differs, most do: room for all at once, a tenth of the time.
+                if plan.findings.len() == 1 {
+                    plan.findings.reserve(document.nodes.len());
+                    plan.edits.reserve_exact(document.nodes.len());
+                }
+                // Of a node that has copies, all are in lists that are stripped, or none.
+                let stripped = stripped.get(list as usize) == Some(&true);
+                plan_list(document, node, verdict, stripped, policy, &mut plan);
+            }
         }
     }
     for id in &document.own_ids {
@@ -264,69 +271,19 @@ fn plan_list(
     document: &Document,
     node: &Node,
     verdict: &Verdict,
-    stripped: &[bool],
+    stripped: bool,
     policy: &Policy,
     plan: &mut Plan,
 ) {
     let meaning = meaning(node, policy);
-    // Where one list differs, most do: room for all at once, a tenth of the time.
-    let nodes = document.nodes.len();
-    if plan.findings.len() == 1 {
-        plan.findings.reserve(nodes);
-        plan.edits.reserve_exact(nodes);
-    }
-    if stripped.is_empty() {
-        if let Some(judged) = judge(node, meaning, verdict, false, policy) {
-            note(node, verdict, judged, document.occurrences(node), plan);
-        }
-        return;
-    }
-    for copy in document.occurrences(node) {
-        if let Some(judged) = judge(node, meaning, verdict, stripped[copy.number], policy) {
-            note(node, verdict, judged, iter::once(copy), plan);
-        }
-    }
-}
-
-/// Notes a finding and, if a value is written, an edit wherever a list-level node stands.
-fn note<'d>(
-    node: &Node,
-    verdict: &Verdict,
-    (kind, now): (Kind, Written),
-    copies: impl Iterator<Item = Occurrence<'d>> + Clone,
-    plan: &mut Plan,
-) {
-    let was = match &node.spelling {
-        Spelling::Empty => Was::Empty,
-        Spelling::Known(source) => Was::Known(*source),
-        Spelling::Other(text) => Was::Other(text.clone()),
+    let (was, alias) = match (&node.spelling, meaning) {
+        (Spelling::Empty, _) => (Was::Empty, None),
+        (Spelling::Known(source), _) => (Was::Known(*source), None),
+        (Spelling::Other(text), Meaning::Known(source)) => (Was::Other(text.clone()), Some(source)),
+        (Spelling::Other(text), _) => (Was::Other(text.clone()), None),
     };
-    let (start, declared) = (node.element.start() as u32, verdict.declared);
-    let places = copies.clone();
-    let places = places.map(|it| Place { list_id: it.list.id, at: start + it.behind });
-    plan.findings.extend(Finding { kind, was, now, declared }, places);
-    if let Written::Value(source) = now {
-        let edit = node.set(source);
-        plan.edits.extend(copies.map(|it| {
-            let (span, with) = (edit.span.behind(it.behind), edit.with.clone());
-            Edit { span, with, bridge: edit.bridge }
-        }));
-    }
-}
-
-/// What is inconsistent in a list-level node, if anything, and what to do about it.
-fn judge(
-    node: &Node,
-    meaning: Meaning<'_>,
-    verdict: &Verdict,
-    stripped: bool,
-    policy: &Policy,
-) -> Option<(Kind, Written)> {
-    let alias = match (&node.spelling, meaning) {
-        (Spelling::Other(_), Meaning::Known(source)) => Some(source),
-        _ => None,
-    };
-    Some(match (differs(meaning, verdict), verdict.declared, alias) {
+    let differs = differs(meaning, verdict);
+    let (kind, now) = match (differs, verdict.declared, alias) {
         (true, Some(declared), _) if policy.lists == Lists::Align => {
             (Kind::ListDiffers, Written::Value(declared))
         }
@@ -338,8 +295,20 @@ fn judge(
         (false, ..) if matches!(meaning, Meaning::Unknown(_)) => {
             (Kind::UnknownValue, Written::Nothing)
         }
-        (false, ..) => return None,
-    })
+        (false, ..) => return,
+    };
+    let (start, declared) = (node.element.start() as u32, verdict.declared);
+    let copies = document.occurrences(node);
+    let places = copies.clone();
+    let places = places.map(|it| Place { list_id: it.list.id, at: start + it.behind });
+    plan.findings.extend(Finding { kind, was, now, declared }, places);
+    if let Written::Value(source) = now {
+        let edit = node.set(source);
+        plan.edits.extend(copies.map(|it| {
+            let (span, with) = (edit.span.behind(it.behind), edit.with.clone());
+            Edit { span, with, bridge: edit.bridge }
+        }));
+    }
 }
 
 /// Takes all sources and times out of the lists that differ, if that is the setting. Returns, by

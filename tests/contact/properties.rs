@@ -52,11 +52,21 @@ fn spelled() -> impl Strategy<Value = String> {
     )
 }
 
+#[derive(Debug, Clone, Copy)]
+enum Plain {
+    Nothing,
+    Time,
+    AnotherSource,
+    NoSource,
+}
+
 #[derive(Debug, Clone)]
 enum Part {
     Source(String),
     EmptySource,
     Lists(Vec<(Vec<String>, bool)>),
+    /// As most clients write them, most of them alike: a number, what else is in the list, and its source.
+    Plain(Vec<(u32, Plain, &'static str)>),
     Noise(&'static str),
 }
 
@@ -75,11 +85,14 @@ fn part() -> impl Strategy<Value = Part> {
         "<@id> http://proxy:1/x</@id>",
         "<@link id='http://proxy:1' href='http://proxy:1/y'/>",
     ]);
+    use Plain::{AnotherSource, NoSource, Nothing, Time};
+    let plain = select(vec![Nothing, Nothing, Nothing, Nothing, Time, AnotherSource, NoSource]);
     prop_oneof![
         3 => spelled().prop_map(Part::Source),
         1 => Just(Part::EmptySource),
         3 => prop::collection::vec((prop::collection::vec(spelled(), 0..2), any::<bool>()), 0..4)
             .prop_map(Part::Lists),
+        3 => prop::collection::vec((0..2000_u32, plain, select(vec![U, U, U, C])), 0..8).prop_map(Part::Plain),
         4 => noise.prop_map(Part::Noise),
     ]
 }
@@ -124,6 +137,22 @@ fn write(part: &Part) -> String {
         }
         Part::EmptySource => "<@OptInSource />".to_owned(),
         Part::Noise(noise) => (*noise).to_owned(),
+        Part::Plain(lists) => {
+            let mut text = String::from("<@ContactLists>");
+            for (number, what, source) in lists {
+                let source = format!("<@OptInSource>{source}</@OptInSource>");
+                let content = match what {
+                    Plain::Nothing => source,
+                    Plain::Time => source + "<@OptInTime>2010</@OptInTime>",
+                    Plain::AnotherSource => format!("{source}<@OptInSource>{C}</@OptInSource>"),
+                    Plain::NoSource => String::new(),
+                };
+                text.push_str(&format!(
+                    "<@ContactList id=\"http://api.constantcontact.com/ws/lists/{number}\">{content}</@ContactList>\n"
+                ));
+            }
+            text + "</@ContactLists>"
+        }
         Part::Lists(lists) => {
             let mut text = String::from("<@ContactLists>");
             for (sources, timed) in lists {

@@ -2,6 +2,8 @@
 
 use super::super::{Bridge, Fit, MAX_DEPTH, Node, plain_text, read_generally};
 use super::*;
+use crate::contact::policy::plan;
+use crate::contact::{Lists, Policy, Undeclared};
 use proptest::prelude::*;
 use proptest::sample::select;
 
@@ -10,9 +12,23 @@ fn agree(body: &[u8], own_host: Option<&str>) -> bool {
     let Some(plain) = plain_text(body, None).and_then(|text| read(text, own_host)) else {
         return false;
     };
-    let general = read_generally(body, None, own_host);
-    assert_eq!(Ok(one_by_one(plain)), general, "{}", body.escape_ascii());
+    let general = read_generally(body, None, own_host).expect("it is plain");
+    for policy in policies() {
+        // The same is found, in the same places, and the same is done about it.
+        let (plan, expected) = (plan(&plain, true, &policy), plan(&general, true, &policy));
+        assert_eq!(plan, expected, "{}", body.escape_ascii());
+    }
+    assert_eq!(one_by_one(plain), general, "{}", body.escape_ascii());
     true
+}
+
+fn policies() -> impl Iterator<Item = Policy> {
+    let both = [
+        (Undeclared::Contact, Lists::Align),
+        (Undeclared::Contact, Lists::Strip),
+        (Undeclared::FromLists, Lists::Leave),
+    ];
+    both.into_iter().map(|(undeclared, lists)| Policy { undeclared, lists, ..Policy::default() })
 }
 
 /// The same document, with a node of its own in the place of each copy.
