@@ -430,7 +430,7 @@ impl Exchange {
     }
 
     fn contact_id(&self) -> Option<Id<'_>> {
-        self.resource()?.contact_id().map(|id| Id(id))
+        self.resource()?.contact_id().map(Id)
     }
 
     fn user_agent(&self) -> Option<Agent<'_>> {
