@@ -9,6 +9,9 @@ use super::edit::{Bridge, Edit, With};
 use super::findings::{Finding, Findings, Kind, Place, Was, Written};
 use super::settings::{Ambiguous, Lists, Mode, Policy, Removal, Undeclared};
 
+/// How many findings there is room for at first.
+const FEW: usize = 16;
+
 /// Findings and the edits that they lead to.
 #[derive(Debug, Default, PartialEq)]
 pub(super) struct Plan {
@@ -29,11 +32,6 @@ pub(super) fn plan(document: &Document, update: bool, policy: &Policy) -> Plan {
         match node.list {
             None => plan_declaration(node, verdict, policy, &mut plan),
             Some(list) => {
-                // Where one list differs, most do: room for all at once, a tenth of the time.
-                if plan.findings.len() == 1 {
-                    plan.findings.reserve(document.nodes.len());
-                    plan.edits.reserve_exact(document.nodes.len());
-                }
                 // Of a node that has copies, all are in lists that are stripped, or none.
                 let stripped = stripped.get(list as usize) == Some(&true);
                 plan_list(document, node, verdict, stripped, policy, &mut plan);
@@ -298,6 +296,14 @@ fn plan_list(
         (false, ..) => return,
     };
     let (start, declared) = (node.element.start() as u32, verdict.declared);
+    // Where one list differs, most do: room for a few at once, and then for all, a tenth of the time.
+    let room = match plan.findings.len() {
+        0 => document.lists.len().min(FEW),
+        1 => document.nodes.len(),
+        _ => 0,
+    };
+    plan.findings.reserve(room);
+    plan.edits.reserve_exact(room);
     let copies = document.occurrences(node);
     let places = copies.clone();
     let places = places.map(|it| Place { list_id: it.list.id, at: start + it.behind });
