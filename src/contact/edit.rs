@@ -33,7 +33,7 @@ impl Span {
 
     /// The span of as many bytes, so many further on.
     #[inline]
-    pub(super) fn behind(self, offset: u32) -> Self {
+    pub(super) fn moved_by(self, offset: u32) -> Self {
         Self { start: self.start + offset, end: self.end + offset }
     }
 

@@ -149,7 +149,7 @@ impl Findings {
     }
 
     /// Changes what is told of them.
-    pub(super) fn iter_mut(&mut self) -> impl Iterator<Item = &mut Finding> {
+    pub(super) fn rows_mut(&mut self) -> impl Iterator<Item = &mut Finding> {
         self.rows.iter_mut().map(|(finding, _)| finding)
     }
 }

@@ -32,7 +32,7 @@ pub(super) fn plan(document: &Document, update: bool, policy: &Policy) -> Plan {
         match node.list {
             None => plan_declaration(node, verdict, policy, &mut plan),
             Some(list) => {
-                // Of a node that has copies, all are in lists that are stripped, or none.
+                // Asked of nodes that differ, whose lists all are, and of aliases, which have no copies.
                 let stripped = stripped.get(list as usize) == Some(&true);
                 plan_list(document, node, verdict, stripped, policy, &mut plan);
             }
@@ -54,7 +54,7 @@ pub(super) fn plan(document: &Document, update: bool, policy: &Policy) -> Plan {
     }
     if policy.mode == Mode::Observe {
         plan.edits.clear();
-        plan.findings.iter_mut().for_each(|finding| finding.now = Written::Nothing);
+        plan.findings.rows_mut().for_each(|finding| finding.now = Written::Nothing);
         plan.claims_contact = document
             .nodes
             .iter()
@@ -296,22 +296,22 @@ fn plan_list(
         (false, ..) => return,
     };
     let (start, declared) = (node.element.start() as u32, verdict.declared);
-    // Where one list differs, most do: room for a few at once, and then for all, a tenth of the time.
+    // Where one list differs, most do: room for a few at once, and then for each node by itself, a tenth of the time.
     let room = match plan.findings.len() {
         0 => document.lists.len().min(FEW),
         1 => document.nodes.len(),
         _ => 0,
     };
     plan.findings.reserve(room);
-    plan.edits.reserve_exact(room);
     let copies = document.occurrences(node);
     let places = copies.clone();
-    let places = places.map(|it| Place { list_id: it.list.id, at: start + it.behind });
+    let places = places.map(|it| Place { list_id: it.list.id, at: start + it.offset });
     plan.findings.extend(Finding { kind, was, now, declared }, places);
     if let Written::Value(source) = now {
         let edit = node.set(source);
+        plan.edits.reserve_exact(room);
         plan.edits.extend(copies.map(|it| {
-            let (span, with) = (edit.span.behind(it.behind), edit.with.clone());
+            let (span, with) = (edit.span.moved_by(it.offset), edit.with.clone());
             Edit { span, with, bridge: edit.bridge }
         }));
     }
@@ -335,7 +335,7 @@ fn plan_stripping(
     }
     let nodes = document.nodes.iter().flat_map(|node| {
         let copies = document.occurrences(node);
-        copies.map(|copy| (copy.number, node.element.behind(copy.behind)))
+        copies.map(|copy| (copy.number, node.element.moved_by(copy.offset)))
     });
     let times = document.times.iter().map(|time| (time.list as usize, time.element));
     for (list, span) in nodes.chain(times) {

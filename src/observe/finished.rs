@@ -65,7 +65,7 @@ pub(crate) struct Finished {
     /// The list that each of them stands in.
     lists: Vec<Option<ListNumber>>,
     edits: Vec<Edit>,
-    /// How many bytes the texts in both take.
+    /// How many bytes the texts in findings and edits take.
     texts: usize,
     is_inspected: bool,
     /// Left in place for the next exchange, which most often has the same: where two threads count the references to
@@ -163,8 +163,8 @@ impl Finished {
     /// be hashed, nothing is kept but what will be printed.
     ///
     /// What is small is copied at once: it is at hand now, and its memory goes to the next request as it would without
-    /// a journal, whereas memory that waits for the end comes back cold. What is large is moved in. The body sent is
-    /// not needed: the edits make it of the other.
+    /// a journal, whereas memory that waits for the end comes back cold. A large body is moved in, and its edits. The body
+    /// sent is not needed: the edits make it of the other.
     pub fn inspected(&mut self, inspected: Inspected<'_>, has_audit: bool) -> Option<Bytes> {
         let Inspected { findings, mut edits, original, config } = inspected;
         self.is_inspected = true;
@@ -176,12 +176,11 @@ impl Finished {
         self.lists.extend(lists);
         self.rows.append(&mut findings.into_rows());
         self.forget_unprinted();
-        let is_small = original.len() <= SMALL;
         if !has_audit {
             return None;
         }
         self.texts += edits.iter().map(Edit::owned).sum::<usize>();
-        if !is_small {
+        if original.len() > SMALL {
             edits.shrink_to_fit();
             self.edits = edits;
             return Some(original);

@@ -97,6 +97,8 @@ impl<'a> Id<'a> {
 }
 
 impl ListNumber {
+    const UNPRINTED: Self = Self(NonZeroU64::MIN);
+
     /// The longest that is printed, in digits.
     const MOST: u32 = 18;
 
@@ -111,10 +113,10 @@ impl ListNumber {
                     unit *= 10;
                 }
                 b'/' => break,
-                _ => return Self(NonZeroU64::MIN),
+                _ => return Self::UNPRINTED,
             }
         }
-        Self(NonZeroU64::MIN.saturating_add(number + unit - 1))
+        NonZeroU64::new(unit + number).map_or(Self::UNPRINTED, Self)
     }
 }
 

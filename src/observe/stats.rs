@@ -101,7 +101,6 @@ impl Application {
             self.kinds.len() - 1
         });
         let by_kind = &mut self.kinds[position];
-        by_kind.cause = cause;
         if *by_kind.request_id != *request_id {
             by_kind.request_id = request_id.into();
         }
@@ -149,8 +148,14 @@ impl Stats {
             None => self.applications.entry(if room { agent } else { OTHERS }.into()).or_default(),
         };
         application.totals.add(record);
+        let mut before = None;
         for (seen, lists) in found {
             let by_kind = application.kind_of(seen, &record.request_id);
+            // Of several in a row, the first tells.
+            if before != Some(seen.kind) {
+                by_kind.cause = seen.cause;
+            }
+            before = Some(seen.kind);
             by_kind.findings += lists.len() as u64;
             by_kind.changed += if seen.changed { lists.len() as u64 } else { 0 };
             for list in lists.iter().flatten() {

@@ -336,8 +336,8 @@ pub(super) async fn read_ahead(
 
 /// Data put together as it comes. A single piece is not copied; many pieces take no more room than their bytes
 /// and a part of a block, since what grows by doubling would leave holes of every size behind it. Once a quarter of what
-/// was announced is here, there is room for all of it: the rest is copied once, and who announces more than comes
-/// does not get room for it.
+/// was announced is here, there is room for all of it, so that the rest is copied once: who announces more than comes
+/// is given no more than four times what came, and that is not touched.
 #[derive(Debug, Default)]
 pub(super) struct Gathered {
     first: Bytes,
@@ -384,13 +384,10 @@ impl Gathered {
     }
 
     fn make_room(&mut self) {
-        let here: usize = self.blocks.iter().map(BytesMut::len).sum();
-        let mut block = BytesMut::new();
-        if here < self.announced && here >= self.announced / 4 {
-            block.reserve(self.announced.max(BLOCK));
+        let is_enough = (self.announced / 4..=self.announced).contains(&self.length);
+        let mut block = BytesMut::with_capacity(if is_enough { self.announced } else { BLOCK });
+        if is_enough {
             self.put_together(&mut block);
-        } else {
-            block.reserve(BLOCK);
         }
         self.blocks.push_back(block);
     }
@@ -425,19 +422,29 @@ mod tests {
 
     #[test]
     fn room_for_what_was_announced_is_made_once_a_quarter_of_it_is_here() {
-        for announced in [None, Some(5), Some(300_000), Some(1_000_000)] {
-            let (piece, mut sent) = (Bytes::from_static(&[7; 10_000]), 0);
+        let piece = Bytes::from_static(&[7; 10_000]);
+        for (announced, blocks) in [
+            (Some(1_000_000), [15, 1, 1]),
+            (None, [15, 16, 62]),
+            (Some(5), [15, 16, 62]),
+            (Some(3_000_000), [15, 16, 1]),
+        ] {
             let mut gathered = Gathered::of(announced);
-            while sent < 1_000_000 {
-                gathered.push(piece.clone());
-                sent += piece.len();
-                let room: usize = gathered.blocks.iter().map(BytesMut::capacity).sum();
-                let most = if announced == Some(1_000_000) { 4 * sent } else { sent.max(300_000) };
-                assert!(room <= most + BLOCK, "{room} for {sent} of {announced:?}");
+            for (pieces, blocks) in [24, 26, 100].into_iter().zip(blocks) {
+                while gathered.len() < pieces * piece.len() {
+                    gathered.push(piece.clone());
+                }
+                assert_eq!(gathered.blocks.len(), blocks, "{pieces} of {announced:?}");
             }
-            let blocks = if announced == Some(1_000_000) { 1 } else { 40 };
-            assert!((blocks..=2 * blocks).contains(&gathered.blocks.len()), "{announced:?}");
-            assert_eq!(gathered.into_bytes(), vec![7; sent]);
+            assert_eq!(gathered.into_bytes(), vec![7; 1_000_000]);
         }
+    }
+
+    #[test]
+    fn a_single_piece_is_not_copied() {
+        let piece = Bytes::from_static(&[7; 10_000]);
+        let mut gathered = Gathered::of(Some(10_000));
+        gathered.push(piece.clone());
+        assert_eq!(gathered.into_bytes().as_ptr(), piece.as_ptr());
     }
 }

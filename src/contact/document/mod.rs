@@ -129,8 +129,8 @@ impl Document {
         let id_end = |list: &List| list.id.map_or(0, |id| id.range().end as u32);
         let first = self.lists.get(own).map_or(0, id_end);
         self.lists[lists].iter().zip(own..).map(move |(list, number)| {
-            let behind = id_end(list) - first;
-            Occurrence { list, number, behind }
+            let offset = id_end(list) - first;
+            Occurrence { list, number, offset }
         })
     }
 }
@@ -142,7 +142,7 @@ pub(super) struct Occurrence<'d> {
     /// The list's position in the document.
     pub number: usize,
     /// How much further on than the node itself.
-    pub behind: u32,
+    pub offset: u32,
 }
 
 impl Node {

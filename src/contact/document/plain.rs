@@ -89,8 +89,8 @@ struct Plain<'t> {
     alike: Option<Alike<'t>>,
 }
 
-/// What lists start with, up to the end of their source, as far as the namespaces in scope stay the same. Those of one
-/// contact often differ in their numbers alone, and to see that takes less than to read them: of 1,500 that are all
+/// What lists look like up to the end of their source, or to what follows them, as far as the namespaces in scope stay the
+/// same. Those of one contact often differ in their numbers alone, and to see that takes less than to read them: of 1,500 that are all
 /// edited, half of all the instructions.
 struct Alike<'t> {
     /// From the start of the one that was read to the number at the end of its id.
@@ -253,11 +253,11 @@ impl<'t> Plain<'t> {
             }
         }
         let passed = first.map(|(list, id_end)| {
-            if !self.walk.copied(alike.sources, contact, list) {
+            if !self.walk.extend_newest(alike.sources, contact, list) {
                 let element = id_end + alike.element.start..id_end + alike.element.end;
                 self.walk.list_source(contact, list, alike.source, element);
                 alike.sources = self.walk.sources();
-                self.walk.copied(alike.sources, contact, list + 1);
+                self.walk.extend_newest(alike.sources, contact, list + 1);
             }
             match alike.is_whole {
                 true => at,

@@ -311,10 +311,10 @@ impl<'t> Walk<'t> {
         self.found.nodes.len()
     }
 
-    /// Notes that the source of the list before `first` stands in that and in all lists after it too, if it is the newest of
-    /// so many.
+    /// Notes that the source of the list before `first` stands in that and in all lists after it too, or returns false if it is
+    /// not the newest of so many.
     #[inline]
-    pub fn copied(&mut self, sources: usize, contact: u32, first: u32) -> bool {
+    pub fn extend_newest(&mut self, sources: usize, contact: u32, first: u32) -> bool {
         let is_newest = self.found.nodes.len() == sources;
         let copies = self.found.lists.len() as u32 - first;
         let node = self.found.nodes.last_mut().filter(|node| {

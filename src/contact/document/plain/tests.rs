@@ -38,9 +38,9 @@ fn one_by_one(mut document: Document) -> Document {
         let copies = document.occurrences(node).skip(1).map(|copy| Node {
             contact: node.contact,
             list: Some(copy.number as u32),
-            element: node.element.behind(copy.behind),
+            element: node.element.moved_by(copy.offset),
             spelling: node.spelling.clone(),
-            slot: node.slot.behind(copy.behind),
+            slot: node.slot.moved_by(copy.offset),
             fit: Fit::Text(Bridge::None),
             copies: 0,
         });
@@ -376,6 +376,41 @@ fn lists_alike() -> impl Strategy<Value = String> {
         }
         body + "</c:ContactLists></c:Contact></r>"
     })
+}
+
+/// How often the source of each node stands again, in lists that are written `a`, `A` (the same, with another number), and
+/// in others.
+fn copies(lists: &str) -> Vec<u32> {
+    let source = "<OptInSource>ACTION_BY_CUSTOMER</OptInSource>";
+    let list = |kind| match kind {
+        'a' => format!("<ContactList id='http://api/lists/7'>{source}</ContactList>\n"),
+        'A' => format!("<ContactList id='http://api/lists/1234'>{source}</ContactList>\n"),
+        't' => format!(
+            "<ContactList id='http://api/lists/7'>{source}<OptInTime>1</OptInTime></ContactList>"
+        ),
+        'd' => format!("<ContactList id='http://api/lists/7'>{source}{source}</ContactList>\n"),
+        '-' => "<ContactList id='http://api/lists/7'></ContactList>\n".to_owned(),
+        _ => "</ContactLists></Contact><Contact><ContactLists>".to_owned(),
+    };
+    let lists: String = lists.chars().map(list).collect();
+    let body = format!(
+        "<r xmlns='{NAMESPACE}'><Contact><ContactLists>{lists}</ContactLists></Contact></r>"
+    );
+    assert!(agree(body.as_bytes(), Some("own")));
+    read(&body, Some("own")).expect("it is plain").nodes.iter().map(|node| node.copies).collect()
+}
+
+#[test]
+fn lists_that_differ_in_their_numbers_alone_are_told_as_one() {
+    assert_eq!(copies("a"), [0]);
+    assert_eq!(copies("aAaA"), [3]);
+    assert_eq!(copies("tttt"), [3]);
+    // What is read of the one with a time is what the others begin with.
+    assert_eq!(copies("aAtAaa"), [1, 3]);
+    for (between, nodes) in [("-", 2), ("|", 2), ("d", 4)] {
+        let copies = copies(&format!("aA{between}Aaa"));
+        assert_eq!((copies[0], copies.last(), copies.len()), (1, Some(&2), nodes), "{between}");
+    }
 }
 
 #[test]
