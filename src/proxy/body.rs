@@ -318,7 +318,7 @@ pub(super) async fn read_ahead(
     cap: usize,
     mut room: impl FnMut(usize) -> bool,
 ) -> Result<Ahead, BodyError> {
-    let mut gathered = Gathered::of(http_body::Body::size_hint(&*body).exact());
+    let mut gathered = Gathered::default();
     while let Some(frame) = body.frame().await {
         if let Ok(data) = frame?.into_data() {
             if !room(data.len()) {
@@ -335,29 +335,19 @@ pub(super) async fn read_ahead(
 }
 
 /// Data put together as it comes. A single piece is not copied; many pieces take no more room than their bytes
-/// and a part of a block, since what grows by doubling would leave holes of every size behind it. Once a quarter of what
-/// was announced is here, there is room for all of it, so that the rest is copied once: who announces more than comes
-/// is given no more than four times what came, and that is not touched.
+/// and a part of a block, since what grows by doubling would leave holes of every size behind it.
 #[derive(Debug, Default)]
 pub(super) struct Gathered {
     first: Bytes,
-    /// All full but the last.
+    /// All of [`BLOCK`] bytes but the last.
     blocks: VecDeque<BytesMut>,
     length: usize,
-    /// How long all of it will be, if that is known.
-    announced: usize,
 }
 
 /// What a slow body takes at once, in bytes.
 const BLOCK: usize = 16 * 1024;
 
 impl Gathered {
-    /// What will be so long, as far as is known.
-    pub fn of(announced: Option<u64>) -> Self {
-        let announced = announced.and_then(|length| usize::try_from(length).ok()).unwrap_or(0);
-        Self { announced, ..Self::default() }
-    }
-
     pub fn push(&mut self, data: Bytes) {
         let is_first = self.length == 0;
         self.length += data.len();
@@ -373,29 +363,13 @@ impl Gathered {
 
     fn copy(&mut self, mut data: &[u8]) {
         while !data.is_empty() {
-            let room = self.blocks.back().map_or(0, |block| block.capacity() - block.len());
+            let room = self.blocks.back().map_or(0, |block| BLOCK - block.len());
             let (fits, rest) = data.split_at(room.min(data.len()));
             match self.blocks.back_mut() {
                 Some(block) if room > 0 => block.extend_from_slice(fits),
-                _ => self.make_room(),
+                _ => self.blocks.push_back(BytesMut::with_capacity(BLOCK)),
             }
             data = rest;
-        }
-    }
-
-    fn make_room(&mut self) {
-        let is_enough = (self.announced / 4..=self.announced).contains(&self.length);
-        let mut block = BytesMut::with_capacity(if is_enough { self.announced } else { BLOCK });
-        if is_enough {
-            self.put_together(&mut block);
-        }
-        self.blocks.push_back(block);
-    }
-
-    /// Moves what is here to where there is room for it. Each block is given back as soon as it was copied.
-    fn put_together(&mut self, all: &mut BytesMut) {
-        while let Some(block) = self.blocks.pop_front() {
-            all.extend_from_slice(&block);
         }
     }
 
@@ -409,42 +383,12 @@ impl Gathered {
             1 => self.blocks.pop_front().unwrap_or_default().freeze(),
             _ => {
                 let mut all = BytesMut::with_capacity(self.length);
-                self.put_together(&mut all);
+                // Each block is given back as soon as it was copied.
+                while let Some(block) = self.blocks.pop_front() {
+                    all.extend_from_slice(&block);
+                }
                 all.freeze()
             }
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn room_for_what_was_announced_is_made_once_a_quarter_of_it_is_here() {
-        let piece = Bytes::from_static(&[7; 10_000]);
-        for (announced, blocks) in [
-            (Some(1_000_000), [15, 1, 1]),
-            (None, [15, 16, 62]),
-            (Some(5), [15, 16, 62]),
-            (Some(3_000_000), [15, 16, 1]),
-        ] {
-            let mut gathered = Gathered::of(announced);
-            for (pieces, blocks) in [24, 26, 100].into_iter().zip(blocks) {
-                while gathered.len() < pieces * piece.len() {
-                    gathered.push(piece.clone());
-                }
-                assert_eq!(gathered.blocks.len(), blocks, "{pieces} of {announced:?}");
-            }
-            assert_eq!(gathered.into_bytes(), vec![7; 1_000_000]);
-        }
-    }
-
-    #[test]
-    fn a_single_piece_is_not_copied() {
-        let piece = Bytes::from_static(&[7; 10_000]);
-        let mut gathered = Gathered::of(Some(10_000));
-        gathered.push(piece.clone());
-        assert_eq!(gathered.into_bytes().as_ptr(), piece.as_ptr());
     }
 }
