@@ -90,8 +90,8 @@ struct Plain<'t> {
 }
 
 /// What lists look like up to the end of their source, or to what follows them, as far as the namespaces in scope stay the
-/// same. Those of one contact often differ in their numbers alone, and to see that takes less than to read them: of 1,500 that are all
-/// edited, half of all the instructions.
+/// same. Those of one contact often differ in their numbers alone, and to see that takes less than to read them: of
+/// 1,500 that are all edited, half of all the instructions.
 struct Alike<'t> {
     /// From the start of the one that was read to the number at the end of its id.
     head: &'t [u8],
