@@ -4,7 +4,8 @@
 //! Everything here is a pure function over bytes: no HTTP, no async, no log. The way through it:
 //!
 //! 1. [`document`] finds the spans of the `OptInSource` nodes and ids, or says why it cannot;
-//! 2. [`policy`] compares them with the application's declaration and plans edits, as [`settings`] say;
+//! 2. [`policy`] compares them with the application's declaration, and plans [`findings`] and edits, as
+//!    [`settings`] say;
 //! 3. [`edit`] splices the edits into the raw bytes;
 //! 4. [`refusal`] judges the API's answer to what was sent.
 //!
