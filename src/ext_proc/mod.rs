@@ -47,6 +47,7 @@ use crate::observe::metrics::Metrics;
 use crate::proxy::Control;
 use crate::proxy::error::Error;
 use crate::proxy::io::Downstream;
+use crate::proxy::room::Room;
 use crate::proxy::route::Route;
 use crate::proxy::sanitize::{Found, digests, look, own_host};
 
@@ -95,7 +96,7 @@ impl Processor {
         let limits = control.config().limits.clone();
         http2.max_concurrent_streams(u32::try_from(limits.max_requests).unwrap_or(u32::MAX));
         let room = Arc::new(Semaphore::new(limits.max_connections));
-        let bytes = Arc::new(Semaphore::new(limits.max_buffered));
+        let bytes = Room::new(limits.max_buffered);
         let connections = TaskTracker::new();
         loop {
             let accept = async {
@@ -113,7 +114,7 @@ impl Processor {
                 continue;
             };
             let _ = stream.set_nodelay(true);
-            let (service, bytes) = (service.clone(), Arc::clone(&bytes));
+            let (service, bytes) = (service.clone(), bytes.clone());
             let service = service_fn(move |request: http::Request<Incoming>| {
                 let held = Held::of(&bytes);
                 let (mut parts, body) = request.into_parts();

@@ -1,4 +1,4 @@
-//! The memory that bodies take: all of them together no more than `limits.max_buffered`.
+//! The memory that the bodies of a stream take.
 
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -6,27 +6,29 @@ use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::OwnedSemaphorePermit;
 use tonic::Status;
+
+use crate::proxy::room::{Room, Share};
 
 /// What one stream takes of the room, while a body is on its way.
 pub(super) struct Held {
-    room: Arc<Semaphore>,
+    room: Room,
     state: Mutex<State>,
 }
 
-#[derive(Default)]
 struct State {
     /// A body is awaited: what comes is counted. Heads are not: they have their own bounds in Envoy.
     awaits: bool,
-    taken: Option<OwnedSemaphorePermit>,
+    share: Share,
     /// There was no room for it.
     is_full: bool,
 }
 
 impl Held {
-    pub fn of(room: &Arc<Semaphore>) -> Arc<Self> {
-        Arc::new(Self { room: Arc::clone(room), state: Mutex::default() })
+    pub fn of(room: &Room) -> Arc<Self> {
+        let state = State { awaits: false, share: room.share(), is_full: false };
+        Arc::new(Self { room: room.clone(), state: Mutex::new(state) })
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -43,7 +45,7 @@ impl Held {
     pub fn hand_over(&self) -> Option<OwnedSemaphorePermit> {
         let mut state = self.state();
         state.awaits = false;
-        state.taken.take()
+        std::mem::replace(&mut state.share, self.room.share()).into_taken()
     }
 
     /// Whether a body ended because there was no room for it.
@@ -57,12 +59,7 @@ impl Held {
         if !state.awaits {
             return true;
         }
-        let bytes = u32::try_from(bytes).unwrap_or(u32::MAX);
-        match (Arc::clone(&self.room).try_acquire_many_owned(bytes), &mut state.taken) {
-            (Ok(more), Some(taken)) => taken.merge(more),
-            (Ok(first), none) => *none = Some(first),
-            (Err(_), _) => state.is_full = true,
-        }
+        state.is_full |= !state.share.take(bytes);
         !state.is_full
     }
 }

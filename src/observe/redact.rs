@@ -277,15 +277,29 @@ mod tests {
     #[test]
     fn of_a_lists_id_the_number_at_its_end_is_printed() {
         let most = "9".repeat(18);
-        for number in ["238", "1", "0", "007", "00", &most] {
+        let lengths =
+            (1..18).flat_map(|length| [&most[..length], &"1234567890123456789"[..length]]);
+        for number in ["238", "1", "0", "007", "00", "0000000", &most].into_iter().chain(lengths) {
             for id in [number.to_owned(), format!("/lists/{number}"), format!("jo/{number}/")] {
                 assert_eq!(ListNumber::of(id.as_bytes()).to_string(), number);
             }
         }
         let too_long = format!("lists/{most}9");
-        for other in
-            ["", "/", "//", "7//", "lists/", "lists/7a", "lists/a7", "a7", "-1", "/١", &too_long]
-        {
+        for other in [
+            "",
+            "/",
+            "//",
+            "7//",
+            "lists/",
+            "lists/7a",
+            "lists/a7",
+            "a7",
+            "-1",
+            "/١",
+            "lists/a1234567",
+            "lists/1234/-567",
+            &too_long,
+        ] {
             assert_eq!(ListNumber::of(other.as_bytes()).to_string(), UNPRINTABLE, "{other}");
         }
     }

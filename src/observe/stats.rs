@@ -4,7 +4,7 @@ use std::cmp::Reverse;
 use std::collections::{HashMap, VecDeque};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use fnv::FnvHashMap;
+use rustc_hash::FxHashMap;
 use serde::Serialize;
 use smol_str::SmolStr;
 
@@ -85,7 +85,7 @@ struct Application {
     totals: Totals,
     kinds: Vec<ByKind>,
     /// Findings by list. There are too few for a sender to gain by ids that collide.
-    lists: FnvHashMap<ListNumber, u64>,
+    lists: FxHashMap<ListNumber, u64>,
     /// Those in the lists that came once there were enough.
     others: u64,
 }

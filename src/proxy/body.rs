@@ -16,6 +16,7 @@ use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use tokio::time::{Instant, Sleep};
 
+use super::room::Share;
 use super::wakes;
 
 /// Which side of the proxy a body comes from.
@@ -312,16 +313,26 @@ pub(super) enum Ahead {
 }
 
 /// Reads a body to its end, or until it is longer than `cap` bytes. Trailers of a whole body are
-/// dropped: it is framed anew, by its length. `room` is asked for each byte that is kept.
+/// dropped: it is framed anew, by its length. Each byte that is kept is taken of `share`.
 pub(super) async fn read_ahead(
     mut body: Box<Streaming>,
     cap: usize,
-    mut room: impl FnMut(usize) -> bool,
+    share: &mut Share,
 ) -> Result<Ahead, BodyError> {
     let mut gathered = Gathered::default();
+    let mut announced = http_body::Body::size_hint(&*body).exact();
     while let Some(frame) = body.frame().await {
         if let Ok(data) = frame?.into_data() {
-            if !room(data.len()) {
+            let length = gathered.len();
+            if let Some(whole) =
+                announced.take_if(|whole| length as u64 >= (*whole).div_ceil(EARLY))
+            {
+                let whole = usize::try_from(whole).unwrap_or(usize::MAX);
+                if share.take_early(whole.saturating_sub(length)) {
+                    gathered.make_room(whole);
+                }
+            }
+            if !share.take(data.len()) {
                 return Ok(Ahead::NoRoom);
             }
             gathered.push(data);
@@ -334,12 +345,16 @@ pub(super) async fn read_ahead(
     Ok(Ahead::Whole(gathered.into_bytes()))
 }
 
+/// The part of an announced body that has to be here before there is room for all of it: so the rest is copied once (1,500
+/// lists: 0.93 to 0.955 of a request's CPU time), and who announces much gets four times what came at most.
+const EARLY: u64 = 4;
+
 /// Data put together as it comes. A single piece is not copied; many pieces take no more room than their bytes
 /// and a part of a block, since what grows by doubling would leave holes of every size behind it.
 #[derive(Debug, Default)]
 pub(super) struct Gathered {
     first: Bytes,
-    /// All of [`BLOCK`] bytes but the last.
+    /// All full but the last.
     blocks: VecDeque<BytesMut>,
     length: usize,
 }
@@ -363,7 +378,7 @@ impl Gathered {
 
     fn copy(&mut self, mut data: &[u8]) {
         while !data.is_empty() {
-            let room = self.blocks.back().map_or(0, |block| BLOCK - block.len());
+            let room = self.blocks.back().map_or(0, |block| block.capacity() - block.len());
             let (fits, rest) = data.split_at(room.min(data.len()));
             match self.blocks.back_mut() {
                 Some(block) if room > 0 => block.extend_from_slice(fits),
@@ -377,17 +392,49 @@ impl Gathered {
         self.length
     }
 
+    /// Makes room for so many bytes, with those that are here.
+    pub fn make_room(&mut self, whole: usize) {
+        let mut all = BytesMut::with_capacity(whole);
+        all.extend_from_slice(&std::mem::take(&mut self.first));
+        // Each block is given back as soon as it was copied.
+        while let Some(block) = self.blocks.pop_front() {
+            all.extend_from_slice(&block);
+        }
+        self.blocks.push_back(all);
+    }
+
     pub fn into_bytes(mut self) -> Bytes {
-        match self.blocks.len() {
-            0 => self.first,
-            1 => self.blocks.pop_front().unwrap_or_default().freeze(),
-            _ => {
-                let mut all = BytesMut::with_capacity(self.length);
-                // Each block is given back as soon as it was copied.
-                while let Some(block) = self.blocks.pop_front() {
-                    all.extend_from_slice(&block);
+        if self.blocks.is_empty() {
+            return self.first;
+        }
+        if self.blocks.len() > 1 {
+            self.make_room(self.length);
+        }
+        self.blocks.pop_front().unwrap_or_default().freeze()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_gathered_is_the_same_with_room_for_all_of_it_and_without() {
+        let sent: Vec<u8> = (0..100_000_u32).map(|byte| byte as u8).collect();
+        for piece in [1_000, BLOCK, 30_000, sent.len()] {
+            for room_after in [1, 2, 3, usize::MAX] {
+                let mut gathered = Gathered::default();
+                for (number, piece) in sent.chunks(piece).enumerate() {
+                    if number == room_after {
+                        gathered.make_room(sent.len());
+                        let room: usize = gathered.blocks.iter().map(BytesMut::capacity).sum();
+                        assert!((sent.len()..sent.len() + BLOCK).contains(&room), "{room}");
+                    }
+                    gathered.push(Bytes::copy_from_slice(piece));
+                    assert!(number < room_after || gathered.blocks.len() == 1);
                 }
-                all.freeze()
+                assert_eq!(gathered.len(), sent.len());
+                assert_eq!(gathered.into_bytes(), sent);
             }
         }
     }

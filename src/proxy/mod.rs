@@ -17,6 +17,7 @@ mod listener;
 mod pool;
 mod probe;
 mod retry;
+pub(crate) mod room;
 pub(crate) mod route;
 pub(crate) mod sanitize;
 mod socket;

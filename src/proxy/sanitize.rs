@@ -10,7 +10,6 @@ use bytes::Bytes;
 use http::header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, HOST, TRAILER};
 use http::{HeaderMap, HeaderName, HeaderValue, Response};
 use http_body::Body as _;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::error::Elapsed;
 use tokio::time::timeout;
 
@@ -18,6 +17,7 @@ use super::body::{self, Ahead, Body, BodyError, Rest, Side, Streaming};
 use super::call::{Call, Forward};
 use super::coding::{Coding, DecodeError};
 use super::error::Error;
+use super::room::Room;
 use super::route::Route;
 use super::stage::{Handle, Stage};
 use super::turn::write_due;
@@ -31,8 +31,7 @@ use crate::observe::finished::Inspected;
 #[derive(Clone)]
 pub(super) struct Sanitize {
     config: Arc<Config>,
-    /// Bytes that may still be held.
-    room: Arc<Semaphore>,
+    room: Room,
 }
 
 /// A body that is looked at in next to no time, in bytes: in some 20 us.
@@ -87,7 +86,7 @@ pub(crate) enum Found {
 
 impl Sanitize {
     pub fn new(config: Arc<Config>) -> Self {
-        let room = Arc::new(Semaphore::new(config.limits.max_buffered));
+        let room = Room::new(config.limits.max_buffered);
         Self { config, room }
     }
 
@@ -95,17 +94,8 @@ impl Sanitize {
     /// its exchange.
     async fn read(&self, stream: Box<Streaming>, exchange: &Exchange) -> Result<Ahead, Error> {
         let limits = &self.config.limits;
-        let mut held: Option<OwnedSemaphorePermit> = None;
-        let room = |bytes: usize| {
-            let bytes = u32::try_from(bytes).unwrap_or(u32::MAX);
-            match (Arc::clone(&self.room).try_acquire_many_owned(bytes), &mut held) {
-                (Ok(more), Some(held)) => held.merge(more),
-                (Ok(first), none) => *none = Some(first),
-                (Err(_), _) => return false,
-            }
-            true
-        };
-        let reading = body::read_ahead(stream, self.config.sanitize.max_body, room);
+        let mut share = self.room.share();
+        let reading = body::read_ahead(stream, self.config.sanitize.max_body, &mut share);
         let ahead = match within(limits.body_timeout, reading).await {
             Ok(ahead) => ahead.map_err(Error::RequestBody)?,
             Err(_) => {
@@ -113,7 +103,7 @@ impl Sanitize {
                 return Err(Error::RequestBody(slow));
             }
         };
-        if let Some(held) = held {
+        if let Some(held) = share.into_taken() {
             exchange.holds_bytes(held);
         }
         Ok(ahead)

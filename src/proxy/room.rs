@@ -1,0 +1,86 @@
+//! The memory that bodies take: all of them together no more than `limits.max_buffered`.
+
+use std::sync::Arc;
+
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+/// All of it.
+#[derive(Debug, Clone)]
+pub(crate) struct Room {
+    /// Bytes that may still be held.
+    free: Arc<Semaphore>,
+    /// In bytes.
+    size: usize,
+}
+
+/// What one body takes of it.
+#[derive(Debug)]
+pub(crate) struct Share {
+    room: Room,
+    taken: Option<OwnedSemaphorePermit>,
+    /// How much of that is for what is still to come, in bytes.
+    early: usize,
+}
+
+impl Room {
+    /// Room for so many bytes.
+    pub fn new(size: usize) -> Self {
+        Self { free: Arc::new(Semaphore::new(size)), size }
+    }
+
+    /// Nothing of it yet.
+    pub fn share(&self) -> Share {
+        Share { room: self.clone(), taken: None, early: 0 }
+    }
+}
+
+impl Share {
+    /// Takes room for so many bytes that have come, or returns false if there is none.
+    pub fn take(&mut self, bytes: usize) -> bool {
+        let early = bytes.min(self.early);
+        self.early -= early;
+        early == bytes || self.acquire(bytes - early)
+    }
+
+    /// Takes room for so many bytes that have only been announced. That must not be at the cost of what comes to others: half
+    /// of the room stays free.
+    pub fn take_early(&mut self, bytes: usize) -> bool {
+        let others = self.room.size / 2;
+        let has_room = self.room.free.available_permits().saturating_sub(bytes) >= others;
+        let is_taken = has_room && self.acquire(bytes);
+        self.early += if is_taken { bytes } else { 0 };
+        is_taken
+    }
+
+    fn acquire(&mut self, bytes: usize) -> bool {
+        let bytes = u32::try_from(bytes).unwrap_or(u32::MAX);
+        match (Arc::clone(&self.room.free).try_acquire_many_owned(bytes), &mut self.taken) {
+            (Ok(more), Some(taken)) => taken.merge(more),
+            (Ok(first), none) => *none = Some(first),
+            (Err(_), _) => return false,
+        }
+        true
+    }
+
+    /// All that was taken, for who holds it from now on.
+    pub fn into_taken(self) -> Option<OwnedSemaphorePermit> {
+        self.taken
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_announced_gets_room_once_and_only_where_half_of_all_stays_free() {
+        let room = Room::new(100);
+        let (mut one, mut other) = (room.share(), room.share());
+        assert!(one.take(10) && !one.take_early(41) && one.take_early(40));
+        assert!(!other.take_early(1) && other.take(50) && !other.take(1));
+        // It has been paid for, and no more than that.
+        assert!(one.take(39) && one.take(1) && !one.take(1));
+        drop(one.into_taken());
+        assert!(other.take(50) && !other.take(1));
+    }
+}
