@@ -115,33 +115,6 @@ async fn bodies_together_take_no_more_memory_than_the_limit() {
 }
 
 #[tokio::test]
-async fn a_body_of_which_a_quarter_is_here_is_counted_as_announced_where_half_stays_free() {
-    let origin = Origin::start([Reply::Write(no_content())]).await;
-    let limits = ["sanitize.max_body=2000B", "limits.max_buffered=2000B"];
-    let proxy = Proxy::before(&origin, &limits).await;
-    let body = |length: usize| put(&vec![b'x'; length]);
-    let whole = body(1000);
-    let (start, rest) = whole.split_at(whole.len() - 750);
-    let mut first = proxy.client().await;
-    first.send(start).await;
-    // Until the proxy has read that, and then until it has read one byte more.
-    for no_longer_fits in [1751, 1001] {
-        while proxy.ask(&body(no_longer_fits)).await.status != 503 {
-            tokio::task::yield_now().await;
-        }
-        assert_eq!(proxy.ask(&body(no_longer_fits - 1)).await.status, 204, "it just fits");
-        if no_longer_fits == 1751 {
-            first.send(&rest[..1]).await;
-        }
-    }
-    first.send(&rest[1..]).await;
-    assert_eq!(first.answer(false).await.status, 204);
-    while proxy.ask(&body(2000)).await.status != 204 {
-        tokio::task::yield_now().await;
-    }
-}
-
-#[tokio::test]
 async fn a_body_that_drips_for_too_long_gets_408() {
     let origin = Origin::start([Reply::Write(no_content())]).await;
     let limits = [
