@@ -123,9 +123,9 @@ impl Findings {
         &self.rows
     }
 
-    /// The same, for who needs them no longer.
-    pub(crate) fn into_rows(self) -> Vec<(Finding, usize)> {
-        self.rows
+    /// The same, and where each of them stands.
+    pub(crate) fn into_parts(self) -> (Vec<(Finding, usize)>, Vec<Place>) {
+        (self.rows, self.places)
     }
 
     pub(super) fn push(&mut self, finding: Finding, place: Place) {

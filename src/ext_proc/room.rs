@@ -12,10 +12,7 @@ use tonic::Status;
 use crate::proxy::room::{Room, Share};
 
 /// What one stream takes of the room, while a body is on its way.
-pub(super) struct Held {
-    room: Room,
-    state: Mutex<State>,
-}
+pub(super) struct Held(Mutex<State>);
 
 struct State {
     /// A body is awaited: what comes is counted. Heads are not: they have their own bounds in Envoy.
@@ -28,12 +25,12 @@ struct State {
 impl Held {
     pub fn of(room: &Room) -> Arc<Self> {
         let state = State { awaits: false, share: room.share(), is_full: false };
-        Arc::new(Self { room: room.clone(), state: Mutex::new(state) })
+        Arc::new(Self(Mutex::new(state)))
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
         // Each change is one step: a poisoned lock is as good as any.
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// From now on what comes is a body.
@@ -45,7 +42,7 @@ impl Held {
     pub fn hand_over(&self) -> Option<OwnedSemaphorePermit> {
         let mut state = self.state();
         state.awaits = false;
-        std::mem::replace(&mut state.share, self.room.share()).into_taken()
+        state.share.hand_over()
     }
 
     /// Whether a body ended because there was no room for it.

@@ -7,6 +7,7 @@ use aws_lc_rs::digest::{self, Digest, SHA256};
 use bytes::Bytes;
 use http::StatusCode;
 
+use super::found::Rows;
 use super::ids::Trace;
 use super::record::Decision;
 use super::redact::{ListNumber, Value};
@@ -60,10 +61,8 @@ pub(crate) struct Finished {
     pub is_cut: bool,
     pub duration: Duration,
     pub has_agent: bool,
-    /// Those that are alike, and how many there are in a row.
-    rows: Vec<(Finding, usize)>,
-    /// The list that each of them stands in.
-    lists: Vec<Option<ListNumber>>,
+    /// What was found.
+    pub found: Rows<Finding>,
     edits: Vec<Edit>,
     /// How many bytes the texts in findings and edits take.
     texts: usize,
@@ -109,8 +108,7 @@ impl Default for Finished {
             is_cut: false,
             duration: Duration::ZERO,
             has_agent: false,
-            rows: Vec::new(),
-            lists: Vec::new(),
+            found: Rows::default(),
             edits: Vec::new(),
             texts: 0,
             is_inspected: false,
@@ -127,10 +125,7 @@ impl Finished {
     pub fn reset(&mut self) {
         self.target = None;
         self.is_inspected = false;
-        self.rows.clear();
-        self.rows.shrink_to(64);
-        self.lists.clear();
-        self.lists.shrink_to(64);
+        self.found.clear();
         self.edits.clear();
         self.edits.shrink_to(64);
         self.texts = 0;
@@ -172,9 +167,8 @@ impl Finished {
             self.config = Some(Arc::clone(config));
         }
         let list_of = |id: Span| ListNumber::of(&original[id.range()]);
-        let lists = findings.places().iter().map(|place| place.list_id.map(list_of));
-        self.lists.extend(lists);
-        self.rows.append(&mut findings.into_rows());
+        let (rows, places) = findings.into_parts();
+        self.found.extend(rows, places.iter().map(|place| place.list_id.map(list_of)));
         self.forget_unprinted();
         if !has_audit {
             return None;
@@ -186,7 +180,7 @@ impl Finished {
             return Some(original);
         }
         self.edits.append(&mut edits);
-        if self.rows.is_empty() {
+        if self.found.is_empty() {
             return Some(original);
         }
         self.put(Part::Original, &original);
@@ -195,7 +189,7 @@ impl Finished {
 
     /// Forgets what would not be printed: a record may have to wait for longer than `limits.max_buffered` counts its body.
     fn forget_unprinted(&mut self) {
-        for (finding, _) in &mut self.rows {
+        for finding in self.found.iter_mut() {
             Value::forget_unprinted(&mut finding.was);
             if let Was::Other(text) | Was::OwnOrigin(text) = &finding.was {
                 self.texts += text.len();
@@ -220,34 +214,13 @@ impl Finished {
         self.text.len()
             + self.large.len()
             + self.texts
-            + size_of_val(&*self.rows)
-            + size_of_val(&*self.lists)
+            + self.found.held()
             + size_of_val(&*self.edits)
     }
 
     /// Whether it belongs into the audit trail: a contact write with a finding or a refusal.
     pub fn is_audited(&self) -> bool {
-        self.transient > 0 || self.legitimate || !self.rows.is_empty()
-    }
-
-    /// How much was found.
-    pub fn count(&self) -> usize {
-        self.lists.len()
-    }
-
-    /// What was found, and the lists that it stands in, each as often as it does.
-    pub fn rows(&self) -> impl Iterator<Item = (&Finding, &[Option<ListNumber>])> {
-        let mut rest = &*self.lists;
-        self.rows.iter().map(move |(finding, count)| {
-            let (lists, others) = rest.split_at(*count);
-            rest = others;
-            (finding, lists)
-        })
-    }
-
-    /// The same, one by one.
-    pub fn found(&self) -> impl Iterator<Item = (&Finding, Option<ListNumber>)> {
-        self.rows().flat_map(|(finding, lists)| lists.iter().map(move |list| (finding, *list)))
+        self.transient > 0 || self.legitimate || !self.found.is_empty()
     }
 
     /// Whether a contact was looked for in the body, or would have been.
@@ -314,14 +287,9 @@ mod tests {
         format!("<ContactList id=\"{id}\">{sources}</ContactList>")
     }
 
-    /// What the findings take by themselves.
-    fn weight(finished: &Finished) -> usize {
-        size_of_val(&*finished.rows) + size_of_val(&*finished.lists)
-    }
-
     /// How many stand in a list of this number.
     fn named(finished: &Finished, name: &str) -> usize {
-        let lists = finished.found().filter_map(|(_, list)| list);
+        let lists = finished.found.each().filter_map(|(_, list)| list);
         lists.filter(|list| list.to_string() == name).count()
     }
 
@@ -329,7 +297,7 @@ mod tests {
     fn thousands_of_findings_that_are_alike_are_kept_as_one_and_their_lists_numbers() {
         let sources = "<OptInSource>x</OptInSource>".repeat(3_000);
         let finished = of(&(list("7", &sources) + &list("8", &sources)), false);
-        assert_eq!((finished.count(), finished.rows.len()), (6_000, 1));
+        assert_eq!((finished.found.len(), finished.found.iter().count()), (6_000, 1));
         assert_eq!((named(&finished, "7"), named(&finished, "8")), (3_000, 3_000));
         assert_eq!(finished.held(), size_of::<(Finding, usize)>() + 6_000 * size_of::<u64>());
     }
@@ -347,7 +315,8 @@ mod tests {
         ];
         let finished = of(&lists.concat(), false);
         let found: Vec<_> = finished
-            .found()
+            .found
+            .each()
             .map(|(finding, list)| {
                 let list = list.map_or_else(String::new, |list| list.to_string());
                 format!("{}({}) {list}", finding.kind, Value(&finding.was))
@@ -372,12 +341,12 @@ mod tests {
             &(list("7", &long) + &list("8", "<OptInSource>ACTION_BY_CLIENT</OptInSource>")),
             false,
         );
-        let texts = finished.rows.iter().map(|(finding, _)| match &finding.was {
+        let texts = finished.found.iter().map(|(finding, _)| match &finding.was {
             Was::Other(text) | Was::OwnOrigin(text) => &**text,
             _ => "",
         });
         assert!(texts.eq(["", "ACTION_BY_CLIENT"]));
-        assert_eq!(finished.held(), weight(&finished) + "ACTION_BY_CLIENT".len());
+        assert_eq!(finished.held(), finished.found.held() + "ACTION_BY_CLIENT".len());
     }
 
     #[test]
@@ -387,9 +356,8 @@ mod tests {
             &list("7", &(one + &"<OptInSource>ACTION_BY_CONTACT</OptInSource>".repeat(3_000))),
             false,
         );
-        assert_eq!(finished.count(), 1);
-        let room = (finished.rows.capacity(), finished.lists.capacity());
-        assert!(room.0 < 10 && room.1 < 10, "{room:?}");
+        assert_eq!(finished.found.len(), 1);
+        assert!(finished.found.room() < 1_000, "{}", finished.found.room());
     }
 
     #[test]
@@ -398,6 +366,6 @@ mod tests {
         let texts: usize = finished.edits.iter().map(|edit| edit.with.as_str().len()).sum();
         assert!(texts >= 3_000 * "ACTION_BY_CONTACT".len());
         let edits = size_of_val(&*finished.edits);
-        assert_eq!(finished.held(), weight(&finished) + edits + texts);
+        assert_eq!(finished.held(), finished.found.held() + edits + texts);
     }
 }

@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 
-use serde::Serialize;
+use serde::{Serialize, Serializer};
 
 use super::cause;
 use super::redact::{ListNumber, Value};
@@ -33,32 +33,26 @@ impl From<&Found> for Seen {
     }
 }
 
-/// One finding.
-#[derive(Debug, Clone, Serialize)]
+/// One finding, wherever it stands.
+#[derive(Debug, Clone)]
 pub struct Found {
     /// What it is.
     pub kind: Kind,
-    /// The list that it stands in.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub list_id: Option<ListNumber>,
     /// What was there.
-    pub was: Cow<'static, str>,
+    was: Cow<'static, str>,
     /// What is there now.
-    pub now: Cow<'static, str>,
+    now: Cow<'static, str>,
     /// Whether it was changed.
-    pub changed: bool,
+    changed: bool,
     /// The declaration that it was held against.
-    pub declared: Option<Source>,
+    declared: Option<Source>,
     /// The setting that decided.
-    pub setting: &'static str,
+    setting: &'static str,
 }
 
 impl Found {
     /// `policy`: what it was made by.
-    pub(super) fn new(
-        (finding, list_id): (&Finding, Option<ListNumber>),
-        policy: Option<&Policy>,
-    ) -> Self {
+    pub(super) fn new(finding: &Finding, policy: Option<&Policy>) -> Self {
         let was = match &finding.was {
             Was::OwnOrigin(_) => Cow::Owned(Value(&finding.was).as_str().to_owned()),
             was => Cow::Borrowed(Value::known(was)),
@@ -69,12 +63,118 @@ impl Found {
         };
         Self {
             kind: finding.kind,
-            list_id,
             was,
             now,
             changed: finding.acted_on(),
             declared: finding.declared,
             setting: policy.map_or("", |policy| policy.setting(finding.kind)),
         }
+    }
+}
+
+/// Findings, and the list that each stands in. Those that are alike and follow one another are kept once: of a contact's
+/// lists, nearly all.
+#[derive(Debug, Clone)]
+pub struct Rows<T> {
+    rows: Vec<(T, usize)>,
+    lists: Vec<Option<ListNumber>>,
+}
+
+impl<T> Default for Rows<T> {
+    fn default() -> Self {
+        Self { rows: Vec::new(), lists: Vec::new() }
+    }
+}
+
+impl<T> Rows<T> {
+    /// Adds rows, and the list of each finding in them.
+    pub(super) fn extend(
+        &mut self,
+        rows: Vec<(T, usize)>,
+        lists: impl Iterator<Item = Option<ListNumber>>,
+    ) {
+        self.rows.extend(rows);
+        self.lists.extend(lists);
+    }
+
+    /// How many findings there are.
+    pub fn len(&self) -> usize {
+        self.lists.len()
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.lists.is_empty()
+    }
+
+    /// Those that are alike, and the lists that they stand in.
+    pub fn iter(&self) -> impl Iterator<Item = (&T, &[Option<ListNumber>])> {
+        let mut rest = &*self.lists;
+        self.rows.iter().map(move |(alike, count)| {
+            let (lists, others) = rest.split_at(*count);
+            rest = others;
+            (alike, lists)
+        })
+    }
+
+    /// Findings one by one.
+    pub(super) fn each(&self) -> impl Iterator<Item = (&T, Option<ListNumber>)> {
+        self.iter().flat_map(|(alike, lists)| lists.iter().map(move |list| (alike, *list)))
+    }
+
+    /// Those that are alike, to be changed.
+    pub(super) fn iter_mut(&mut self) -> impl Iterator<Item = &mut T> {
+        self.rows.iter_mut().map(|(alike, _)| alike)
+    }
+
+    /// The first so many findings, as something else.
+    pub(super) fn first<U>(&self, most: usize, mut of: impl FnMut(&T) -> U) -> Rows<U> {
+        let mut left = most;
+        let rows = self.rows.iter().map_while(|(alike, count)| {
+            let count = left.min(*count);
+            left -= count;
+            (count > 0).then(|| (of(alike), count))
+        });
+        Rows { rows: rows.collect(), lists: self.lists.iter().take(most).copied().collect() }
+    }
+
+    /// Forgets all of them. Room for more than a few is given back.
+    pub(super) fn clear(&mut self) {
+        self.rows.clear();
+        self.rows.shrink_to(64);
+        self.lists.clear();
+        self.lists.shrink_to(64);
+    }
+
+    /// How much room is kept for them, in bytes.
+    #[cfg(test)]
+    pub(super) fn room(&self) -> usize {
+        self.rows.capacity() * size_of::<(T, usize)>() + self.lists.capacity() * size_of::<u64>()
+    }
+
+    /// How much memory they take, in bytes, beside their texts.
+    pub(super) fn held(&self) -> usize {
+        size_of_val(&*self.rows) + size_of_val(&*self.lists)
+    }
+}
+
+impl Serialize for Rows<Found> {
+    /// One by one.
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        #[derive(Serialize)]
+        struct Line<'f> {
+            kind: Kind,
+            #[serde(skip_serializing_if = "Option::is_none")]
+            list_id: Option<ListNumber>,
+            was: &'f str,
+            now: &'f str,
+            changed: bool,
+            declared: Option<Source>,
+            setting: &'static str,
+        }
+        serializer.collect_seq(self.each().map(|(found, list_id)| {
+            let Found { kind, ref was, ref now, changed, declared, setting } = *found;
+            Line { kind, list_id, was, now, changed, declared, setting }
+        }))
     }
 }

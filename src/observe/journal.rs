@@ -6,7 +6,6 @@
 
 use std::collections::VecDeque;
 use std::io;
-use std::slice;
 use std::sync::mpsc::{SyncSender, sync_channel};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
@@ -15,6 +14,7 @@ use std::time::{Duration, Instant};
 use super::audit::Audit;
 use super::clocks::Clocks;
 use super::finished::Finished;
+use super::found::Found;
 use super::lines;
 use super::metrics::Metrics;
 use super::record::Record;
@@ -380,18 +380,15 @@ impl State {
                                 lines::log(&finished, &in_words.record);
                             }
                             self.take(in_words, |stats, record| {
-                                let rows = finished.rows();
+                                let rows = finished.found.iter();
                                 stats.add(record, rows.map(|(it, lists)| (it.into(), lists)));
                             });
                             finished.reset();
                             blanks.push(finished);
                         }
                         What::InWords(in_words) => self.take(*in_words, |stats, record| {
-                            let found = record.findings.iter();
-                            stats.add(
-                                record,
-                                found.map(|it| (it.into(), slice::from_ref(&it.list_id))),
-                            );
+                            let rows = record.findings.iter();
+                            stats.add(record, rows.map(|(it, lists)| (it.into(), lists)));
                         }),
                         // Nobody waits any longer, at the worst.
                         What::Flush(flushed) => drop(flushed.send(())),
@@ -417,8 +414,9 @@ impl State {
         kept.count += 1;
         record.seq = kept.count;
         count(&mut kept.stats, &record);
-        record.findings.truncate(FINDINGS);
-        record.findings.shrink_to_fit();
+        if record.findings.len() > FINDINGS {
+            record.findings = record.findings.first(FINDINGS, Found::clone);
+        }
         if kept.records.len() >= kept.capacity {
             kept.records.pop_front();
         }

@@ -21,7 +21,7 @@ pub(super) fn log(finished: &Finished, record: &Record) {
     let account = record.account.as_deref().map(display);
     let contact_id = record.contact_id.as_deref().map(display);
     let user_agent = record.user_agent.as_deref();
-    for (finding, list_id) in finished.found() {
+    for (finding, list_id) in finished.found.each() {
         tracing::warn!(
             kind = finding.kind.as_str(),
             request_id,

@@ -10,7 +10,7 @@ use smol_str::{SmolStr, ToSmolStr};
 
 use super::clocks::Clocks;
 use super::finished::{Finished, Part};
-use super::found::Found;
+use super::found::{Found, Rows};
 use super::ids::Trace;
 use super::redact::{Account, Agent, Id};
 use crate::proxy::route::{self, Resource};
@@ -94,7 +94,7 @@ pub struct Record {
     /// Findings acted on.
     pub rewritten: usize,
     /// What was found.
-    pub findings: Vec<Found>,
+    pub findings: Rows<Found>,
     /// Whether the client got all of the answer.
     pub complete: bool,
     /// From the head of the request to the end of the answer.
@@ -131,7 +131,7 @@ pub(super) fn rfc3339<S: Serializer>(time: &SystemTime, serializer: S) -> Result
 impl Record {
     /// How much memory it takes, in bytes, beside its own size; its texts as if each were of its usual length.
     pub(super) fn held(&self) -> usize {
-        size_of_val(&*self.findings) + self.findings.len() * 16
+        self.findings.held() + self.findings.iter().count() * 16
     }
 
     /// Puts the material into words, and so many of its findings.
@@ -140,7 +140,7 @@ impl Record {
         let resource = Resource::of(path);
         let account = resource.map(|resource| Account(resource.account).as_str().into());
         let contact_id = resource.and_then(|resource| resource.contact_id());
-        let rewritten = finished.rows().filter(|(finding, _)| finding.acted_on());
+        let rewritten = finished.found.iter().filter(|(finding, _)| finding.acted_on());
         let policy = finished.config.as_ref().map(|config| &config.sanitize.policy);
         Self {
             seq: 0,
@@ -163,9 +163,9 @@ impl Record {
             problem: finished.problem,
             attempts: finished.attempts,
             verdicts: Verdicts { transient: finished.transient, legitimate: finished.legitimate },
-            found: finished.count(),
+            found: finished.found.len(),
             rewritten: rewritten.map(|(_, lists)| lists.len()).sum(),
-            findings: finished.found().take(most).map(|it| Found::new(it, policy)).collect(),
+            findings: finished.found.first(most, |finding| Found::new(finding, policy)),
             complete: finished.is_complete,
             duration_ms: finished.duration.as_micros() as f64 / 1000.0,
         }

@@ -62,9 +62,10 @@ impl Share {
         true
     }
 
-    /// All that was taken, for who holds it from now on.
-    pub fn into_taken(self) -> Option<OwnedSemaphorePermit> {
-        self.taken
+    /// All that was taken, for who holds it from now on. What is taken next is another body's.
+    pub fn hand_over(&mut self) -> Option<OwnedSemaphorePermit> {
+        self.early = 0;
+        self.taken.take()
     }
 }
 
@@ -80,7 +81,20 @@ mod tests {
         assert!(!other.take_early(1) && other.take(50) && !other.take(1));
         // It has been paid for, and no more than that.
         assert!(one.take(39) && one.take(1) && !one.take(1));
-        drop(one.into_taken());
+        drop(one.hand_over());
         assert!(other.take(50) && !other.take(1));
+        drop(other);
+        assert!(one.take_early(50));
+        drop(one.hand_over());
+        assert!(one.take(100) && !one.take(1), "what one body has paid for is not another's");
+    }
+
+    #[test]
+    fn a_body_that_breaks_off_leaves_the_room_that_it_took_early() {
+        let room = Room::new(100);
+        let mut broken = room.share();
+        assert!(broken.take(10) && broken.take_early(40));
+        drop(broken);
+        assert!(room.share().take(100));
     }
 }

@@ -103,7 +103,7 @@ impl Sanitize {
                 return Err(Error::RequestBody(slow));
             }
         };
-        if let Some(held) = share.into_taken() {
+        if let Some(held) = share.hand_over() {
             exchange.holds_bytes(held);
         }
         Ok(ahead)

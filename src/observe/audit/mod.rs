@@ -19,7 +19,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use serde::Serialize;
 
-use super::found::Found;
+use super::found::{Found, Rows};
 use super::metrics::Metrics;
 use super::record::{Record, Verdicts, rfc3339};
 use crate::config;
@@ -108,7 +108,7 @@ struct Line<'a> {
     account: Option<&'a str>,
     contact_id: Option<&'a str>,
     user_agent: Option<&'a str>,
-    findings: &'a [Found],
+    findings: &'a Rows<Found>,
     attempts: u32,
     verdicts: Verdicts,
     status: Option<u16>,
