@@ -130,12 +130,17 @@ impl<T> Rows<T> {
     /// The first so many findings, as something else.
     pub(super) fn first<U>(&self, most: usize, mut of: impl FnMut(&T) -> U) -> Rows<U> {
         let mut left = most;
-        let rows = self.rows.iter().map_while(|(alike, count)| {
+        // Of a known size: what grows makes room for four rows where there is most often one.
+        let mut rows = Vec::with_capacity(self.rows.len().min(most));
+        for (alike, count) in &self.rows {
+            if left == 0 {
+                break;
+            }
             let count = left.min(*count);
             left -= count;
-            (count > 0).then(|| (of(alike), count))
-        });
-        Rows { rows: rows.collect(), lists: self.lists.iter().take(most).copied().collect() }
+            rows.push((of(alike), count));
+        }
+        Rows { rows, lists: self.lists.iter().take(most).copied().collect() }
     }
 
     /// Forgets all of them. Room for more than a few is given back.
@@ -176,5 +181,25 @@ impl Serialize for Rows<Found> {
             let Found { kind, ref was, ref now, changed, declared, setting } = *found;
             Line { kind, list_id, was, now, changed, declared, setting }
         }))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn of_many_findings_the_first_are_the_same_wherever_they_are_cut() {
+        let list = |number: u8| Some(ListNumber::of(number.to_string().as_bytes()));
+        let mut all = Rows::default();
+        all.extend(vec![('a', 3), ('b', 1), ('c', 2)], (1..=6).map(list));
+        let each: Vec<_> = all.each().map(|(alike, list)| (*alike, list)).collect();
+        for most in 0..10 {
+            let first = all.first(most, char::to_ascii_uppercase);
+            assert_eq!((first.len(), first.is_empty()), (most.min(6), most == 0));
+            let told = first.each().map(|(alike, list)| (alike.to_ascii_lowercase(), list));
+            assert!(told.eq(each[..most.min(6)].iter().copied()), "{most}");
+            assert!(first.iter().all(|(_, lists)| !lists.is_empty()));
+        }
     }
 }
