@@ -189,7 +189,7 @@ impl Finished {
 
     /// Forgets what would not be printed: a record may have to wait for longer than `limits.max_buffered` counts its body.
     fn forget_unprinted(&mut self) {
-        for finding in self.found.iter_mut() {
+        for finding in self.found.rows_mut() {
             Value::forget_unprinted(&mut finding.was);
             if let Was::Other(text) | Was::OwnOrigin(text) = &finding.was {
                 self.texts += text.len();
@@ -297,7 +297,7 @@ mod tests {
     fn thousands_of_findings_that_are_alike_are_kept_as_one_and_their_lists_numbers() {
         let sources = "<OptInSource>x</OptInSource>".repeat(3_000);
         let finished = of(&(list("7", &sources) + &list("8", &sources)), false);
-        assert_eq!((finished.found.len(), finished.found.iter().count()), (6_000, 1));
+        assert_eq!((finished.found.len(), finished.found.rows().count()), (6_000, 1));
         assert_eq!((named(&finished, "7"), named(&finished, "8")), (3_000, 3_000));
         assert_eq!(finished.held(), size_of::<(Finding, usize)>() + 6_000 * size_of::<u64>());
     }
@@ -341,7 +341,7 @@ mod tests {
             &(list("7", &long) + &list("8", "<OptInSource>ACTION_BY_CLIENT</OptInSource>")),
             false,
         );
-        let texts = finished.found.iter().map(|(finding, _)| match &finding.was {
+        let texts = finished.found.rows().map(|(finding, _)| match &finding.was {
             Was::Other(text) | Was::OwnOrigin(text) => &**text,
             _ => "",
         });

@@ -108,7 +108,7 @@ impl<T> Rows<T> {
     }
 
     /// Those that are alike, and the lists that they stand in.
-    pub fn iter(&self) -> impl Iterator<Item = (&T, &[Option<ListNumber>])> {
+    pub fn rows(&self) -> impl Iterator<Item = (&T, &[Option<ListNumber>])> {
         let mut rest = &*self.lists;
         self.rows.iter().map(move |(alike, count)| {
             let (lists, others) = rest.split_at(*count);
@@ -119,18 +119,18 @@ impl<T> Rows<T> {
 
     /// Findings one by one.
     pub(super) fn each(&self) -> impl Iterator<Item = (&T, Option<ListNumber>)> {
-        self.iter().flat_map(|(alike, lists)| lists.iter().map(move |list| (alike, *list)))
+        self.rows().flat_map(|(alike, lists)| lists.iter().map(move |list| (alike, *list)))
     }
 
     /// Those that are alike, to be changed.
-    pub(super) fn iter_mut(&mut self) -> impl Iterator<Item = &mut T> {
+    pub(super) fn rows_mut(&mut self) -> impl Iterator<Item = &mut T> {
         self.rows.iter_mut().map(|(alike, _)| alike)
     }
 
     /// The first so many findings, as something else.
     pub(super) fn first<U>(&self, most: usize, mut of: impl FnMut(&T) -> U) -> Rows<U> {
         let mut left = most;
-        // Of a known size: what grows makes room for four rows where there is most often one.
+        // Most often there is one, and what grows makes room for four.
         let mut rows = Vec::with_capacity(self.rows.len().min(most));
         for (alike, count) in &self.rows {
             if left == 0 {
@@ -140,6 +140,7 @@ impl<T> Rows<T> {
             left -= count;
             rows.push((of(alike), count));
         }
+        rows.shrink_to_fit();
         Rows { rows, lists: self.lists.iter().take(most).copied().collect() }
     }
 
@@ -154,7 +155,8 @@ impl<T> Rows<T> {
     /// How much room is kept for them, in bytes.
     #[cfg(test)]
     pub(super) fn room(&self) -> usize {
-        self.rows.capacity() * size_of::<(T, usize)>() + self.lists.capacity() * size_of::<u64>()
+        self.rows.capacity() * size_of::<(T, usize)>()
+            + self.lists.capacity() * size_of::<Option<ListNumber>>()
     }
 
     /// How much memory they take, in bytes, beside their texts.
@@ -199,7 +201,35 @@ mod tests {
             assert_eq!((first.len(), first.is_empty()), (most.min(6), most == 0));
             let told = first.each().map(|(alike, list)| (alike.to_ascii_lowercase(), list));
             assert!(told.eq(each[..most.min(6)].iter().copied()), "{most}");
-            assert!(first.iter().all(|(_, lists)| !lists.is_empty()));
+            assert!(first.rows().all(|(_, lists)| !lists.is_empty()));
+            assert_eq!(first.room(), first.held());
         }
+    }
+
+    #[test]
+    fn findings_are_told_one_by_one_and_with_their_list_if_they_stand_in_one() {
+        let finding = |kind, was, now, declared| {
+            Found::new(&Finding { kind, was, now, declared }, Some(&Policy::default()))
+        };
+        let contact = Some(Source::Contact);
+        let listed = finding(
+            Kind::ListDiffers,
+            Was::Known(Source::Customer),
+            Written::Value(Source::Contact),
+            contact,
+        );
+        let undeclared = finding(Kind::Undeclared, Was::Empty, Written::Nothing, None);
+        let lists = ["lists/7", "lists/8"].map(|id| Some(ListNumber::of(id.as_bytes())));
+        let mut rows = Rows::default();
+        rows.extend(vec![(listed, 2), (undeclared, 1)], lists.into_iter().chain([None]));
+        let json = serde_json::to_string(&rows).expect("strings and numbers");
+        let listed = |list| {
+            format!(
+                r#"{{"kind":"list_differs","list_id":"{list}","was":"ACTION_BY_CUSTOMER","now":"ACTION_BY_CONTACT","changed":true,"declared":"ACTION_BY_CONTACT","setting":"sanitize.lists=align"}}"#
+            )
+        };
+        let undeclared = r#"{"kind":"undeclared","was":"","now":"","changed":false,"declared":null,"setting":"sanitize.undeclared=leave"}"#;
+        assert_eq!(json, format!("[{},{},{undeclared}]", listed(7), listed(8)));
+        assert_eq!(serde_json::to_string(&Rows::<Found>::default()).expect("nothing"), "[]");
     }
 }

@@ -380,14 +380,14 @@ impl State {
                                 lines::log(&finished, &in_words.record);
                             }
                             self.take(in_words, |stats, record| {
-                                let rows = finished.found.iter();
+                                let rows = finished.found.rows();
                                 stats.add(record, rows.map(|(it, lists)| (it.into(), lists)));
                             });
                             finished.reset();
                             blanks.push(finished);
                         }
                         What::InWords(in_words) => self.take(*in_words, |stats, record| {
-                            let rows = record.findings.iter();
+                            let rows = record.findings.rows();
                             stats.add(record, rows.map(|(it, lists)| (it.into(), lists)));
                         }),
                         // Nobody waits any longer, at the worst.

@@ -131,7 +131,7 @@ pub(super) fn rfc3339<S: Serializer>(time: &SystemTime, serializer: S) -> Result
 impl Record {
     /// How much memory it takes, in bytes, beside its own size; its texts as if each were of its usual length.
     pub(super) fn held(&self) -> usize {
-        self.findings.held() + self.findings.iter().count() * 16
+        self.findings.held() + self.findings.rows().count() * 16
     }
 
     /// Puts the material into words, and so many of its findings.
@@ -140,7 +140,7 @@ impl Record {
         let resource = Resource::of(path);
         let account = resource.map(|resource| Account(resource.account).as_str().into());
         let contact_id = resource.and_then(|resource| resource.contact_id());
-        let rewritten = finished.found.iter().filter(|(finding, _)| finding.acted_on());
+        let rewritten = finished.found.rows().filter(|(finding, _)| finding.acted_on());
         let policy = finished.config.as_ref().map(|config| &config.sanitize.policy);
         Self {
             seq: 0,

@@ -13,7 +13,7 @@ pub(crate) struct Room {
     size: usize,
 }
 
-/// What one body takes of it.
+/// What a body takes of it; once that was handed over, the next one.
 #[derive(Debug)]
 pub(crate) struct Share {
     room: Room,
@@ -83,10 +83,15 @@ mod tests {
         assert!(one.take(39) && one.take(1) && !one.take(1));
         drop(one.hand_over());
         assert!(other.take(50) && !other.take(1));
-        drop(other);
-        assert!(one.take_early(50));
-        drop(one.hand_over());
-        assert!(one.take(100) && !one.take(1), "what one body has paid for is not another's");
+    }
+
+    #[test]
+    fn what_one_body_has_announced_is_not_anothers() {
+        let room = Room::new(100);
+        let mut share = room.share();
+        assert!(share.take_early(50));
+        drop(share.hand_over());
+        assert!(share.take(100) && !share.take(1));
     }
 
     #[test]

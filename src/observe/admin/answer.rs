@@ -353,7 +353,7 @@ impl<'q> Query<'q> {
         self.outcome.is_none_or(|outcome| record.outcome == Some(outcome))
             && self
                 .kind
-                .is_none_or(|kind| record.findings.iter().any(|(it, _)| it.kind.as_str() == kind))
+                .is_none_or(|kind| record.findings.rows().any(|(it, _)| it.kind.as_str() == kind))
     }
 }
 
