@@ -3,6 +3,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use optin_proxy::proxy::Server;
+use tokio::io::AsyncWriteExt;
 use tokio::sync::Notify;
 
 use crate::support::clock::{Clock, settle};
@@ -112,6 +114,34 @@ async fn bodies_together_take_no_more_memory_than_the_limit() {
     while proxy.ask(&body(1000)).await.status != 204 {
         tokio::task::yield_now().await;
     }
+}
+
+#[tokio::test]
+async fn a_body_of_which_a_quarter_is_here_is_counted_as_announced_until_it_breaks_off() {
+    let origin = Origin::start([Reply::Write(no_content())]).await;
+    let limits = ["sanitize.max_body=2000B", "limits.max_buffered=2000B"];
+    let mut entrance = None;
+    let prepare = |server: &mut Server| entrance = Some(server.entrance());
+    let proxy = Proxy::start_with(&origin.url(), &limits, prepare).await;
+    let body = |length: usize| put(&vec![b'x'; length]);
+    let most_that_fits = async |length: usize| {
+        assert_eq!(proxy.ask(&body(length + 1)).await.status, 503, "{length}");
+        assert_eq!(proxy.ask(&body(length)).await.status, 204, "{length}");
+        settle().await;
+    };
+    // In memory, so that what was sent has come.
+    let mut client = entrance.expect("prepared").connect(16 * 1024).await.expect("it runs");
+    let whole = body(1000);
+    let (start, rest) = whole.split_at(whole.len() - 750);
+    client.write_all(start).await.expect("it listens");
+    settle().await;
+    most_that_fits(1750).await;
+    client.write_all(&rest[..1]).await.expect("it listens");
+    settle().await;
+    most_that_fits(1000).await;
+    drop(client);
+    settle().await;
+    assert_eq!(proxy.ask(&body(2000)).await.status, 204);
 }
 
 #[tokio::test]
