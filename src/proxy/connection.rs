@@ -7,10 +7,11 @@
 
 use std::convert::Infallible;
 use std::future::{Future, poll_fn};
+use std::mem::MaybeUninit;
 use std::net::SocketAddr;
 use std::pin::{Pin, pin};
 use std::sync::{Arc, OnceLock};
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::{Duration, SystemTime};
 
 use arc_swap::ArcSwap;
@@ -67,6 +68,10 @@ const HYPER_MAX_HEADERS: usize = 100;
 
 /// How often a connection is read from before others have their turn, if each time more has come than is read at once.
 const READS: usize = 16;
+
+/// What is read at once of a connection that was silent, in bytes: most often all that has come. No more than hyper takes at
+/// once, so that nothing of it is left behind.
+const FIRST: usize = 8 * 1024;
 
 /// RFC 9113 section 3.4.
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
@@ -185,7 +190,7 @@ where
             };
             spoke = true;
             // Boxed, so that a silent connection has no room for what serves a busy one.
-            if start == PREFACE {
+            if start.starts_with(PREFACE) {
                 Box::pin(self.http2(stream, start, peer)).await;
                 return true;
             }
@@ -402,19 +407,22 @@ where
     }
 }
 
-/// As many bytes as tell HTTP/2 from HTTP/1; `None` at the end of the stream.
+/// What comes first, and is enough to tell HTTP/2 from HTTP/1; `None` at the end of the stream.
 async fn first_bytes<T: AsyncRead + Unpin>(stream: &mut T) -> Option<Bytes> {
-    let mut bytes = [0; PREFACE.len()];
-    let mut read = 0;
+    let mut start = Vec::new();
     loop {
-        read += match stream.read(&mut bytes[read..]).await {
-            Ok(more @ 1..) => more,
-            // What is there of a head is for hyper to judge.
-            Ok(0) | Err(_) if read > 0 => return Some(Bytes::copy_from_slice(&bytes[..read])),
-            Ok(_) | Err(_) => return None,
-        };
-        if read == PREFACE.len() || !PREFACE.starts_with(&bytes[..read]) {
-            return Some(Bytes::copy_from_slice(&bytes[..read]));
+        let came = poll_fn(|cx| {
+            // Not in the future, whose room every connection has.
+            let mut room = [const { MaybeUninit::uninit() }; FIRST];
+            let mut buffer = ReadBuf::uninit(&mut room);
+            let read = ready!(Pin::new(&mut *stream).poll_read(cx, &mut buffer));
+            start.extend_from_slice(buffer.filled());
+            Poll::Ready(read.is_ok() && !buffer.filled().is_empty())
+        });
+        // What is there of a head is for hyper to judge.
+        let is_end = !came.await;
+        if is_end || start.len() >= PREFACE.len() || !PREFACE.starts_with(&start) {
+            return (!start.is_empty()).then(|| start.into());
         }
     }
 }
