@@ -28,8 +28,8 @@ pub(super) const MOST: usize = 8 * 1024;
 /// 1,000 connections, in a run where it was 0.98 and 0.94 by 64, and 0.98 and 0.96 by 256).
 pub(super) const OPERATIONS: u32 = 64;
 
-/// How much room a thread keeps for what is put off: that many times [`MOST`] at most.
-const SPARE: usize = 32;
+/// How much room a thread keeps for what is put off, that many times [`MOST`]: what it takes for a turn.
+const SPARE: usize = OPERATIONS as usize;
 
 /// What a thread writes at the end of its turn.
 struct Turn {
@@ -109,10 +109,15 @@ impl Turn {
         }
     }
 
+    /// Room for as much as one socket puts off. All of it at once: an update grew what an answer had left.
+    fn room(&self) -> Vec<u8> {
+        self.spare.borrow_mut().pop().unwrap_or_else(|| Vec::with_capacity(MOST))
+    }
+
     /// Keeps the room of what was written.
     fn keep(&self, mut room: Vec<u8>) {
         let mut spare = self.spare.borrow_mut();
-        if (1..=MOST).contains(&room.capacity()) && spare.len() < SPARE {
+        if room.capacity() >= MOST && spare.len() < SPARE {
             room.clear();
             spare.push(room);
         }
@@ -130,7 +135,7 @@ impl Turn {
         }
         match outlet.state {
             State::Written => {
-                outlet.due = self.spare.borrow_mut().pop().unwrap_or_default();
+                outlet.due = self.room();
                 outlet.state = State::PutOff;
                 self.due.borrow_mut().push(Arc::clone(socket));
                 self.operations.set(self.operations.get().max(1));
