@@ -8,8 +8,9 @@ import subprocess
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 
 
-def bench(name, folder=None, flags=""):
-    """Builds a bench, with so many flags of rustc's in a folder of its own if there is one, and says where it is."""
+def bench(name, folder=None, flags="", of=None):
+    """Builds a bench, with so many flags of rustc's in a folder of its own if there is one, and says where it is: or, with `of`, where the
+    program of that name is, which is built along with it."""
     command = ["cargo", "bench", "--locked", "--no-run", "--bench", name, "--message-format", "json"]
     env = os.environ
     if folder:
@@ -20,7 +21,7 @@ def bench(name, folder=None, flags=""):
         env.pop("CARGO_ENCODED_RUSTFLAGS", None)
     built = subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True, env=env).stdout
     return [message["executable"] for message in map(json.loads, built.splitlines())
-            if message.get("executable") and message["target"]["name"] == name][-1]
+            if message.get("executable") and message["target"]["name"] == (of or name)][-1]
 
 
 def host():

@@ -69,8 +69,8 @@ const HYPER_MAX_HEADERS: usize = 100;
 /// How often a connection is read from before others have their turn, if each time more has come than is read at once.
 const READS: usize = 16;
 
-/// What is read at once of a connection that was silent, in bytes: most often all that has come. No more than hyper takes at
-/// once, so that nothing of it is left behind.
+/// The most that is read of a connection that was silent before hyper gets it, in bytes: most often all that has come. No more
+/// than hyper takes at once, so that nothing of it is left behind.
 const FIRST: usize = 8 * 1024;
 
 /// RFC 9113 section 3.4.
@@ -414,7 +414,7 @@ async fn first_bytes<T: AsyncRead + Unpin>(stream: &mut T) -> Option<Bytes> {
         let came = poll_fn(|cx| {
             // Not in the future, whose room every connection has.
             let mut room = [const { MaybeUninit::uninit() }; FIRST];
-            let mut buffer = ReadBuf::uninit(&mut room);
+            let mut buffer = ReadBuf::uninit(&mut room[start.len()..]);
             let read = ready!(Pin::new(&mut *stream).poll_read(cx, &mut buffer));
             start.extend_from_slice(buffer.filled());
             Poll::Ready(read.is_ok() && !buffer.filled().is_empty())

@@ -228,6 +228,10 @@ impl<T: AsyncRead + Unpin> AsyncRead for Downstream<T> {
         let fits = self.start.len().min(buffer.remaining());
         buffer.put_slice(&self.start[..fits]);
         self.start.advance(fits);
+        if self.start.is_empty() {
+            // Even so it would hold all that it was.
+            self.start = Bytes::new();
+        }
         Poll::Ready(Ok(()))
     }
 }
@@ -414,6 +418,18 @@ mod tests {
     async fn read<T: AsyncRead + Unpin>(io: &mut Downstream<T>, room: usize) -> usize {
         let mut buffer = vec![0; room];
         io.read(&mut buffer).await.unwrap()
+    }
+
+    /// Regression: all that had come first was held for as long as there was the connection.
+    #[tokio::test]
+    async fn what_was_read_before_is_given_up_once_it_was_read_again() {
+        let start = Bytes::from(vec![b'x'; 100]);
+        let (held, head) = (start.clone(), Arc::new(Head::default()));
+        let mut io = Downstream::new(tokio::io::empty(), start, Duration::MAX, head);
+        assert_eq!(read(&mut io, 60).await, 60);
+        assert!(!held.is_unique());
+        assert_eq!(read(&mut io, 60).await, 40);
+        assert!(held.is_unique());
     }
 
     #[tokio::test]
