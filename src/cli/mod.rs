@@ -249,8 +249,8 @@ fn block_on<T>(future: impl Future<Output = T>) -> io::Result<T> {
 /// How many events one thread takes from the system at once. What so many wake, and what that wakes, is most often done before
 /// tokio looks for more, which it does after 61 tasks at the latest: so a request is on its way while it is still in the caches,
 /// and none waits for those behind it. Of an update by 1,000 connections, 0.83 to 0.88 of the CPU time by tokio's 1,024, 99 in 100
-/// are answered in 0.55 to 0.7 of the time, and who uploads beside them gets 1.7 times as much through; a feed by 32 connections
-/// takes 0.92 of the CPU time, an update as much.
+/// are answered in 0.55 to 0.7 of the time, and who uploads beside them gets 1.6 times as much through; a feed by 32 connections
+/// takes 0.92 and 0.97 of the CPU time, an update as much.
 const EVENTS: usize = 16;
 
 /// The same on this thread alone: for what waits more than it works, being handed from thread to thread costs more.
