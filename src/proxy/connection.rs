@@ -5,13 +5,14 @@
 //! had read ahead, and waits with a socket and a deadline alone. That also puts the keep-alive time and
 //! the answer to an unreadable head into our hands.
 
+mod first;
+
 use std::convert::Infallible;
 use std::future::{Future, poll_fn};
-use std::mem::MaybeUninit;
 use std::net::SocketAddr;
 use std::pin::{Pin, pin};
 use std::sync::{Arc, OnceLock};
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll};
 use std::time::{Duration, SystemTime};
 
 use arc_swap::ArcSwap;
@@ -27,6 +28,7 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
 
+use self::first::{PREFACE, first_bytes};
 use super::body::Body;
 use super::connect::{Peer, Stream};
 use super::error::Error;
@@ -68,13 +70,6 @@ const HYPER_MAX_HEADERS: usize = 100;
 
 /// How often a connection is read from before others have their turn, if each time more has come than is read at once.
 const READS: usize = 16;
-
-/// The most that is read of a connection that was silent before hyper gets it, in bytes: most often all that has come. No more
-/// than hyper takes at once, so that nothing of it is left behind.
-const FIRST: usize = 8 * 1024;
-
-/// RFC 9113 section 3.4.
-const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
 /// Marks the answer to a CONNECT: what takes the connection over once that was sent.
 #[derive(Clone)]
@@ -403,26 +398,6 @@ where
         };
         if let Err(error) = ended {
             tracing::debug!(%error, "connection ended");
-        }
-    }
-}
-
-/// What comes first, and is enough to tell HTTP/2 from HTTP/1; `None` at the end of the stream.
-async fn first_bytes<T: AsyncRead + Unpin>(stream: &mut T) -> Option<Bytes> {
-    let mut start = Vec::new();
-    loop {
-        let came = poll_fn(|cx| {
-            // Not in the future, whose room every connection has.
-            let mut room = [const { MaybeUninit::uninit() }; FIRST];
-            let mut buffer = ReadBuf::uninit(&mut room[start.len()..]);
-            let read = ready!(Pin::new(&mut *stream).poll_read(cx, &mut buffer));
-            start.extend_from_slice(buffer.filled());
-            Poll::Ready(read.is_ok() && !buffer.filled().is_empty())
-        });
-        // What is there of a head is for hyper to judge.
-        let is_end = !came.await;
-        if is_end || start.len() >= PREFACE.len() || !PREFACE.starts_with(&start) {
-            return (!start.is_empty()).then(|| start.into());
         }
     }
 }

@@ -2,6 +2,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use super::super::connect::Open;
 use super::super::socket::Watch;
+use super::first::FIRST;
 use super::*;
 
 /// Says something, and takes what it is answered, but needs its time to have it written: as a socket that has put it off
@@ -105,19 +106,5 @@ async fn what_a_silent_connection_has_sent_is_read_at_once() {
         let slow = Slow { said, closing, is_written: Arc::default(), reads: Arc::clone(&counted) };
         serving.connection(slow, peer).await;
         assert_eq!(counted.load(Ordering::Relaxed), reads, "{} bytes", said.len());
-    }
-}
-
-/// Regression: what had begun as HTTP/2 does could be longer than hyper reads at once, which was lost to a tunnel.
-#[tokio::test]
-async fn no_more_comes_first_than_hyper_takes_at_once() {
-    for begun in 0..PREFACE.len() {
-        let (more, rest) = ([b'x'; FIRST], [b'x'; FIRST]);
-        let mut stream = PREFACE[..begun].chain(&more[..]).chain(&rest[..]);
-        let start = first_bytes(&mut stream).await.expect("it is open");
-        assert_eq!(start.len(), FIRST, "{begun}");
-        let mut left = Vec::new();
-        stream.read_to_end(&mut left).await.expect("in memory");
-        assert_eq!(start.len() + left.len(), begun + more.len() + rest.len());
     }
 }
