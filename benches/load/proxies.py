@@ -177,7 +177,8 @@ class Server:
         return total / 1e9
 
     def ticks(self):
-        """CPU time in the kernel and in all, by its ticks: good for a share of what `cpu` tells exactly."""
+        """CPU time in the kernel and in all, by its ticks: good for a share of what `cpu` tells exactly. Of some
+        hundreds a round, and what else a process has done weighs in."""
         fields = [pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split() for pid in self.processes()]
         own, kernel = (sum(int(field[at]) for field in fields) for at in (11, 12))
         return kernel, own + kernel
