@@ -1,6 +1,7 @@
 //! Splicing: every byte outside the edits is the client's own.
 
 use std::borrow::Cow;
+use std::iter::once;
 use std::ops::Range;
 
 use bytes::Bytes;
@@ -55,14 +56,108 @@ pub struct Edit {
     pub bridge: Bridge,
 }
 
-impl Edit {
-    /// How much memory its text takes beside the edit itself, in bytes.
-    pub(crate) fn owned(&self) -> usize {
-        if let With::Text(Cow::Owned(text)) = &self.with { text.len() } else { 0 }
+/// All edits of a body. Those of a contact with 1,500 lists are nearly all alike but for where they stand, so what is written
+/// is kept once for as many as follow one another (0.97 of the CPU time that such a body takes).
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Edits {
+    kinds: Vec<Alike>,
+    /// Where each begins, and which kind it is.
+    places: Vec<(u32, u32)>,
+}
+
+/// Edits that are alike.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Alike {
+    /// How many bytes go.
+    removed: u32,
+    with: With,
+    bridge: Bridge,
+    /// How many there are.
+    count: usize,
+}
+
+impl Alike {
+    fn added(&self) -> usize {
+        self.with.as_str().len() + self.bridge.as_str().len()
+    }
+}
+
+impl Edits {
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        self.places.len()
     }
 
-    fn len(&self) -> usize {
-        self.with.as_str().len() + self.bridge.as_str().len()
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.places.is_empty()
+    }
+
+    /// The bytes that go, what comes in their place, and what follows that.
+    pub fn iter(&self) -> impl Iterator<Item = (Span, &With, Bridge)> {
+        self.places.iter().map(|&(start, kind)| {
+            let Alike { removed, with, bridge, .. } = &self.kinds[kind as usize];
+            (Span { start, end: start + removed }, with, *bridge)
+        })
+    }
+
+    pub(super) fn push(&mut self, edit: Edit) {
+        self.extend(edit, once(0));
+    }
+
+    /// Adds the same edit so many bytes further on, each time.
+    #[inline]
+    pub(super) fn extend(&mut self, edit: Edit, offsets: impl Iterator<Item = u32>) {
+        let Edit { span: Span { start, end }, with, bridge } = edit;
+        let before = self.places.len();
+        let alike =
+            |last: &Alike| (last.removed, &last.with, last.bridge) == (end - start, &with, bridge);
+        if !self.kinds.last().is_some_and(alike) {
+            self.kinds.push(Alike { removed: end - start, with, bridge, count: 0 });
+        }
+        let kind = self.kinds.len() - 1;
+        self.places.extend(offsets.map(|offset| (start + offset, kind as u32)));
+        self.kinds[kind].count += self.places.len() - before;
+    }
+
+    /// Makes room for so many.
+    pub(super) fn reserve(&mut self, edits: usize) {
+        self.places.reserve_exact(edits);
+    }
+
+    /// Puts them into the order of the body.
+    pub(super) fn sort(&mut self) {
+        self.places.sort_by_key(|(start, _)| *start);
+    }
+
+    /// Becomes the same as others, in the memory that is here.
+    pub(crate) fn copy(&mut self, others: &Self) {
+        self.kinds.clone_from(&others.kinds);
+        self.places.clone_from(&others.places);
+    }
+
+    /// Forgets all of them. Room for more than a few is given back.
+    pub(crate) fn clear(&mut self) {
+        self.kinds.clear();
+        self.kinds.shrink_to(64);
+        self.places.clear();
+        self.places.shrink_to(64);
+    }
+
+    /// Gives back what room they do not need.
+    pub(crate) fn shrink_to_fit(&mut self) {
+        self.kinds.shrink_to_fit();
+        self.places.shrink_to_fit();
+    }
+
+    /// How much memory they take, in bytes.
+    pub(crate) fn held(&self) -> usize {
+        let owned = |alike: &Alike| match &alike.with {
+            With::Text(Cow::Owned(text)) => text.len(),
+            _ => 0,
+        };
+        let texts: usize = self.kinds.iter().map(owned).sum();
+        texts + size_of_val(&*self.kinds) + size_of_val(&*self.places)
     }
 }
 
@@ -120,12 +215,12 @@ impl Bridge {
 /// The body with all edits made. Without edits, the very same `Bytes`.
 ///
 /// `edits` do not overlap and are sorted by their start.
-pub(super) fn apply(body: &Bytes, edits: &[Edit]) -> Bytes {
+pub(super) fn apply(body: &Bytes, edits: &Edits) -> Bytes {
     if edits.is_empty() {
         return body.clone();
     }
-    let removed: usize = edits.iter().map(|edit| edit.span.range().len()).sum();
-    let added: usize = edits.iter().map(Edit::len).sum();
+    let removed: usize = edits.kinds.iter().map(|it| it.removed as usize * it.count).sum();
+    let added: usize = edits.kinds.iter().map(|it| it.added() * it.count).sum();
     let mut spliced = Vec::with_capacity(body.len() - removed + added);
     pieces(body, edits, |piece| spliced.extend_from_slice(piece));
     spliced.into()
@@ -135,19 +230,19 @@ pub(super) fn apply(body: &Bytes, edits: &[Edit]) -> Bytes {
 /// them.
 ///
 /// `edits` are those that were made in this `body`.
-pub fn pieces<'a>(body: &'a [u8], edits: &'a [Edit], mut piece: impl FnMut(&'a [u8])) {
+pub fn pieces<'a>(body: &'a [u8], edits: &'a Edits, mut piece: impl FnMut(&'a [u8])) {
     let mut kept = 0;
-    for edit in edits {
-        let span = edit.span.range();
+    for (span, with, bridge) in edits.iter() {
+        let span = span.range();
         piece(&body[kept..span.start]);
         // Each by itself: what is as long as the compiler knows is copied without a call.
-        match &edit.with {
+        match with {
             With::Value(Source::Contact) => piece(Source::Contact.as_str().as_bytes()),
             With::Value(Source::Customer) => piece(Source::Customer.as_str().as_bytes()),
             With::Text(text) => piece(text.as_bytes()),
         }
-        if edit.bridge != Bridge::None {
-            piece(edit.bridge.as_str().as_bytes());
+        if bridge != Bridge::None {
+            piece(bridge.as_str().as_bytes());
         }
         kept = span.end;
     }

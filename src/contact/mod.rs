@@ -36,7 +36,7 @@ use std::fmt;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
-pub use edit::{Bridge, Edit, Span, With};
+pub use edit::{Bridge, Edit, Edits, Span, With};
 pub use findings::{Finding, Findings, Kind, Place, Was, Written};
 pub use settings::{Ambiguous, Lists, Mode, Policy, Removal, Undeclared};
 
@@ -161,7 +161,7 @@ pub struct SanitizedContact {
     /// What was inconsistent, in the order of the document's contacts.
     pub findings: Findings,
     /// What was edited, in the order of the body: [`edit::pieces`] makes the one of the other.
-    pub edits: Vec<Edit>,
+    pub edits: Edits,
     /// The body to send states ACTION_BY_CONTACT at contact level, alone or among others.
     pub claims_contact: bool,
 }

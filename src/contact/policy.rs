@@ -5,7 +5,7 @@
 
 use super::Source;
 use super::document::{Document, Node, Spelling};
-use super::edit::{Bridge, Edit, With};
+use super::edit::{Bridge, Edit, Edits, With};
 use super::findings::{Finding, Findings, Kind, Place, Was, Written};
 use super::settings::{Ambiguous, Lists, Mode, Policy, Removal, Undeclared};
 
@@ -17,7 +17,7 @@ const FEW: usize = 16;
 pub(super) struct Plan {
     pub findings: Findings,
     /// Sorted by their start, without overlap.
-    pub edits: Vec<Edit>,
+    pub edits: Edits,
     /// Once edited, some contact-level node says ACTION_BY_CONTACT.
     pub claims_contact: bool,
 }
@@ -60,7 +60,7 @@ pub(super) fn plan(document: &Document, update: bool, policy: &Policy) -> Plan {
             .iter()
             .any(|node| node.list.is_none() && node.spelling == Spelling::Known(Source::Contact));
     }
-    plan.edits.sort_by_key(|edit| edit.span.start());
+    plan.edits.sort();
     plan
 }
 
@@ -308,12 +308,8 @@ fn plan_list(
     let places = places.map(|it| Place { list_id: it.list.id, at: start + it.offset });
     plan.findings.extend(Finding { kind, was, now, declared }, places);
     if let Written::Value(source) = now {
-        let edit = node.set(source);
-        plan.edits.reserve_exact(room);
-        plan.edits.extend(copies.map(|it| {
-            let (span, with) = (edit.span.moved_by(it.offset), edit.with.clone());
-            Edit { span, with, bridge: edit.bridge }
-        }));
+        plan.edits.reserve(room);
+        plan.edits.extend(node.set(source), copies.map(|it| it.offset));
     }
 }
 

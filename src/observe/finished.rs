@@ -12,7 +12,7 @@ use super::ids::Trace;
 use super::record::Decision;
 use super::redact::{ListNumber, Value};
 use crate::config::Config;
-use crate::contact::{Edit, Finding, Findings, Span, Was, edit};
+use crate::contact::{Edits, Finding, Findings, Span, Was, edit};
 use crate::proxy::connect::Target;
 
 /// The longest body that is copied before its exchange is over, and how much room a record keeps for the next one's, in
@@ -27,7 +27,7 @@ const PIECE: usize = 16 * 1024;
 pub(crate) struct Inspected<'a> {
     pub findings: Findings,
     /// What was changed of `original`.
-    pub edits: Vec<Edit>,
+    pub edits: Edits,
     /// As it came, which the findings' spans are about. Its content coding is undone.
     pub original: Bytes,
     /// By which it was judged.
@@ -63,8 +63,8 @@ pub(crate) struct Finished {
     pub has_agent: bool,
     /// What was found.
     pub found: Rows<Finding>,
-    edits: Vec<Edit>,
-    /// How many bytes the texts in findings and edits take.
+    edits: Edits,
+    /// How many bytes the texts in findings take.
     texts: usize,
     is_inspected: bool,
     /// Left in place for the next exchange, which most often has the same: where two threads count the references to
@@ -109,7 +109,7 @@ impl Default for Finished {
             duration: Duration::ZERO,
             has_agent: false,
             found: Rows::default(),
-            edits: Vec::new(),
+            edits: Edits::default(),
             texts: 0,
             is_inspected: false,
             config: None,
@@ -127,7 +127,6 @@ impl Finished {
         self.is_inspected = false;
         self.found.clear();
         self.edits.clear();
-        self.edits.shrink_to(64);
         self.texts = 0;
         self.large = Bytes::new();
         self.text.clear();
@@ -173,13 +172,12 @@ impl Finished {
         if !has_audit {
             return None;
         }
-        self.texts += edits.iter().map(Edit::owned).sum::<usize>();
         if original.len() > SMALL {
             edits.shrink_to_fit();
             self.edits = edits;
             return Some(original);
         }
-        self.edits.append(&mut edits);
+        self.edits.copy(&edits);
         if self.found.is_empty() {
             return Some(original);
         }
@@ -211,11 +209,7 @@ impl Finished {
 
     /// How much memory it takes, in bytes, beside its own size.
     pub fn held(&self) -> usize {
-        self.text.len()
-            + self.large.len()
-            + self.texts
-            + self.found.held()
-            + size_of_val(&*self.edits)
+        self.text.len() + self.large.len() + self.texts + self.found.held() + self.edits.held()
     }
 
     /// Whether it belongs into the audit trail: a contact write with a finding or a refusal.
@@ -363,10 +357,12 @@ mod tests {
 
     #[test]
     fn what_is_kept_of_edits_for_an_audit_trail_is_weighed() {
-        let finished = of(&list("7", &"<OptInSource/>".repeat(3_000)), true);
-        let texts: usize = finished.edits.iter().map(|edit| edit.with.as_str().len()).sum();
-        assert!(texts >= 3_000 * "ACTION_BY_CONTACT".len());
-        let edits = size_of_val(&*finished.edits);
-        assert_eq!(finished.held(), finished.found.held() + edits + texts);
+        let nil = |number| format!("<OptInSource xsi:nil=\"true\" a=\"{number}\"/>");
+        let lists = list("7", &(1_000..4_000).map(nil).collect::<String>());
+        let edits = of(&lists, true).held() - of(&lists, false).held();
+        assert!(edits >= 3_000 * "ACTION_BY_CONTACT".len(), "{edits}");
+        let alike = list("7", &"<OptInSource/>".repeat(3_000));
+        let edits = of(&alike, true).held() - of(&alike, false).held();
+        assert!(edits < 3_000 * "ACTION_BY_CONTACT".len(), "{edits}");
     }
 }

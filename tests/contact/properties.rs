@@ -312,7 +312,7 @@ proptest! {
         let Sanitized::Contact(twice) = sanitize(&once.body, &request(update), &policy) else {
             return Err(TestCaseError::fail("no longer inspectable"));
         };
-        prop_assert_eq!(&twice.edits, &[]);
+        prop_assert!(twice.edits.is_empty());
         prop_assert!(twice.findings.iter().all(|finding| !finding.acted_on()));
         prop_assert_eq!(twice.body.as_ptr(), once.body.as_ptr());
         prop_assert_eq!(twice.claims_contact, once.claims_contact);
@@ -352,19 +352,19 @@ proptest! {
         };
         let may_change = may_change(&body);
         let (mut before, mut after) = (0, 0);
-        for edit in &contact.edits {
-            let span = edit.span.range();
+        for (span, with, bridge) in contact.edits.iter() {
+            let span = span.range();
             // A contact without a declaration may be given one.
-            let is_new = span.is_empty() && edit.with.as_str().starts_with('<') && policy.undeclared != Undeclared::Leave;
+            let is_new = span.is_empty() && with.as_str().starts_with('<') && policy.undeclared != Undeclared::Leave;
             let is_allowed = is_new || may_change.iter().any(|range| range.start <= span.start && span.end <= range.end);
             prop_assert!(is_allowed, "{:?} is in none of {:?}", span, may_change);
             // What stands between two edits is the same, and where the one before it ended.
             let kept = &body[before..span.start];
             prop_assert_eq!(&contact.body[after..after + kept.len()], kept);
             after += kept.len();
-            prop_assert!(contact.body[after..].starts_with(edit.with.as_str().as_bytes()));
-            after += edit.with.as_str().len();
-            let bridge = ["]]>", "<![CDATA["].into_iter().find(|it| edit.bridge != Bridge::None && contact.body[after..].starts_with(it.as_bytes()));
+            prop_assert!(contact.body[after..].starts_with(with.as_str().as_bytes()));
+            after += with.as_str().len();
+            let bridge = ["]]>", "<![CDATA["].into_iter().find(|it| bridge != Bridge::None && contact.body[after..].starts_with(it.as_bytes()));
             after += bridge.map_or(0, str::len);
             before = span.end;
         }
