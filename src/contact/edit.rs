@@ -221,8 +221,10 @@ pub(super) fn apply(body: &Bytes, edits: &Edits) -> Bytes {
     }
     let removed: usize = edits.kinds.iter().map(|it| it.removed as usize * it.count).sum();
     let added: usize = edits.kinds.iter().map(|it| it.added() * it.count).sum();
-    let mut spliced = Vec::with_capacity(body.len() - removed + added);
+    let length = body.len() - removed + added;
+    let mut spliced = Vec::with_capacity(length);
     pieces(body, edits, |piece| spliced.extend_from_slice(piece));
+    debug_assert_eq!(spliced.len(), length, "what is counted of the edits is what they do");
     spliced.into()
 }
 
