@@ -75,6 +75,8 @@ pub enum Rest {
     Stream(Box<Streaming>),
     /// The stream broke; `None` once that was said.
     Broken(Option<BodyError>),
+    /// The same, before the reader had a chance to pass on what was looked at: hyper would drop it, and the head with it.
+    Breaking(BodyError),
 }
 
 impl Body {
@@ -89,7 +91,7 @@ impl Body {
             Self::Streaming(stream) => Some(stream),
             Self::Resumed(resumed) => match &mut resumed.rest {
                 Rest::Stream(stream) => Some(stream),
-                Rest::End | Rest::Broken(_) => None,
+                Rest::End | Rest::Broken(_) | Rest::Breaking(_) => None,
             },
             Self::Buffered(_) => None,
         }
@@ -100,6 +102,7 @@ impl Body {
         match self {
             Self::Resumed(resumed) => match &resumed.rest {
                 Rest::Broken(error) => error.as_ref(),
+                Rest::Breaking(error) => Some(error),
                 Rest::End | Rest::Stream(_) => None,
             },
             Self::Buffered(_) | Self::Streaming(_) => None,
@@ -128,6 +131,11 @@ impl http_body::Body for Body {
                 (Some(frame), _) => Poll::Ready(Some(Ok(frame))),
                 (None, Rest::Stream(rest)) => Pin::new(rest).poll_frame(cx),
                 (None, Rest::Broken(error)) => Poll::Ready(error.take().map(Err)),
+                (None, Rest::Breaking(error)) => {
+                    resumed.rest = Rest::Broken(Some(error.clone()));
+                    cx.waker().wake_by_ref();
+                    Poll::Pending
+                }
                 (None, Rest::End) => Poll::Ready(None),
             },
         }
@@ -142,7 +150,7 @@ impl http_body::Body for Body {
                     && match &resumed.rest {
                         Rest::End | Rest::Broken(None) => true,
                         Rest::Stream(rest) => rest.is_end_stream(),
-                        Rest::Broken(Some(_)) => false,
+                        Rest::Broken(Some(_)) | Rest::Breaking(_) => false,
                     }
             }
         }
@@ -162,7 +170,7 @@ impl http_body::Body for Body {
                 let rest = match &resumed.rest {
                     Rest::End => SizeHint::with_exact(0),
                     Rest::Stream(rest) => rest.size_hint(),
-                    Rest::Broken(_) => SizeHint::new(),
+                    Rest::Broken(_) | Rest::Breaking(_) => SizeHint::new(),
                 };
                 let mut hint = SizeHint::new();
                 hint.set_lower(start + rest.lower());

@@ -288,7 +288,7 @@ async fn peek(response: Response<Body>, deadline: Instant) -> (Response<Body>, B
             },
             Ok(None) => break Rest::End,
             // The client is to see that it broke off, after all that came before.
-            Ok(Some(Err(error))) => break Rest::Broken(Some(error)),
+            Ok(Some(Err(error))) => break Rest::Breaking(error),
             Err(_) => break Rest::Stream(stream),
         }
     };

@@ -11,7 +11,7 @@ use crate::support::origin::{Origin, Reply, read_head};
 use crate::support::proxy::Proxy;
 use crate::support::tls::Authority;
 use crate::support::{
-    BARE, CONTACT, CONTACTS, RECIPE, RECIPE_OUT, answer, no_content, put, request,
+    BARE, CONTACT, CONTACTS, RECIPE, RECIPE_OUT, REFUSAL, answer, no_content, put, request,
 };
 
 const GET: &[u8] = b"GET /x HTTP/1.1\r\nHost: p\r\n\r\n";
@@ -248,7 +248,37 @@ async fn an_answer_that_breaks_off_is_seen_to_break_off() {
     ] {
         let origin = Origin::start([Reply::WriteAndClose(reply.into())]).await;
         let proxy = Proxy::before(&origin, &[]).await;
-        assert!(proxy.ask(&put(BARE)).await.broken, "{reply}");
+        let answer = proxy.ask(&put(BARE)).await;
+        assert!(answer.broken, "{reply}");
+        assert_eq!(answer.status.to_string(), reply[9..12], "{reply}");
+        assert_eq!(answer.body, b"half", "{reply}");
+    }
+}
+
+/// Regression: of a 400 to a contact write that broke off, its client got nothing, not even the head.
+#[tokio::test]
+async fn of_a_refusal_that_breaks_off_the_client_gets_all_that_came() {
+    for (method, target) in [("PUT", CONTACT), ("POST", CONTACTS)] {
+        for text in ["half", REFUSAL] {
+            for framing in
+                ["Content-Length: 500\r\n\r\n", "Transfer-Encoding: chunked\r\n\r\n1f4\r\n"]
+            {
+                let reply = format!("HTTP/1.1 400 Bad Request\r\n{framing}{text}").into_bytes();
+                for reply in [
+                    Reply::WriteAndClose(reply.clone()),
+                    Reply::WriteAndReset(reply.clone()),
+                    Reply::Pause(reply, Arc::new(Notify::new()), vec![]),
+                ] {
+                    let origin = Origin::start([reply]).await;
+                    let settings = ["limits.idle_timeout=50ms", "retry.max_attempts=1"];
+                    let proxy = Proxy::before(&origin, &settings).await;
+                    let mut client = proxy.client().await;
+                    let answer = client.ask(&request(method, target, "", BARE)).await;
+                    assert!(answer.broken, "{method} {text} {framing}");
+                    assert_eq!((answer.status, &*answer.body), (400, text.as_bytes()));
+                }
+            }
+        }
     }
 }
 
@@ -261,7 +291,9 @@ async fn an_answer_that_stands_still_is_cut() {
     )])
     .await;
     let proxy = Proxy::before(&origin, &["limits.idle_timeout=50ms"]).await;
-    assert!(proxy.ask(GET).await.broken);
+    let answer = proxy.ask(GET).await;
+    assert!(answer.broken);
+    assert_eq!((answer.status, &*answer.body), (200, &b"half"[..]));
 }
 
 #[tokio::test]

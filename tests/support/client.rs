@@ -13,7 +13,7 @@ pub struct Answer {
     pub head: String,
     pub body: Vec<u8>,
     pub trailers: String,
-    /// The connection ended before the answer did. Status 0: before its head did.
+    /// The connection ended before the answer did, whose body is what came of it. Status 0: before its head did.
     pub broken: bool,
 }
 
@@ -109,11 +109,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Client<S> {
             let length = length.parse().expect("a length");
             match self.bytes(length).await {
                 Some(body) => answer.body = body,
-                None => answer.broken = true,
+                None => (answer.body, answer.broken) = (std::mem::take(&mut self.buffer), true),
             }
         } else if answer.field("transfer-encoding") == Some("chunked") {
-            match read_chunks(&mut self.stream, &mut self.buffer).await {
-                Some((body, trailers)) => (answer.body, answer.trailers) = (body, trailers),
+            match read_chunks(&mut self.stream, &mut self.buffer, &mut answer.body).await {
+                Some(trailers) => answer.trailers = trailers,
                 None => answer.broken = true,
             }
         } else {

@@ -243,8 +243,8 @@ pub async fn read_exactly<S: AsyncRead + Unpin>(
 pub async fn read_chunks<S: AsyncRead + Unpin>(
     stream: &mut S,
     buffer: &mut Vec<u8>,
-) -> Option<(Vec<u8>, String)> {
-    let mut body = Vec::new();
+    body: &mut Vec<u8>,
+) -> Option<String> {
     loop {
         let size = read_line(stream, buffer).await?;
         let size = usize::from_str_radix(size.trim(), 16).expect("a chunk size");
@@ -258,7 +258,7 @@ pub async fn read_chunks<S: AsyncRead + Unpin>(
     loop {
         let line = read_line(stream, buffer).await?;
         if line == "\r\n" {
-            return Some((body, trailers));
+            return Some(trailers);
         }
         trailers.push_str(&line);
     }
@@ -285,7 +285,9 @@ async fn read_request<S: AsyncRead + Unpin>(
     let body = if let Some(length) = fields(&head, "content-length").first() {
         read_exactly(stream, buffer, length.parse().expect("a length")).await?
     } else if fields(&head, "transfer-encoding").contains(&"chunked") {
-        read_chunks(stream, buffer).await?.0
+        let mut body = Vec::new();
+        read_chunks(stream, buffer, &mut body).await?;
+        body
     } else {
         Vec::new()
     };
