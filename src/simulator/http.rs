@@ -109,12 +109,19 @@ impl Call<'_> {
     fn lists(self) -> Result<Answer, Refusal> {
         match (self.method, self.id) {
             (&Method::GET | &Method::HEAD, id) => Ok(atom(self.world.state().lists(id)?)),
-            (&Method::POST, None) if !self.is_atom() => Ok(unsupported("application/atom+xml")),
+            (&Method::POST, None) | (&Method::PUT, Some(_)) if !self.is_atom() => {
+                Ok(unsupported("application/atom+xml"))
+            }
             (&Method::POST, None) => {
                 let (id, entry) = self.world.state().create_list(&self.body)?;
                 Ok(self.created("lists", id, entry))
             }
-            _ => Ok(not_allowed("GET, HEAD, POST")),
+            (&Method::PUT, Some(id)) => {
+                self.world.state().rename_list(id, &self.body)?;
+                Ok(empty(StatusCode::NO_CONTENT))
+            }
+            (_, Some(_)) => Ok(not_allowed("GET, HEAD, PUT")),
+            (_, None) => Ok(not_allowed("GET, HEAD, POST")),
         }
     }
 
@@ -155,7 +162,8 @@ impl Call<'_> {
                 self.world.state().store(collection, Some(id), self.body.clone())?;
                 Ok(empty(StatusCode::NO_CONTENT))
             }
-            _ => Ok(not_allowed("GET, HEAD, POST, PUT")),
+            (_, Some(_)) => Ok(not_allowed("GET, HEAD, PUT")),
+            (_, None) => Ok(not_allowed("POST")),
         }
     }
 

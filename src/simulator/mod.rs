@@ -10,6 +10,7 @@
 //!   (see [`state`]). No statement about the real API can be drawn from the simulator.
 
 mod http;
+mod sent;
 pub mod state;
 mod tls;
 mod xml;

@@ -5,7 +5,8 @@ use std::fmt::Write as _;
 
 use bytes::Bytes;
 
-use super::xml::{self, Element, escape};
+use super::sent::{Sent, list_name};
+use super::xml::escape;
 use super::{ACCOUNT, Options};
 use crate::contact::{ID_ORIGIN, NAMESPACE, Source};
 
@@ -306,14 +307,17 @@ impl State {
 
     /// `POST /lists`
     pub(super) fn create_list(&mut self, body: &Bytes) -> Result<(u64, String), Refusal> {
-        let document = xml::parse(body).ok_or_else(malformed)?;
-        let list = document.find(NAMESPACE, "ContactList").ok_or_else(|| {
-            Refusal::BadRequest("Error 400: there is no ContactList in the entry".into())
-        })?;
-        let name = list.child("Name").map(|name| name.text.trim().to_owned()).unwrap_or_default();
+        let name = list_name(body)?;
         let id = self.lists.keys().next_back().map_or(1, |last| last + 1);
         self.lists.insert(id, name);
         Ok((id, self.lists(Some(id))?))
+    }
+
+    /// `PUT /lists/{id}`: 204, as of every update (documented).
+    pub(super) fn rename_list(&mut self, id: u64, body: &Bytes) -> Result<(), Refusal> {
+        let list = self.lists.get_mut(&id).ok_or(Refusal::NotFound)?;
+        *list = list_name(body)?;
+        Ok(())
     }
 
     /// Takes a bulk activity or a campaign in, to be read back as it is.
@@ -378,73 +382,6 @@ impl State {
         dice.u64(..);
         dice
     }
-}
-
-/// What a contact entry says.
-struct Sent {
-    email: String,
-    declared: Option<Source>,
-    /// Every known value in the body, in its order.
-    sources: Vec<Source>,
-    /// Id and own source of each list.
-    lists: Vec<(String, Option<Source>)>,
-    fields: Vec<(String, String)>,
-}
-
-impl Sent {
-    fn read(body: &Bytes) -> Result<Self, Refusal> {
-        let document = xml::parse(body).ok_or_else(malformed)?;
-        let contact = document.find(NAMESPACE, "Contact").ok_or_else(|| {
-            Refusal::BadRequest("Error 400: there is no Contact in the entry".into())
-        })?;
-        let source = |element: &Element| match element.text.trim() {
-            "ACTION_BY_CONTACT" => Some(Source::Contact),
-            "ACTION_BY_CUSTOMER" => Some(Source::Customer),
-            _ => None,
-        };
-        let declared = contact.children("OptInSource").find_map(source);
-        let mut sources = Vec::new();
-        document.visit(&mut |element| {
-            if element.name == "OptInSource" && element.namespace == NAMESPACE {
-                sources.extend(source(element));
-            }
-        });
-        let lists: Vec<(String, Option<Source>)> = contact
-            .children("ContactLists")
-            .flat_map(|lists| lists.children("ContactList"))
-            .map(|list| (list.id.clone(), list.children("OptInSource").find_map(source)))
-            .collect();
-        let special = [
-            "EmailAddress",
-            "OptInSource",
-            "ContactLists",
-            "Status",
-            "OptInTime",
-            "InsertTime",
-            "LastUpdateTime",
-        ];
-        Ok(Self {
-            email: contact
-                .child("EmailAddress")
-                .map(|it| it.text.trim().to_owned())
-                .unwrap_or_default(),
-            declared,
-            sources,
-            fields: contact
-                .children
-                .iter()
-                .filter(|child| {
-                    child.children.is_empty() && !special.contains(&child.name.as_str())
-                })
-                .map(|child| (child.name.clone(), child.text.clone()))
-                .collect(),
-            lists,
-        })
-    }
-}
-
-fn malformed() -> Refusal {
-    Refusal::BadRequest("Error 400: the entry is not well-formed XML".into())
 }
 
 /// The one message that is attested, word for word.

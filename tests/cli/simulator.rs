@@ -138,6 +138,7 @@ async fn strangers_are_challenged_and_wrong_requests_get_the_documented_status()
     );
     assert_eq!(api.client.ask(asked.as_bytes()).await.status, 403);
     let entry = body("x@example.com", "CONTACT", &["-"]);
+    let list = "<ContactList xmlns='http://ws.constantcontact.com/ns/1.0/'><Name>Roses</Name></ContactList>";
     for (method, target, fields, body, status) in [
         ("GET", "contacts/999", "", "", 404),
         ("PUT", "contacts/999", ATOM, &*entry, 404),
@@ -162,12 +163,41 @@ async fn strangers_are_challenged_and_wrong_requests_get_the_documented_status()
         ),
         ("POST", "activities", ATOM, "x", 415),
         ("POST", "campaigns", ATOM, "<entry/>", 201),
+        ("PUT", "campaigns/99", ATOM, "<entry/>", 404),
+        ("PUT", "lists/1", "", list, 415),
+        ("PUT", "lists/1", ATOM, "<entry/>", 400),
+        ("PUT", "lists/9", ATOM, list, 404),
+        ("PUT", "lists/1", ATOM, list, 204),
         ("DELETE", "contacts/1", "Content-Type: application/atom+xml\r\n", "", 204),
     ] {
         assert_eq!(
             api.ask(method, target, fields, body).await.status,
             status,
             "{method} {target} {fields}"
+        );
+    }
+    assert!(
+        String::from_utf8_lossy(&api.ask("GET", "lists/1", "", "").await.body)
+            .contains("<Name>Roses</Name>")
+    );
+    let stored = api.ask("POST", "campaigns", ATOM, "<entry/>").await;
+    let location = stored.field("location").expect("where it is");
+    let campaign = &location["http://sim:1".len()..];
+    assert_eq!(api.ask("PUT", campaign, ATOM, "<entry>2</entry>").await.status, 204);
+    assert_eq!(api.ask("GET", campaign, "", "").await.body, b"<entry>2</entry>");
+    for (method, target, allowed) in [
+        ("PUT", "contacts", "GET, HEAD, POST"),
+        ("POST", "contacts/1", "GET, HEAD, PUT, DELETE"),
+        ("PUT", "lists", "GET, HEAD, POST"),
+        ("POST", "lists/1", "GET, HEAD, PUT"),
+        ("GET", "campaigns", "POST"),
+        ("DELETE", campaign, "GET, HEAD, PUT"),
+    ] {
+        let answer = api.ask(method, target, ATOM, "").await;
+        assert_eq!(
+            (answer.status, answer.field("allow")),
+            (405, Some(allowed)),
+            "{method} {target}"
         );
     }
 }
