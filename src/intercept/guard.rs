@@ -83,13 +83,7 @@ impl Guard {
     /// them answers.
     pub async fn connect(&self, host: &Host, port: u16) -> Result<TcpStream, ConnectError> {
         let deadline = Instant::now() + self.timeout;
-        let addresses = tokio::time::timeout_at(deadline, self.resolve(host, port))
-            .await
-            .map_err(|_| ConnectError::Timeout(self.timeout))?
-            .map_err(ConnectError::Unresolved)?;
-        for address in &addresses {
-            self.rules.judge_address(host, *address, &self.own)?;
-        }
+        let addresses = self.addresses(host, port, deadline).await?;
         let mut last = ConnectError::Unresolved(io::Error::other("the name has no address"));
         for (position, address) in addresses.iter().enumerate() {
             // A dead address must not use up the time of those behind it.
@@ -105,6 +99,31 @@ impl Guard {
             };
         }
         Err(last)
+    }
+
+    /// Whether there might be a connection to `host`.
+    ///
+    /// # Errors
+    /// As of [`Self::connect`], but that nobody is asked to answer.
+    pub async fn admit(&self, host: &Host, port: u16) -> Result<(), ConnectError> {
+        self.addresses(host, port, Instant::now() + self.timeout).await.map(drop)
+    }
+
+    /// What `host` stands for, if all of it is allowed.
+    async fn addresses(
+        &self,
+        host: &Host,
+        port: u16,
+        deadline: Instant,
+    ) -> Result<Vec<SocketAddr>, ConnectError> {
+        let addresses = tokio::time::timeout_at(deadline, self.resolve(host, port))
+            .await
+            .map_err(|_| ConnectError::Timeout(self.timeout))?
+            .map_err(ConnectError::Unresolved)?;
+        for address in &addresses {
+            self.rules.judge_address(host, *address, &self.own)?;
+        }
+        Ok(addresses)
     }
 
     async fn resolve(&self, host: &Host, port: u16) -> io::Result<Vec<SocketAddr>> {

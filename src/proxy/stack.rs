@@ -17,7 +17,7 @@ use tower::ServiceBuilder;
 
 use super::body::{Body, BodyError, Side, Streaming};
 use super::call::{Call, Forward};
-use super::connect::{Connect, Peer, Target};
+use super::connect::{Connect, Peer, Target, unreachable};
 use super::error::Error;
 use super::headers::{Headers, is_ours};
 use super::retry::Retry;
@@ -304,7 +304,9 @@ where
             (None, Some(authority)) if request.version() != Version::HTTP_2 => {
                 let authority = authority.clone();
                 self.authenticate(request.headers())?;
-                Some(self.absolute(request.uri().scheme(), &authority, exchange)?)
+                // Seldom.
+                let leads = self.absolute(request.uri().scheme(), &authority, exchange);
+                Some(Box::pin(leads).await?)
             }
             // A base URL; HTTP/2 has its authority in a field of its own.
             (None, _) => None,
@@ -325,7 +327,7 @@ impl Admit {
     }
 
     /// Where a target in absolute form leads (RFC 9112 section 3.2.2).
-    fn absolute(
+    async fn absolute(
         &self,
         scheme: Option<&Scheme>,
         authority: &Authority,
@@ -341,17 +343,20 @@ impl Admit {
         let target = Target { host, port: authority.port_u16().unwrap_or(default_port) };
         exchange.concerns(&target);
         let rules = &self.config.intercept.rules;
-        rules.judge_denial(&target.host, target.port)?;
+        let way = rules.judge(&target.host, target.port, is_plain)?;
         let upstream = &self.config.upstream.authority;
         let is_upstream = authority.host().eq_ignore_ascii_case(upstream.host())
             && (authority.port_u16() == upstream.port_u16()
                 || authority.port_u16().is_none_or(|port| port == 80));
-        if is_upstream {
-            exchange.decided(Decision::Intercepted);
-            return Ok(Forward::Api);
-        }
-        match rules.judge(&target.host, target.port, is_plain)? {
+        match way {
             Way::Intercept => {
+                exchange.decided(Decision::Intercepted);
+                Ok(Forward::Api)
+            }
+            // By its own name it is a host like others, and the API if it is let through.
+            Way::Elsewhere if is_upstream => {
+                let admitted = self.connect.guard.admit(&target.host, target.port).await;
+                admitted.map_err(|error| unreachable(error, &target))?;
                 exchange.decided(Decision::Intercepted);
                 Ok(Forward::Api)
             }

@@ -416,12 +416,34 @@ async fn a_connect_that_could_be_read_in_two_ways_gets_400() {
     assert_eq!(client.answer(true).await.status, 200);
 }
 
+/// Regression: in absolute form, the host of `upstream.url` was let through whatever the rules said.
 #[tokio::test]
-async fn denial_counts_for_the_upstream_itself_too() {
+async fn by_its_own_name_the_upstream_is_let_through_by_the_rules_and_is_the_api_then() {
     let origin = Origin::start([Reply::Write(no_content())]).await;
-    let proxy = Proxy::before(&origin, &["intercept.deny=127.0.0.1"]).await;
-    let asked = format!("GET http://{}/x HTTP/1.1\r\nHost: x\r\n\r\n", origin.address);
-    let refused = proxy.ask(asked.as_bytes()).await;
-    assert_eq!((refused.status, refused.problem()), (403, "target-denied".to_owned()));
+    let target = |authority: &str| {
+        let target = format!("http://{authority}{}", crate::support::CONTACT);
+        crate::support::request("PUT", &target, "", crate::support::RECIPE)
+    };
+    let (address, plain) = (origin.address.to_string(), "127.0.0.1");
+    let ports = format!("intercept.ports={}", origin.address.port());
+    for (settings, authorities) in [
+        (&[][..], &[&*address, plain][..]),
+        (&[&*ports], &[&*address, plain]),
+        (&[LOCAL], &[&*address]),
+        (&[LOCAL, &*ports, "intercept.deny=127.0.0.1"], &[&*address, plain]),
+        (&[LOCAL, &*ports, "intercept.other_hosts=deny"], &[&*address, plain]),
+    ] {
+        let proxy = Proxy::before(&origin, settings).await;
+        for authority in authorities {
+            let refused = proxy.ask(&target(authority)).await;
+            assert_eq!((refused.status, refused.problem()), (403, "target-denied".to_owned()));
+        }
+        assert_eq!(origin.requests().len(), 0, "{settings:?}");
+    }
+    let proxy = Proxy::before(&origin, &[LOCAL, &ports]).await;
+    for authority in [&*address, plain] {
+        let passed = proxy.ask(&target(authority)).await;
+        assert_eq!((passed.status, passed.outcome()), (204, "rewritten"));
+    }
     assert_eq!(proxy.ask(b"GET /x HTTP/1.1\r\nHost: x\r\n\r\n").await.status, 204);
 }

@@ -128,7 +128,8 @@ async fn a_location_under_the_upstreams_origin_comes_back_as_the_proxys() {
 #[tokio::test]
 async fn an_absolute_form_target_counts_more_than_host() {
     let origin = origin().await;
-    let proxy = Proxy::before(&origin, &[]).await;
+    let ports = format!("intercept.ports={}", origin.address.port());
+    let proxy = Proxy::before(&origin, &["intercept.allow_private=127.0.0.1", &ports]).await;
     let asked = format!("GET http://{}/x?y HTTP/1.1\r\nHost: elsewhere\r\n\r\n", origin.address);
     assert_eq!(proxy.ask(asked.as_bytes()).await.status, 200);
     let request = origin.request();
@@ -139,7 +140,8 @@ async fn an_absolute_form_target_counts_more_than_host() {
 #[tokio::test]
 async fn an_absolute_form_client_has_no_ids_of_the_proxys_own() {
     let origin = Origin::start([Reply::Write(no_content())]).await;
-    let proxy = Proxy::before(&origin, &[]).await;
+    let ports = format!("intercept.ports={}", origin.address.port());
+    let proxy = Proxy::before(&origin, &["intercept.allow_private=127.0.0.1", &ports]).await;
     let own = origin.address.to_string();
     let body = include_str!("../corpus/in/own-origin.xml").replace("127.0.0.1:8080", &own);
     let target = format!("http://{own}{CONTACT}");
