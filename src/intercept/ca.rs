@@ -131,8 +131,13 @@ impl Authority {
             return Err(CaError::NoHosts);
         }
         let path = folder.join(ISSUER_FILE);
+        // Looked for first: somebody else who makes one now makes it last.
+        let is_rooted = root_file(folder).try_exists().unwrap_or(true);
         if path.try_exists().unwrap_or(true) {
             return Err(CaError::Exists(folder.to_owned()));
+        }
+        if is_rooted {
+            return Err(bereft(path));
         }
         let fault = |error| CaError::File { path: folder.to_owned(), error };
         fs::DirBuilder::new().recursive(true).mode(0o700).create(folder).map_err(fault)?;
@@ -178,8 +183,7 @@ impl Authority {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 // Whoever trusts that root would not trust another.
                 if root_file(folder).exists() {
-                    let why = format!("it is missing, though {ROOT_FILE} is there");
-                    return Err(CaError::Broken { path, why });
+                    return Err(bereft(path));
                 }
                 return Ok(None);
             }
@@ -355,6 +359,11 @@ fn is_own(path: &Path, metadata: &fs::Metadata) -> Result<(), CaError> {
         return Ok(());
     }
     Err(untrusted(format!("owned by user {owner}")))
+}
+
+/// The issuer's file is missing, and its root is there.
+fn bereft(path: PathBuf) -> CaError {
+    CaError::Broken { path, why: format!("it is missing, though {ROOT_FILE} is there") }
 }
 
 /// Puts the root's certificate where people and programs find it, if that can be.

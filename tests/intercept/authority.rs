@@ -213,9 +213,12 @@ fn none_is_made_where_a_root_is_trusted_whose_key_is_missing() {
     Authority::create(folder.path(), &names).expect("an authority");
     let root = std::fs::read(folder.path().join("ca.pem")).expect("it is there");
     std::fs::remove_file(folder.path().join("issuer.pem")).expect("ours");
-    let refused = Authority::open(folder.path(), &names).err().expect("refused").to_string();
-    assert!(refused.contains("it is missing, though ca.pem is there"), "{refused}");
-    assert_eq!(std::fs::read(folder.path().join("ca.pem")).expect("it is there"), root);
+    // Regression: `ca init` made one, and overwrote the root.
+    for made in [Authority::open, Authority::create] {
+        let refused = made(folder.path(), &names).err().expect("refused").to_string();
+        assert!(refused.contains("it is missing, though ca.pem is there"), "{refused}");
+        assert_eq!(std::fs::read(folder.path().join("ca.pem")).expect("it is there"), root);
+    }
 }
 
 #[test]
