@@ -205,8 +205,9 @@ impl Answer {
     /// How long the API asks to be left alone (RFC 9110 section 10.2.3).
     fn retry_after(&self) -> Option<Duration> {
         let value = self.response.headers().get(RETRY_AFTER)?.to_str().ok()?.trim();
-        if let Ok(seconds) = value.parse() {
-            return Some(Duration::from_secs(seconds));
+        if !value.is_empty() && value.bytes().all(|byte| byte.is_ascii_digit()) {
+            // More than can be counted is beyond any deadline.
+            return Some(Duration::from_secs(value.parse().unwrap_or(u64::MAX)));
         }
         let date = httpdate::parse_http_date(value).ok()?;
         Some(date.duration_since(SystemTime::now()).unwrap_or_default())
@@ -265,7 +266,9 @@ fn carries_nonce(request: &Request<Body>) -> bool {
         value.get(..6).is_some_and(|scheme| scheme.eq_ignore_ascii_case(b"oauth "))
             && memchr::memmem::find(value, b"oauth_nonce").is_some()
     });
-    in_header || request.uri().query().is_some_and(|query| query.contains("oauth_nonce="))
+    // Its underscore may be escaped.
+    let is_nonce = |part: &str| part.starts_with("oauth") && part.contains("nonce");
+    in_header || request.uri().query().is_some_and(|query| query.split('&').any(is_nonce))
 }
 
 /// The start of a response's body, and the response as it was, body and all. An answer that dawdles
