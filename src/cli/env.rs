@@ -94,10 +94,10 @@ impl Env {
 /// The proxy at `address`, with the credentials that the configuration asks for.
 pub(super) fn reached(config: &Config, address: &str) -> Result<Reached, Failure> {
     let address = address.trim_start_matches("http://").trim_end_matches('/');
-    let (host, port) =
-        address.rsplit_once(':').filter(|(host, _)| !host.is_empty()).ok_or_else(|| {
-            Failure::Failed(format!("{address}: write the proxy's address as host:port"))
-        })?;
+    let is_usable = |(host, port): &(&str, &str)| !host.is_empty() && port.parse::<u16>().is_ok();
+    let (host, port) = address.rsplit_once(':').filter(is_usable).ok_or_else(|| {
+        Failure::Usage(format!("{address}: write the proxy's address as host:port"))
+    })?;
     // Where it listens on all addresses, this machine reaches it by the nearest.
     let host = match host {
         "0.0.0.0" => "127.0.0.1",

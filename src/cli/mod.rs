@@ -133,6 +133,9 @@ enum Failure {
     /// Exit status 2.
     #[error(transparent)]
     Config(#[from] ConfigError),
+    /// Exit status 2 too.
+    #[error("{0}")]
+    Usage(String),
     /// Exit status 1.
     #[error("{0}")]
     Failed(String),
@@ -182,7 +185,7 @@ pub fn run() -> ExitCode {
             // Nobody may be left to hear it.
             let _ = writeln!(io::stderr(), "optin-proxy: {failure}");
             ExitCode::from(match failure {
-                Failure::Config(_) => 2,
+                Failure::Config(_) | Failure::Usage(_) => 2,
                 Failure::Command { status, .. } => status,
                 _ => 1,
             })

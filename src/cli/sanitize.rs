@@ -30,7 +30,7 @@ pub(super) struct Sanitize {
     #[arg(long, default_value = "text", value_enum)]
     format: Format,
     /// Print no XML; exit with 1 if there is a finding or the input cannot be inspected
-    #[arg(long, conflicts_with = "diff")]
+    #[arg(long)]
     check: bool,
     #[command(flatten)]
     config: ConfigArgs,
@@ -72,14 +72,15 @@ impl Sanitize {
             own_host: Some(host),
             charset: None,
         };
-        let sanitized = if body.len() > cap {
-            Sanitized::Uninspectable(Uninspectable::TooLarge)
-        } else if config.sanitize.policy.mode == Mode::Off {
+        let is_off = config.sanitize.policy.mode == Mode::Off;
+        let sanitized = if is_off {
             Sanitized::NoContact
+        } else if body.len() > cap {
+            Sanitized::Uninspectable(Uninspectable::TooLarge)
         } else {
             contact::sanitize(&body, &request, &config.sanitize.policy)
         };
-        let report = Report::of(&sanitized, &body);
+        let report = Report::of(&sanitized, is_off, &body);
         let out = match &sanitized {
             Sanitized::Contact(contact) => contact.body.clone(),
             _ => body.clone(),
@@ -105,7 +106,8 @@ impl Sanitize {
 /// What is printed beside the XML.
 #[derive(Serialize)]
 struct Report {
-    contact: bool,
+    /// Unknown where nothing was looked at.
+    contact: Option<bool>,
     uninspectable: Option<Uninspectable>,
     findings: Vec<Line>,
     rewritten: usize,
@@ -124,19 +126,22 @@ struct Line {
 }
 
 impl Report {
-    fn of(sanitized: &Sanitized, body: &[u8]) -> Self {
+    fn of(sanitized: &Sanitized, is_off: bool, body: &[u8]) -> Self {
         let mut report =
-            Self { contact: false, uninspectable: None, findings: Vec::new(), rewritten: 0 };
+            Self { contact: None, uninspectable: None, findings: Vec::new(), rewritten: 0 };
         match sanitized {
-            Sanitized::NoContact => {}
-            Sanitized::Uninspectable(reason) => report.uninspectable = Some(*reason),
+            Sanitized::NoContact => report.contact = (!is_off).then_some(false),
+            Sanitized::Uninspectable(reason) => {
+                (report.contact, report.uninspectable) = (Some(false), Some(*reason));
+            }
             Sanitized::Contact(contact) => {
-                report.contact = true;
+                report.contact = Some(true);
+                let mut lines = Lines::of(body);
                 report.findings = contact
                     .findings
                     .iter()
                     .zip(contact.findings.places())
-                    .map(|(finding, place)| Line::of(finding, *place, body))
+                    .map(|(finding, place)| Line::of(finding, *place, &mut lines))
                     .collect();
                 report.rewritten = report.findings.iter().filter(|line| line.rewritten).count();
             }
@@ -153,8 +158,10 @@ impl Report {
         if let Some(reason) = self.uninspectable {
             return writeln!(err, "\x1b[33mnot inspected\x1b[0m: {reason}; passed on unchanged");
         }
-        if !self.contact {
-            return writeln!(err, "no Contact in it; passed on unchanged");
+        match self.contact {
+            Some(true) => {}
+            Some(false) => return writeln!(err, "no Contact in it; passed on unchanged"),
+            None => return writeln!(err, "sanitize.mode is \"off\"; passed on unchanged"),
         }
         for line in &self.findings {
             let Line { kind, line: row, column, was, now, rewritten, .. } = line;
@@ -177,11 +184,8 @@ impl Report {
 }
 
 impl Line {
-    fn of(finding: &Finding, place: Place, body: &[u8]) -> Self {
-        let at = place.at as usize;
-        let before = &body[..at];
-        let line_start = memchr::memrchr(b'\n', before).map_or(0, |newline| newline + 1);
-        let lossy = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    fn of(finding: &Finding, place: Place, lines: &mut Lines<'_>) -> Self {
+        let (line, column) = lines.position(place.at as usize);
         let was = match &finding.was {
             Was::Empty => String::new(),
             Was::Known(source) => source.to_string(),
@@ -190,9 +194,11 @@ impl Line {
         };
         Self {
             kind: finding.kind,
-            line: memchr::memchr_iter(b'\n', before).count() + 1,
-            column: lossy(&body[line_start..at]).chars().count() + 1,
-            list_id: place.list_id.map(|id| lossy(&body[id.range()])),
+            line,
+            column,
+            list_id: place
+                .list
+                .map(|id| String::from_utf8_lossy(&lines.body[id.span.range()]).into_owned()),
             now: match finding.now {
                 Written::Nothing => was.clone(),
                 written => written.to_string(),
@@ -200,6 +206,33 @@ impl Line {
             was,
             rewritten: finding.acted_on(),
         }
+    }
+}
+
+/// Finds line and column. What comes in the order of the body is looked for from the one before.
+struct Lines<'b> {
+    body: &'b [u8],
+    /// The last that was found: offset, line and column, from 0.
+    last: (usize, usize, usize),
+}
+
+impl<'b> Lines<'b> {
+    fn of(body: &'b [u8]) -> Self {
+        Self { body, last: (0, 0, 0) }
+    }
+
+    /// Of the markup at this offset, from 1.
+    fn position(&mut self, at: usize) -> (usize, usize) {
+        let (from, line, column) = if at < self.last.0 { (0, 0, 0) } else { self.last };
+        let passed = &self.body[from..at];
+        let lines = memchr::memchr_iter(b'\n', passed).count();
+        let (start, before) = match memchr::memrchr(b'\n', passed) {
+            Some(newline) => (newline + 1, 0),
+            None => (0, column),
+        };
+        let chars = String::from_utf8_lossy(&passed[start..]).chars().count();
+        self.last = (at, line + lines, before + chars);
+        (self.last.1 + 1, self.last.2 + 1)
     }
 }
 

@@ -70,8 +70,10 @@ impl Layers {
         let (spans, values) = match (DeTable::parse(text), text.parse::<Table>()) {
             (Ok(spans), Ok(values)) => (spans.into_inner(), values),
             (Err(error), _) | (_, Err(error)) => {
-                let line = error.span().map_or(1, |span| line_at(span.start));
-                self.problems.push(format!("{name}:{line}: {}", error.message()));
+                let start = error.span().map_or(0, |span| span.start);
+                let (line, message) = (line_at(start), error.message());
+                let key = key_of(text.lines().nth(line - 1).unwrap_or_default());
+                self.problems.push(format!("{name}:{line}: {key}{message}"));
                 return;
             }
         };
@@ -252,6 +254,18 @@ fn is_open(path: &[&str]) -> bool {
     path == ["sanitize", "aliases"]
 }
 
+/// What a line of a file names, key or section, before what is said of it. Nothing of a value: that may be secret.
+fn key_of(line: &str) -> String {
+    let line = line.trim();
+    let section = line.strip_prefix('[').and_then(|line| line.split(']').next());
+    let name = section.or_else(|| Some(line.split_once('=')?.0)).unwrap_or_default().trim();
+    let is_name = |char: char| char.is_ascii_alphanumeric() || "_-.".contains(char);
+    if name.is_empty() || !name.chars().all(is_name) {
+        return String::new();
+    }
+    format!("{name}: ")
+}
+
 /// Says that a key is unknown, and which one it may be.
 fn unknown(path: &[&str]) -> String {
     let path = path.join(".");
@@ -268,10 +282,11 @@ fn unknown(path: &[&str]) -> String {
         );
     }
     // A key without its section is as good a try as one with a letter wrong.
+    let written = path.to_ascii_lowercase();
     let likeness = |key: &str| {
         let bare = key.rsplit('.').next().unwrap_or(key);
-        let whole = strsim::normalized_damerau_levenshtein(key, &path);
-        whole.max(0.9 * strsim::normalized_damerau_levenshtein(bare, &path))
+        let whole = strsim::normalized_damerau_levenshtein(key, &written);
+        whole.max(0.9 * strsim::normalized_damerau_levenshtein(bare, &written))
     };
     let nearest = known
         .iter()

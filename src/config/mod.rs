@@ -239,10 +239,12 @@ impl Config {
         let authorities = load_authorities(&file.upstream.ca_file)?;
         let pattern = Pattern::new(&file.retry.pattern)
             .map_err(|error| ("retry.pattern", error.to_string()))?;
-        for known in [Source::Contact, Source::Customer] {
+        for (key, known) in [
+            ("sanitize.aliases.ACTION_BY_CONTACT", Source::Contact),
+            ("sanitize.aliases.ACTION_BY_CUSTOMER", Source::Customer),
+        ] {
             if file.sanitize.aliases.contains_key(known.as_str()) {
-                let why = format!("{known} is a value of the API's own, and stands for itself");
-                return Err(("sanitize.aliases", why));
+                return Err((key, "is a value of the API's own, and stands for itself".into()));
             }
         }
         if file.retry.max_attempts == 0 {
@@ -283,8 +285,15 @@ impl Config {
             return Err(("limits.max_head", "must be from 8KiB to less than 4GiB".into()));
         }
         if file.limits.max_buffered.0 < file.sanitize.max_body.0 {
-            let why = "must be at least sanitize.max_body: the longest body would never fit";
-            return Err(("limits.max_buffered", why.into()));
+            // Whoever has set one has set that one wrong.
+            return Err(if file.limits.max_buffered == File::default().limits.max_buffered {
+                let most = file.limits.max_buffered;
+                let why = format!("must be at most limits.max_buffered, {most}: raise that too");
+                ("sanitize.max_body", why)
+            } else {
+                let why = "must be at least sanitize.max_body: the longest body would never fit";
+                ("limits.max_buffered", why.into())
+            });
         }
         for (key, duration) in [
             ("upstream.connect_timeout", file.upstream.connect_timeout),
@@ -395,6 +404,10 @@ fn parse_upstream(url: &str) -> Result<(Scheme, Authority), (&'static str, Strin
     let fault = |why: &str| {
         ("upstream.url", format!("{why}: write it like https://api.constantcontact.com"))
     };
+    // Of a fragment, the parser would say nothing.
+    if url.contains(['?', '#']) {
+        return Err(fault("has a query or a fragment, but requests have their own"));
+    }
     let uri: Uri = url.parse().map_err(|_| fault("is not a URL"))?;
     let (Some(scheme), Some(authority)) = (uri.scheme(), uri.authority()) else {
         return Err(fault("has no scheme or no host"));
@@ -407,6 +420,9 @@ fn parse_upstream(url: &str) -> Result<(Scheme, Authority), (&'static str, Strin
     }
     if authority.host().is_empty() {
         return Err(fault("has no host"));
+    }
+    if authority.port_u16() == Some(0) {
+        return Err(fault("has port 0, where nobody listens"));
     }
     if uri.path_and_query().is_some_and(|path| path != "/") {
         return Err(fault("has a path, but requests keep their own"));
@@ -484,7 +500,14 @@ fn ca_dir(written: &str) -> Option<PathBuf> {
     Some(data.join("optin-proxy"))
 }
 
-fn check_address(key: &'static str, address: &str) -> Result<(), (&'static str, String)> {
+/// Whether there is a host in it, and a port.
+///
+/// # Errors
+/// The key, and what to write.
+pub(crate) fn check_address(
+    key: &'static str,
+    address: &str,
+) -> Result<(), (&'static str, String)> {
     let valid = address
         .rsplit_once(':')
         .is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok());

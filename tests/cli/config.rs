@@ -100,10 +100,34 @@ fn mistakes_name_file_line_key_and_the_nearest_right_key() {
             "proxy.toml:2: limits.idle_timeout: must be longer than zero",
         ),
         ("listen = 1\n", "proxy.toml:1: `listen` is a section"),
-        ("[listen]\nx = \n", "proxy.toml:2: "),
+        ("[listen]\naddress = \n", "proxy.toml:2: address: "),
+        ("[admin]\ntoken = s3cret\n", "proxy.toml:2: token: "),
+        (
+            "[listen]\naddress = '[::1]:1'\naddress = '[::1]:2'\n",
+            "proxy.toml:3: address: duplicate key",
+        ),
+        ("[log]\n[listen]\n[log]\n", "proxy.toml:3: log: duplicate key"),
+        (
+            "[log]\n\n[sanitize]\nmax_body = '100MiB'\n",
+            "proxy.toml:4: sanitize.max_body: must be at most limits.max_buffered, 64MiB: raise that too",
+        ),
+        (
+            "[limits]\nmax_buffered = '1KiB'\n",
+            "proxy.toml:2: limits.max_buffered: must be at least sanitize.max_body",
+        ),
+        (
+            "[sanitize.aliases]\nACTION_BY_CONTACT = 'ACTION_BY_CUSTOMER'\n",
+            "proxy.toml:2: sanitize.aliases.ACTION_BY_CONTACT: is a value of the API's own",
+        ),
+        (
+            "[upstream]\nurl = 'http://a.example#x'\n",
+            "proxy.toml:2: upstream.url: has a query or a fragment",
+        ),
+        ("[upstream]\nurl = 'http://a.example:0'\n", "proxy.toml:2: upstream.url: has port 0"),
     ] {
         let said = complaint(text);
         assert!(said.starts_with(&format!("optin-proxy: {complaint_of}")), "{text}{said}");
+        assert!(!said.contains("s3cret"), "{said}");
     }
 }
 
@@ -177,7 +201,7 @@ fn mistakes_in_the_environment_and_in_arguments_name_their_place() {
         (&["check", "--set", "retry=3"][..], "--set: `retry` is a section: name a key of it"),
         (
             &["check", "--set", "sanitize.aliases.ACTION_BY_CUSTOMER=ACTION_BY_CONTACT"],
-            "default: sanitize.aliases: ACTION_BY_CUSTOMER is a value of the API's own",
+            "--set: sanitize.aliases.ACTION_BY_CUSTOMER: is a value of the API's own",
         ),
         (
             &["check", "--set", "retry.budget"][..],
@@ -186,6 +210,10 @@ fn mistakes_in_the_environment_and_in_arguments_name_their_place() {
         (
             &["check", "--set", "retry.bugdet=1"],
             "--set: unknown key `retry.bugdet`; did you mean `retry.budget`?",
+        ),
+        (
+            &["check", "--set", "SANITIZE.MODE=observe"],
+            "--set: unknown key `SANITIZE.MODE`; did you mean `sanitize.mode`?",
         ),
         (&["serve", "--upstream", "nowhere"], "--upstream: upstream.url: has no scheme or no host"),
         (&["serve", "--listen", "x"], "--listen: listen.address: must be a host and a port"),

@@ -65,6 +65,36 @@ fn json_is_one_object_for_machines() {
     assert_eq!((output.code, &json["uninspectable"]), (Some(1), &"malformed".into()));
 }
 
+/// Regression: each was looked for from the start of the body, 25,000 of them for seconds.
+#[test]
+fn findings_are_where_their_line_and_column_say_in_whatever_order_they_come() {
+    let body = "<é xmlns='http://ws.constantcontact.com/ns/1.0/'><id>http://h/</id>\n\
+        <Contact><OptInSource>X</OptInSource> é<id>http://h/</id><OptInSource>Y</OptInSource></Contact>\n\
+        <id>http://h/a</id></é>";
+    let output = run(&["sanitize", "--host", "h", "--format", "json"], body.as_bytes());
+    let json: serde_json::Value = serde_json::from_str(&output.stderr).expect("JSON");
+    let findings = json["findings"].as_array().expect("findings");
+    let mut places = findings
+        .iter()
+        .map(|it| {
+            let number = |name: &str| it[name].as_u64().expect("a number");
+            (it["kind"].as_str().expect("a kind"), number("line"), number("column"))
+        })
+        .collect::<Vec<_>>();
+    places.sort_unstable();
+    assert_eq!(
+        places,
+        [
+            ("ambiguous", 2, 1),
+            ("own_origin", 1, 54),
+            ("own_origin", 2, 44),
+            ("own_origin", 3, 5),
+            ("unknown_value", 2, 10),
+            ("unknown_value", 2, 58),
+        ]
+    );
+}
+
 #[test]
 fn a_diff_shows_what_changes() {
     let output = run(&["sanitize", "--diff"], RECIPE);
@@ -73,6 +103,8 @@ fn a_diff_shows_what_changes() {
     assert_eq!((count("-  "), count("+  ")), (2, 2), "{diff}");
     assert!(!diff.contains('\x1b'));
     assert!(run(&["sanitize", "--diff"], BARE).stdout.is_empty());
+    let checked = run(&["sanitize", "--diff", "--check"], RECIPE);
+    assert_eq!((checked.code, checked.stdout), (Some(1), diff.into_bytes()));
 }
 
 #[test]
@@ -92,9 +124,12 @@ fn what_cannot_be_inspected_comes_out_unchanged_with_the_reason() {
 fn the_configuration_is_heeded() {
     let strip = run(&["sanitize", "--set", "sanitize.lists=strip"], RECIPE);
     assert_eq!(String::from_utf8_lossy(&strip.stdout).matches("OptInSource>").count(), 2);
-    for mode in ["observe", "off"] {
+    for (mode, said) in
+        [("observe", "2 findings, 0 rewritten"), ("off", "sanitize.mode is \"off\"")]
+    {
         let output = run(&["sanitize", "--set", &format!("sanitize.mode={mode}")], RECIPE);
         assert_eq!(output.stdout, RECIPE);
+        assert!(output.stderr.contains(said), "{}", output.stderr);
     }
     assert_eq!(run(&["sanitize", "--set", "sanitize.lists=x"], RECIPE).code, Some(2));
 }
