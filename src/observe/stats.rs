@@ -10,8 +10,7 @@ use smol_str::SmolStr;
 
 use super::found::Seen;
 use super::record::Record;
-use super::redact::ListNumber;
-use crate::contact::Kind;
+use crate::contact::{Kind, ListNumber};
 
 /// How many minutes are kept.
 const MINUTES: usize = 60;
