@@ -11,7 +11,8 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::listener::StartError;
-use super::upstream::{SetupError, tls};
+use super::upstream::SetupError;
+use super::verify::tls;
 use crate::config::Config;
 use crate::intercept::ca::{Authority, CaError};
 use crate::intercept::leaf::Leaves;

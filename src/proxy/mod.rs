@@ -26,6 +26,7 @@ mod stage;
 mod streams;
 mod turn;
 mod upstream;
+mod verify;
 mod wakes;
 
 pub use auth::Credentials;

@@ -8,7 +8,8 @@ use http::{HeaderMap, HeaderValue, Request, StatusCode, Uri};
 use super::body::Body;
 use super::error::Error;
 use super::pool::Origin;
-use super::upstream::{Upstream, tls};
+use super::upstream::Upstream;
+use super::verify::tls;
 use crate::config::Config;
 use crate::intercept::guard::{Guard, System};
 

@@ -15,8 +15,7 @@ use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder, MaybeHttpsStream};
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::client::legacy::connect::dns::{GaiResolver, Name};
 use hyper_util::rt::TokioIo;
-use rustls::pki_types::CertificateDer;
-use rustls::{CertificateError, ClientConfig, RootCertStore};
+use rustls::{CertificateError, ClientConfig};
 use tokio::net::TcpStream;
 use tower::util::MapResponse;
 use tower::{Service, ServiceExt as _};
@@ -31,7 +30,7 @@ use super::socket::Socket;
 use super::stage::Handle;
 use crate::config::{self, Config};
 use crate::intercept::guard::{ConnectError, Guard};
-use crate::intercept::{Denied, HostError, is_ours};
+use crate::intercept::{Denied, HostError};
 
 /// The most connections kept to hosts of the clients' choosing.
 const OTHERS: usize = 64;
@@ -411,34 +410,4 @@ impl Service<Name> for Resolver {
         let resolving = self.0.call(name);
         Box::pin(async move { resolving.await.map_err(Unresolved) })
     }
-}
-
-/// Whom to trust: `upstream.ca_file` alone if given, else the system's roots, else Mozilla's. Never
-/// the proxy's own authority, even where SSL_CERT_FILE names a bundle that holds it: who could sign with
-/// its key would be the API to the proxy.
-///
-/// # Errors
-/// If the TLS library refuses its own defaults.
-pub(super) fn tls(upstream: &config::Upstream) -> Result<ClientConfig, SetupError> {
-    let mut roots = RootCertStore::empty();
-    let foreign = |certificate: &CertificateDer<'_>| !is_ours(certificate);
-    if let Some(authorities) = &upstream.authorities {
-        roots.add_parsable_certificates(authorities.iter().filter(|it| foreign(it)).cloned());
-    } else {
-        let system = rustls_native_certs::load_native_certs().certs;
-        roots.add_parsable_certificates(system.into_iter().filter(foreign));
-        if !roots.is_empty() {
-            tracing::info!(roots = roots.len(), "trusting this system's certificate authorities");
-        } else {
-            tracing::warn!(
-                "no certificate authorities on this system: trusting the bundled Mozilla roots"
-            );
-            roots.extend(webpki_roots::TLS_SERVER_ROOTS.iter().cloned());
-        }
-    }
-    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    Ok(ClientConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()?
-        .with_root_certificates(roots)
-        .with_no_client_auth())
 }

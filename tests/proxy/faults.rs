@@ -9,7 +9,7 @@ use tokio::sync::{Notify, oneshot};
 use crate::support::clock::Clock;
 use crate::support::origin::{Origin, Reply, read_head};
 use crate::support::proxy::Proxy;
-use crate::support::tls::Authority;
+use crate::support::tls::{Authority, own_certificate};
 use crate::support::{
     BARE, CONTACT, CONTACTS, RECIPE, RECIPE_OUT, REFUSAL, answer, no_content, put, request,
 };
@@ -412,6 +412,35 @@ async fn a_private_authority_is_trusted_if_it_is_named_and_no_other() {
         assert_eq!(answer.field("proxy-status"), Some("optin-proxy; error=tls_certificate_error"));
     }
     assert_eq!(origin.requests().len(), 1, "not one byte to a peer that is not trusted");
+}
+
+#[tokio::test]
+async fn a_servers_own_certificate_is_trusted_if_it_is_named_whatever_else_it_says_that_it_is() {
+    for (name, years, is_named, problem) in [
+        ("localhost", 2020..2100, true, None),
+        ("localhost", 2020..2100, false, Some("cannot be verified")),
+        ("elsewhere.example", 2020..2100, true, Some("for another name")),
+        ("localhost", 2000..2001, true, Some("expired")),
+        ("localhost", 2099..2100, true, Some("not valid yet")),
+    ] {
+        let (file, acceptor) = own_certificate(name, years);
+        let (other, _) = own_certificate(name, 2020..2100);
+        let origin = Origin::start_with([Reply::Write(no_content())], Some(acceptor)).await;
+        let url = format!("https://localhost:{}", origin.address.port());
+        let named = if is_named { file } else { other };
+        let proxy =
+            Proxy::start(&url, &[&format!("upstream.ca_file={}", named.path().display())]).await;
+        let answer = proxy.ask(&put(RECIPE)).await;
+        match problem {
+            None => assert_eq!(answer.outcome(), "rewritten"),
+            Some(why) => {
+                assert_eq!(answer.status, 502, "{name}");
+                let said = String::from_utf8_lossy(&answer.body);
+                assert!(said.contains(why), "{name}: {said}");
+                assert_eq!(origin.requests().len(), 0);
+            }
+        }
+    }
 }
 
 #[tokio::test]

@@ -1,16 +1,18 @@
 //! A certificate authority of the test's own.
 
 use std::net::SocketAddr;
+use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full};
 use hyper_util::rt::{TokioExecutor, TokioIo};
-use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
+use rcgen::{BasicConstraints, Certificate, CertificateParams, IsCa, Issuer, KeyPair};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::{ClientConfig, RootCertStore, ServerConfig};
+use tempfile::NamedTempFile;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
@@ -53,7 +55,7 @@ pub async fn connect_with<S: AsyncRead + AsyncWrite + Unpin>(
 
 pub struct Authority {
     issuer: Issuer<'static, KeyPair>,
-    file: tempfile::NamedTempFile,
+    file: NamedTempFile,
 }
 
 impl Authority {
@@ -62,7 +64,7 @@ impl Authority {
         let mut params = CertificateParams::default();
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         let certificate = params.self_signed(&key).expect("a certificate");
-        let file = tempfile::NamedTempFile::new().expect("a file");
+        let file = NamedTempFile::new().expect("a file");
         std::fs::write(file.path(), certificate.pem()).expect("it can be written");
         Self { issuer: Issuer::new(params, key), file }
     }
@@ -88,18 +90,7 @@ impl Authority {
         let mut params = CertificateParams::new([name.to_owned()]).expect("a name");
         change(&mut params);
         let leaf = params.signed_by(&key, &self.issuer).expect("a certificate");
-        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-        let mut config = ServerConfig::builder_with_provider(provider)
-            .with_safe_default_protocol_versions()
-            .expect("versions")
-            .with_no_client_auth()
-            .with_single_cert(
-                vec![leaf.der().clone()],
-                PrivateKeyDer::try_from(key.serialize_der()).expect("a key"),
-            )
-            .expect("a configuration");
-        config.alpn_protocols = protocols.iter().map(|name| name.as_bytes().to_vec()).collect();
-        TlsAcceptor::from(Arc::new(config))
+        serving(&leaf, &key, protocols)
     }
 
     /// An HTTP/2 origin that answers with the version, path and length of what it got.
@@ -123,4 +114,34 @@ impl Authority {
         });
         (address, serving)
     }
+}
+
+/// Serves TLS with this certificate.
+fn serving(certificate: &Certificate, key: &KeyPair, protocols: &[&str]) -> TlsAcceptor {
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let mut config = ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .expect("versions")
+        .with_no_client_auth()
+        .with_single_cert(
+            vec![certificate.der().clone()],
+            PrivateKeyDer::try_from(key.serialize_der()).expect("a key"),
+        )
+        .expect("a configuration");
+    config.alpn_protocols = protocols.iter().map(|name| name.as_bytes().to_vec()).collect();
+    TlsAcceptor::from(Arc::new(config))
+}
+
+/// A certificate of a server's own, as `openssl req -x509` makes it: one that says that it is an authority. Valid between
+/// these years.
+pub fn own_certificate(name: &str, years: Range<i32>) -> (NamedTempFile, TlsAcceptor) {
+    let key = KeyPair::generate().expect("a key");
+    let mut params = CertificateParams::new([name.to_owned()]).expect("a name");
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    params.not_before = rcgen::date_time_ymd(years.start, 1, 1);
+    params.not_after = rcgen::date_time_ymd(years.end, 1, 1);
+    let certificate = params.self_signed(&key).expect("a certificate");
+    let file = NamedTempFile::new().expect("a file");
+    std::fs::write(file.path(), certificate.pem()).expect("it can be written");
+    (file, serving(&certificate, &key, &[]))
 }
