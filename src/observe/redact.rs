@@ -28,6 +28,12 @@ pub struct Value<'a>(pub &'a Was);
 /// The longest that is printed of anything, in bytes.
 const LONGEST: usize = 128;
 
+/// What values are called that nobody may read, wherever they stand.
+const CREDENTIALS: [&str; 5] = ["oauth_", "access_token", "api_key", "apikey", "authorization"];
+
+/// Authentication schemes (RFC 7617, RFC 6750): what follows is a secret.
+const SCHEMES: [&str; 2] = ["basic", "bearer"];
+
 const UNPRINTABLE: &str = "(unprintable)";
 const UNKNOWN: &str = "(unknown)";
 const OWN_ORIGIN: &str = "(own origin)";
@@ -58,6 +64,18 @@ fn is_address(text: &str) -> bool {
         rest.starts_with("40")
     };
     text.contains('@') || text.match_indices('%').any(|(percent, _)| escaped(percent))
+}
+
+/// Whether one of these is in it, in any case.
+fn holds(text: &str, names: &[&str]) -> bool {
+    let starts = |rest: &[u8], name: &str| {
+        rest.get(..name.len()).is_some_and(|start| start.eq_ignore_ascii_case(name.as_bytes()))
+    };
+    let text = text.as_bytes();
+    // Nearly all letters begin none.
+    let places =
+        text.iter().enumerate().filter(|(_, byte)| matches!(**byte | 0x20, b'a' | b'b' | b'o'));
+    places.map(|(at, _)| &text[at..]).any(|rest| names.iter().any(|name| starts(rest, name)))
 }
 
 fn is_made_of(text: &str, extra: &str) -> bool {
@@ -115,7 +133,11 @@ impl fmt::Display for Id<'_> {
 impl<'a> Agent<'a> {
     /// What may be printed of it: most often all.
     pub fn printed(&self) -> Cow<'a, str> {
-        if self.0.len() <= LONGEST && !is_address(self.0) {
+        if self.0.len() <= LONGEST
+            && !is_address(self.0)
+            && !holds(self.0, &CREDENTIALS)
+            && !holds(self.0, &SCHEMES)
+        {
             return Cow::Borrowed(self.0);
         }
         Cow::Owned(self.to_string())
@@ -124,10 +146,18 @@ impl<'a> Agent<'a> {
 
 impl fmt::Display for Agent<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mut printed = 0;
+        let (mut printed, mut is_secret) = (0, false);
         for (position, word) in self.0.split(' ').enumerate() {
+            let is_scheme = SCHEMES.iter().any(|scheme| word.eq_ignore_ascii_case(scheme));
+            let (was_secret, is_named) = (is_secret, holds(word, &CREDENTIALS));
+            // What follows is what it announces.
+            is_secret = is_scheme || (is_named && word.ends_with([':', '=']));
             // Whole words only: half an address is one still.
-            let word = if is_address(word) { "(e-mail address)" } else { word };
+            let word = match () {
+                () if was_secret || is_named => "(credentials)",
+                () if is_address(word) => "(e-mail address)",
+                () => word,
+            };
             printed += word.len() + 1;
             if printed > LONGEST + 1 {
                 return f.write_str(" ...");
@@ -212,6 +242,26 @@ mod tests {
             let agent = format!("Shop/1.0 (+{text}) PHP");
             assert_eq!(Agent(&agent).to_string(), "Shop/1.0 (e-mail address) PHP");
             assert_eq!(Agent(&agent).printed(), Agent(&agent).to_string());
+        }
+    }
+
+    #[test]
+    fn credentials_in_an_agents_name_are_not_printed() {
+        for (agent, printed) in [
+            ("app access_token=S3CRET x", "app (credentials) x"),
+            ("app?api_key=S3CRET&x=y", "(credentials)"),
+            ("x OAuth_Token=\"S3CRET\"", "x (credentials)"),
+            ("Authorization: S3CRET x", "(credentials) (credentials) x"),
+            ("Authorization: Basic S3CRET x", "(credentials) (credentials) (credentials) x"),
+            ("x Bearer S3CRET", "x Bearer (credentials)"),
+            ("Visual Basic/6.0 x", "Visual Basic/6.0 x"),
+            (
+                "Mozilla/5.0 (X11; Linux x86_64) Objects/1",
+                "Mozilla/5.0 (X11; Linux x86_64) Objects/1",
+            ),
+        ] {
+            assert_eq!(Agent(agent).to_string(), printed);
+            assert_eq!(Agent(agent).printed(), printed);
         }
     }
 
