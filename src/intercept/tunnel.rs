@@ -10,16 +10,7 @@ use std::time::Duration;
 use bytes::{Buf, Bytes};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-/// What passed through a tunnel, and how it ended.
-#[derive(Debug, PartialEq, Eq)]
-pub(crate) struct Passed {
-    /// Bytes from the client.
-    pub sent: u64,
-    /// Bytes to the client.
-    pub received: u64,
-    pub end: End,
-}
-
+/// How a tunnel ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum End {
     /// Both sides had said all.
@@ -28,6 +19,8 @@ pub(crate) enum End {
     Broken,
     /// Nothing passed for as long as is allowed.
     Idle,
+    /// The proxy did not wait any longer.
+    Cut,
 }
 
 impl End {
@@ -36,29 +29,24 @@ impl End {
             Self::Closed => "closed",
             Self::Broken => "broken",
             Self::Idle => "idle",
+            Self::Cut => "cut",
         }
     }
 }
 
-/// Passes bytes both ways until both have ended, or nothing has moved for `idle`.
-pub(crate) async fn relay<A, B>(client: A, mut server: B, idle: Duration) -> Passed
+/// Passes bytes both ways until both have ended, or nothing has moved for `idle`. Counts them in `traffic`.
+pub(crate) async fn relay<A, B>(client: A, mut server: B, idle: Duration, traffic: &Traffic) -> End
 where
     A: AsyncRead + AsyncWrite + Unpin,
     B: AsyncRead + AsyncWrite + Unpin,
 {
-    let traffic = Traffic::default();
-    let mut client = Watched { inner: client, traffic: &traffic };
-    let end = tokio::select! {
+    let mut client = Watched { inner: client, traffic };
+    tokio::select! {
         copied = tokio::io::copy_bidirectional_with_sizes(&mut client, &mut server, BUFFER, BUFFER) => match copied {
             Ok(_) => End::Closed,
             Err(_) => End::Broken,
         },
         () = traffic.silence(idle) => End::Idle,
-    };
-    Passed {
-        sent: traffic.sent.load(Ordering::Relaxed),
-        received: traffic.received.load(Ordering::Relaxed),
-        end,
     }
 }
 
@@ -67,14 +55,24 @@ const BUFFER: usize = 16 * 1024;
 
 /// What has passed so far. Atomic only so that it can be shared: one task looks at it.
 #[derive(Default)]
-struct Traffic {
+pub(crate) struct Traffic {
     sent: AtomicU64,
     received: AtomicU64,
 }
 
 impl Traffic {
+    /// Bytes from the client.
+    pub fn sent(&self) -> u64 {
+        self.sent.load(Ordering::Relaxed)
+    }
+
+    /// Bytes to the client.
+    pub fn received(&self) -> u64 {
+        self.received.load(Ordering::Relaxed)
+    }
+
     fn total(&self) -> u64 {
-        self.sent.load(Ordering::Relaxed) + self.received.load(Ordering::Relaxed)
+        self.sent() + self.received()
     }
 
     /// Ends when nothing has moved for `limit`, or up to an eighth longer: it looks now and then, so that
@@ -183,15 +181,22 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for Rewound<T> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use tokio::io::{AsyncReadExt, AsyncWriteExt, duplex};
+    use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
 
     const IDLE: Duration = Duration::from_secs(60);
+
+    /// Relays, and tells what was sent and received, and how it ended.
+    async fn relayed(client: DuplexStream, server: DuplexStream) -> (u64, u64, End) {
+        let traffic = Traffic::default();
+        let end = relay(client, server, IDLE, &traffic).await;
+        (traffic.sent(), traffic.received(), end)
+    }
 
     #[tokio::test(start_paused = true)]
     async fn each_side_may_end_its_half_while_the_other_goes_on() {
         let (mut client, client_side) = duplex(8);
         let (server_side, mut server) = duplex(8);
-        let relaying = tokio::spawn(relay(client_side, server_side, IDLE));
+        let relaying = tokio::spawn(relayed(client_side, server_side));
         client.write_all(b"question").await.expect("open");
         client.shutdown().await.expect("open");
         let mut question = String::new();
@@ -203,7 +208,7 @@ mod tests {
         client.read_to_string(&mut answer).await.expect("it ends");
         assert_eq!(answer, "a longer answer");
         let passed = relaying.await.expect("no panic");
-        assert_eq!(passed, Passed { sent: 8, received: 15, end: End::Closed });
+        assert_eq!(passed, (8, 15, End::Closed));
     }
 
     #[tokio::test(start_paused = true)]
@@ -211,7 +216,7 @@ mod tests {
         for moves in 0..9 {
             let (mut client, client_side) = duplex(64);
             let (server_side, mut server) = duplex(64);
-            let relaying = tokio::spawn(relay(client_side, server_side, IDLE));
+            let relaying = tokio::spawn(relayed(client_side, server_side));
             for _ in 0..moves {
                 tokio::time::sleep(IDLE * 59 / 60).await;
                 server.write_all(b".").await.expect("open");
@@ -219,7 +224,7 @@ mod tests {
             }
             let quiet = tokio::time::Instant::now();
             let passed = relaying.await.expect("no panic");
-            assert_eq!(passed, Passed { sent: 0, received: moves, end: End::Idle });
+            assert_eq!(passed, (0, moves, End::Idle));
             let quiet = quiet.elapsed();
             assert!(quiet >= IDLE && quiet < IDLE * 9 / 8, "{quiet:?} after {moves} moves");
         }

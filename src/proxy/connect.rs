@@ -23,7 +23,7 @@ use super::socket::Watch;
 use crate::config::Config;
 use crate::intercept::guard::{ConnectError, Guard};
 use crate::intercept::leaf::Leaves;
-use crate::intercept::tunnel::relay;
+use crate::intercept::tunnel::{End, Traffic, relay};
 use crate::intercept::{Host, Way};
 use crate::observe::exchange::Exchange;
 use crate::observe::metrics::Metrics;
@@ -161,9 +161,11 @@ impl Connect {
                 exchange.decided(Decision::Tunneled);
                 let (metrics, idle) = (Arc::clone(&self.metrics), self.idle);
                 let id = exchange.id().to_string();
+                let mut client: Given = stream;
                 self.tunnels.spawn(async move {
                     let _open = peer;
-                    tunnel(stream, server, target, idle, metrics, id).await;
+                    let Some(client) = client.recv().await else { return };
+                    Tunnel::open(target, metrics, id).relay(client, server, idle).await;
                 });
             }
         }
@@ -208,31 +210,45 @@ pub(super) fn unreachable(error: ConnectError, target: &Target) -> Error {
 /// The client's side of a tunnel, once it was told that there is one; nothing if that could not be.
 type Given = mpsc::Receiver<Box<dyn Stream>>;
 
-/// Passes bytes on unseen, until either side or the idle time ends it.
-async fn tunnel(
-    mut client: Given,
-    server: TcpStream,
+/// A blind tunnel. What is to be known of it is told when it ends, also where the proxy ends.
+struct Tunnel {
     target: Target,
-    idle: Duration,
     metrics: Arc<Metrics>,
     request_id: String,
-) {
-    let Some(client) = client.recv().await else { return };
-    metrics.tunnels.inc();
-    let started = Instant::now();
-    let passed = relay(client, server, idle).await;
-    metrics.tunnels.dec();
-    metrics.tunneled(passed.sent, passed.received);
-    tracing::info!(
-        request_id,
-        host = %target.host,
-        port = target.port,
-        sent = passed.sent,
-        received = passed.received,
-        end = passed.end.as_str(),
-        duration_ms = started.elapsed().as_micros() as f64 / 1000.0,
-        "tunnel"
-    );
+    started: Instant,
+    traffic: Traffic,
+    end: End,
+}
+
+impl Tunnel {
+    fn open(target: Target, metrics: Arc<Metrics>, request_id: String) -> Self {
+        metrics.tunnels.inc();
+        let (started, traffic) = (Instant::now(), Traffic::default());
+        Self { target, metrics, request_id, started, traffic, end: End::Cut }
+    }
+
+    /// Passes bytes on unseen, until either side or the idle time ends it.
+    async fn relay(mut self, client: Box<dyn Stream>, server: TcpStream, idle: Duration) {
+        self.end = relay(client, server, idle, &self.traffic).await;
+    }
+}
+
+impl Drop for Tunnel {
+    fn drop(&mut self) {
+        let (sent, received) = (self.traffic.sent(), self.traffic.received());
+        self.metrics.tunnels.dec();
+        self.metrics.tunneled(sent, received);
+        tracing::info!(
+            request_id = self.request_id,
+            host = %self.target.host,
+            port = self.target.port,
+            sent,
+            received,
+            end = self.end.as_str(),
+            duration_ms = self.started.elapsed().as_micros() as f64 / 1000.0,
+            "tunnel"
+        );
+    }
 }
 
 /// Takes the TLS off a tunnel to the API's host.

@@ -334,6 +334,11 @@ async fn tunnels_are_drained_and_those_that_do_not_end_are_cut() {
         let (status, log) = running.finish();
         assert_eq!(status.code(), Some(0), "{log}");
         assert_eq!(log.contains("stopped with requests unfinished"), !ends, "{log}");
+        // Regression: of one that was cut, nothing was told.
+        let told = log.lines().find(|line| line.contains(r#""message":"tunnel""#)).expect("a line");
+        let (sent, end) = if ends { (1, "closed") } else { (0, "cut") };
+        let wanted = format!(r#""sent":{sent},"received":0,"end":"{end}""#);
+        assert!(told.contains(&wanted), "{told}");
     }
 }
 
