@@ -123,7 +123,7 @@ pub enum Denied {
         class: &'static str,
     },
     /// The proxy would speak to itself.
-    #[error("{address} is the proxy's own listener")]
+    #[error("{address} is the proxy's own listener: ask for the host that is meant")]
     OwnListener {
         /// The target.
         address: SocketAddr,

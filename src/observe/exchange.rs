@@ -259,6 +259,11 @@ impl Exchange {
         }
     }
 
+    /// Nothing left after all.
+    pub(crate) fn unattempted(&self) {
+        self.attempts.store(0, Ordering::Relaxed);
+    }
+
     pub(crate) fn attempted(&self) {
         self.attempts.fetch_add(1, Ordering::Relaxed);
     }

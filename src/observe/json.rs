@@ -15,6 +15,9 @@ use tracing_subscriber::registry::LookupSpan;
 /// Time, level, the event's own fields, and the module that it comes from.
 pub(super) struct Json;
 
+/// The name of events that have all their fields in each line, so that whoever reads them may rely on that.
+pub(super) const WHOLE: &str = "whole";
+
 impl<S, N> FormatEvent<S, N> for Json
 where
     S: Subscriber + for<'a> LookupSpan<'a>,
@@ -29,8 +32,15 @@ where
         let (now, level) = (SystemTime::now(), event.metadata().level());
         let now = humantime::format_rfc3339_micros(now);
         write!(out, "{{\"timestamp\":\"{now}\",\"level\":\"{level}\"")?;
-        let mut fields = Fields { out: &mut out, written: Ok(()) };
+        let mut fields = Fields { out: &mut out, written: Ok(()), recorded: 0 };
         event.record(&mut fields);
+        if event.metadata().name() == WHOLE {
+            for field in event.metadata().fields() {
+                if fields.recorded & bit(&field) == 0 {
+                    fields.put(&field, |out| out.write_str("null"));
+                }
+            }
+        }
         fields.written?;
         out.write_str(",\"target\":")?;
         string(&mut out, event.metadata().target())?;
@@ -41,6 +51,12 @@ where
 struct Fields<'o, 'w> {
     out: &'o mut Writer<'w>,
     written: fmt::Result,
+    /// By their positions: an event has no more than 32 fields.
+    recorded: u32,
+}
+
+fn bit(field: &Field) -> u32 {
+    1_u32.wrapping_shl(field.index() as u32)
 }
 
 impl Fields<'_, '_> {
@@ -53,6 +69,7 @@ impl Fields<'_, '_> {
             value(self.out)
         };
         self.written = self.written.and_then(|()| write());
+        self.recorded |= bit(field);
     }
 }
 
@@ -196,6 +213,10 @@ mod tests {
         assert_eq!(line["debugged"], "Some(\"x\")");
         assert_eq!((&line["level"], &line["message"]), (&"WARN".into(), &"said".into()));
         assert_eq!(line["target"], "optin_proxy::observe::json::tests");
+        let whole =
+            self::line(|| tracing::info!(name: WHOLE, here = 1, absent = None::<&str>, "said"));
+        assert_eq!((&whole["here"], whole.get("absent")), (&1.into(), Some(&Value::Null)));
+        assert_eq!(whole["message"], "said");
         let time = line["timestamp"].as_str().expect("text");
         assert!(humantime::parse_rfc3339(time).is_ok() && time.len() == 27, "{time}");
     }

@@ -7,6 +7,7 @@ use tracing::Level;
 use tracing::field::display;
 
 use super::finished::Finished;
+use super::json::WHOLE;
 use super::record::Record;
 use super::redact::{Now, Value};
 
@@ -23,6 +24,7 @@ pub(super) fn log(finished: &Finished, record: &Record) {
     let user_agent = record.user_agent.as_deref();
     for (finding, list_id) in finished.found.each() {
         tracing::warn!(
+            name: WHOLE,
             kind = finding.kind.as_str(),
             request_id,
             account,

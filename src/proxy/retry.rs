@@ -52,7 +52,14 @@ where
         exchange.attempted();
         let spare = is_idempotent(call.request.method()).then(|| replica(&call)).flatten();
 
-        let first = ask(inner, call, spare.as_deref()).await?;
+        let first = match ask(inner, call, spare.as_deref()).await {
+            // Nobody was asked.
+            Err(error @ Error::Denied(_)) => {
+                exchange.unattempted();
+                return Err(error);
+            }
+            first => first?,
+        };
         match sent {
             // Seldom, and large.
             Some(sent) if first.status() == StatusCode::BAD_REQUEST => {

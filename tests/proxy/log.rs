@@ -9,7 +9,7 @@ use crate::support::binary::{Running, command};
 use crate::support::client::Client;
 use crate::support::http2::{END_HEADERS, END_STREAM, Fate, HEADERS, Http2, fields};
 use crate::support::origin::{Origin, Reply};
-use crate::support::{CONTACT, RECIPE, no_content, request};
+use crate::support::{CONTACT, CONTACTS, RECIPE, UNDECLARED, no_content, request};
 
 const GET: &[u8] = b"GET /x HTTP/1.1\r\nHost: p\r\n\r\n";
 
@@ -22,12 +22,43 @@ fn serve(origin: &Origin, settings: &[&str]) -> Running {
 
 /// The lines of requests, once the program has come to its end.
 fn stop(running: Running) -> Vec<Value> {
+    stop_with(running, "request")
+}
+
+/// The lines that say this.
+fn stop_with(running: Running, message: &str) -> Vec<Value> {
     running.signal("TERM");
     let (_, log) = running.finish();
     log.lines()
         .map(|line| serde_json::from_str::<Value>(line).expect("JSON"))
-        .filter(|line| line["message"] == "request")
+        .filter(|line| line["message"] == message)
         .collect()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_mismatch_has_all_its_fields_whatever_is_known_of_it() {
+    let origin = Origin::start([Reply::Write(no_content())]).await;
+    let running = serve(&origin, &[]);
+    let mut client = Client::connect(running.address).await;
+    client.ask(&request("POST", CONTACTS, "", UNDECLARED)).await;
+    let lines = stop_with(running, "mismatch");
+    assert_eq!(lines.len(), 1);
+    for field in ["contact_id", "list_id", "user_agent"] {
+        assert_eq!(lines[0].get(field), Some(&Value::Null), "{field}");
+    }
+    assert_eq!((&lines[0]["kind"], &lines[0]["was"]), (&"undeclared".into(), &"".into()));
+}
+
+/// Regression: it was logged as one attempt, and CONNECT as none.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_request_for_a_host_that_is_denied_is_no_attempt() {
+    let origin = Origin::start([Reply::Write(no_content())]).await;
+    let running = serve(&origin, &[]);
+    let mut client = Client::connect(running.address).await;
+    let denied = client.ask(b"GET http://10.0.0.1/ HTTP/1.1\r\nHost: x\r\n\r\n").await;
+    assert_eq!((denied.status, client.ask(GET).await.status), (403, 204));
+    let attempts: Vec<_> = stop(running).iter().map(|line| line["attempts"].clone()).collect();
+    assert_eq!(attempts, [0, 1]);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
