@@ -6,21 +6,22 @@
 mod changes;
 pub mod file;
 mod layers;
+mod values;
 
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use http::uri::{Authority, Scheme, Uri};
+use http::uri::{Authority, Scheme};
 use ipnet::IpNet;
-use rustls::RootCertStore;
 use rustls::pki_types::CertificateDer;
-use rustls::pki_types::pem::PemObject;
 use tokio::sync::Semaphore;
 
 pub use changes::Change;
 pub use file::{File, LogFormat, LogLevel, Uninspectable};
 pub use layers::{ConfigError, Layers};
+pub(crate) use values::check_address;
+use values::{ca_dir, load_authorities, load_credentials, load_token, parse_upstream};
 
 use crate::contact::refusal::Pattern;
 use crate::contact::{Policy, Source, Span};
@@ -225,6 +226,9 @@ impl Config {
         let (scheme, authority) = parse_upstream(&file.upstream.url)?;
         check_address("listen.address", &file.listen.address)?;
         check_address("admin.address", &file.admin.address)?;
+        if file.admin.address == file.listen.address && !file.listen.address.ends_with(":0") {
+            return Err(("admin.address", "is listen.address too: choose another port".into()));
+        }
         let listen = Listen {
             address: file.listen.address.clone(),
             drain_timeout: file.listen.drain_timeout.0,
@@ -396,123 +400,4 @@ impl Default for Config {
     fn default() -> Self {
         Self::build(File::default()).expect("the defaults are valid: a test builds them")
     }
-}
-
-/// The origin in `upstream.url`. A path would have to be joined with the client's, which is passed on
-/// byte for byte.
-fn parse_upstream(url: &str) -> Result<(Scheme, Authority), (&'static str, String)> {
-    let fault = |why: &str| {
-        ("upstream.url", format!("{why}: write it like https://api.constantcontact.com"))
-    };
-    // Of a fragment, the parser would say nothing.
-    if url.contains(['?', '#']) {
-        return Err(fault("has a query or a fragment, but requests have their own"));
-    }
-    let uri: Uri = url.parse().map_err(|_| fault("is not a URL"))?;
-    let (Some(scheme), Some(authority)) = (uri.scheme(), uri.authority()) else {
-        return Err(fault("has no scheme or no host"));
-    };
-    if *scheme != Scheme::HTTP && *scheme != Scheme::HTTPS {
-        return Err(fault("is neither http nor https"));
-    }
-    if authority.as_str().contains('@') {
-        return Err(fault("holds a user name, which belongs into the application's own requests"));
-    }
-    if authority.host().is_empty() {
-        return Err(fault("has no host"));
-    }
-    if authority.port_u16() == Some(0) {
-        return Err(fault("has port 0, where nobody listens"));
-    }
-    if uri.path_and_query().is_some_and(|path| path != "/") {
-        return Err(fault("has a path, but requests keep their own"));
-    }
-    Ok((scheme.clone(), authority.clone()))
-}
-
-/// The certificates in `upstream.ca_file`; `None` if there is none.
-fn load_authorities(
-    path: &str,
-) -> Result<Option<Vec<CertificateDer<'static>>>, (&'static str, String)> {
-    if path.is_empty() {
-        return Ok(None);
-    }
-    let fault = |why: String| {
-        (
-            "upstream.ca_file",
-            format!("{path}: {why}; name a PEM file with the certificates to trust"),
-        )
-    };
-    let certificates = CertificateDer::pem_file_iter(path)
-        .and_then(Iterator::collect::<Result<Vec<_>, _>>)
-        .map_err(|error| fault(error.to_string()))?;
-    let mut roots = RootCertStore::empty();
-    for certificate in &certificates {
-        roots.add(certificate.clone()).map_err(|error| fault(error.to_string()))?;
-    }
-    if certificates.is_empty() {
-        return Err(fault("holds no certificate".into()));
-    }
-    Ok(Some(certificates))
-}
-
-/// `listen.proxy_auth`: the credentials themselves, or the file that holds them.
-fn load_credentials(written: &file::Secret) -> Result<Option<Credentials>, (&'static str, String)> {
-    let Some(secret) = written.reveal() else { return Ok(None) };
-    let read = read_secret("listen.proxy_auth", secret)?;
-    let pair = read.as_deref().unwrap_or(secret);
-    // Not a word of it is repeated: what is wrong may be a password without its user.
-    let credentials = Credentials::new(pair).ok_or((
-        "listen.proxy_auth",
-        "must be user:password, or file:PATH of a file whose first line that is".to_owned(),
-    ))?;
-    Ok(Some(credentials))
-}
-
-/// `admin.token`: the token itself, or the file that holds it.
-fn load_token(written: &file::Secret) -> Result<Option<Token>, (&'static str, String)> {
-    let Some(secret) = written.reveal() else { return Ok(None) };
-    let read = read_secret("admin.token", secret)?;
-    let token = Token::new(read.as_deref().unwrap_or(secret));
-    Ok(Some(token.ok_or((
-        "admin.token",
-        "must be 16 or more visible characters, or file:PATH of a file whose first line that is"
-            .to_owned(),
-    ))?))
-}
-
-/// The first line of the file that a secret names, if it names one.
-fn read_secret(key: &'static str, secret: &str) -> Result<Option<String>, (&'static str, String)> {
-    let read = secret.strip_prefix("file:").map(std::fs::read_to_string).transpose();
-    let read =
-        read.map_err(|error| (key, format!("cannot read the file that it names: {error}")))?;
-    Ok(read.map(|text| text.lines().next().unwrap_or_default().to_owned()))
-}
-
-/// The folder of the certificate authority, by the XDG base directory specification if none is written.
-fn ca_dir(written: &str) -> Option<PathBuf> {
-    if !written.is_empty() {
-        return Some(written.into());
-    }
-    let variable = |name| std::env::var_os(name).map(PathBuf::from).filter(|it| it.is_absolute());
-    let data = variable("XDG_DATA_HOME")
-        .or_else(|| variable("HOME").map(|home| home.join(".local").join("share")))?;
-    Some(data.join("optin-proxy"))
-}
-
-/// Whether there is a host in it, and a port.
-///
-/// # Errors
-/// The key, and what to write.
-pub(crate) fn check_address(
-    key: &'static str,
-    address: &str,
-) -> Result<(), (&'static str, String)> {
-    let valid = address
-        .rsplit_once(':')
-        .is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok());
-    if valid {
-        return Ok(());
-    }
-    Err((key, "must be a host and a port, like 127.0.0.1:8080 (port 0: any that is free)".into()))
 }

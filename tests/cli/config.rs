@@ -96,6 +96,10 @@ fn mistakes_name_file_line_key_and_the_nearest_right_key() {
         ("[upstream]\nurl = 'a.example'\n", "proxy.toml:2: upstream.url: has no scheme or no host"),
         ("[listen]\naddress = '8080'\n", "proxy.toml:2: listen.address: must be a host and a port"),
         (
+            "[listen]\naddress = '[::1]:1'\n[admin]\naddress = '[::1]:1'\n",
+            "proxy.toml:4: admin.address: is listen.address too",
+        ),
+        (
             "[limits]\nidle_timeout = '0s'\n",
             "proxy.toml:2: limits.idle_timeout: must be longer than zero",
         ),
