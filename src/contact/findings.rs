@@ -2,7 +2,6 @@
 
 use std::fmt;
 use std::iter::{once, repeat_n};
-use std::num::NonZeroU64;
 
 use serde::Serialize;
 
@@ -84,66 +83,10 @@ impl Finding {
 /// Where a finding stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Place {
-    /// The list that it stands in, if that has an `id`.
-    pub list: Option<ListId>,
+    /// The raw bytes of the `id` of the list that it stands in.
+    pub list_id: Option<Span>,
     /// Where in the body: the offset of its first byte.
     pub at: u32,
-}
-
-/// The `id` of a list.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct ListId {
-    /// Its raw bytes.
-    pub span: Span,
-    /// The number at its end, taken while it is at hand: later, it would be one of many, far apart (0.96 and 0.99 of the CPU
-    /// time of 1,500 lists).
-    pub number: ListNumber,
-}
-
-/// The number at the end of the id of a list, which may hold anything else.
-///
-/// Its digits behind a 1, since they may begin with zeros; the 1 alone stands for what is no number.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct ListNumber(NonZeroU64);
-
-impl ListNumber {
-    const NONE: Self = Self(NonZeroU64::MIN);
-
-    /// The longest, in digits.
-    const MOST: u32 = 18;
-
-    /// Of an id, as it stands in a body.
-    #[inline]
-    pub fn of(id: &[u8]) -> Self {
-        let (mut number, mut unit) = (0, 1);
-        for &byte in id.strip_suffix(b"/").unwrap_or(id).iter().rev() {
-            match byte {
-                b'0'..=b'9' if unit < 10_u64.pow(Self::MOST) => {
-                    number += u64::from(byte - b'0') * unit;
-                    unit *= 10;
-                }
-                b'/' => break,
-                _ => return Self::NONE,
-            }
-        }
-        NonZeroU64::new(unit + number).map_or(Self::NONE, Self)
-    }
-
-    /// Of one to seven digits that stand in an id by themselves: their values, the last in the highest byte, and zeros below.
-    #[inline]
-    pub(super) fn of_few(values: u64, count: usize) -> Self {
-        const UNITS: [u64; 8] = [1, 10, 100, 1_000, 10_000, 100_000, 1_000_000, 10_000_000];
-        // Two at a time, then four, then all: each the higher byte, word or half and so many times the lower.
-        let twos = (values * 10 + (values >> 8)) & 0x00FF_00FF_00FF_00FF;
-        let fours = (twos * 100 + (twos >> 16)) & 0x0000_FFFF_0000_FFFF;
-        let number = (fours * 10_000 + (fours >> 32)) & 0xFFFF_FFFF;
-        UNITS.get(count).and_then(|unit| NonZeroU64::new(unit + number)).map_or(Self::NONE, Self)
-    }
-
-    /// The digits behind a 1, or the 1 alone.
-    pub(crate) fn behind_one(self) -> u64 {
-        self.0.get()
-    }
 }
 
 /// All that was found in a body, in the order of its contacts. Of a contact with 1,500 lists, nearly all findings are alike,

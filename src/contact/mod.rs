@@ -37,7 +37,7 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 pub use edit::{Bridge, Edit, Edits, Span, With};
-pub use findings::{Finding, Findings, Kind, ListId, ListNumber, Place, Was, Written};
+pub use findings::{Finding, Findings, Kind, Place, Was, Written};
 pub use settings::{Ambiguous, Lists, Mode, Policy, Removal, Undeclared};
 
 /// The namespace of the v1 contact schema (API-V1: "Where a contact is written").

@@ -46,8 +46,8 @@ pub(super) fn plan(document: &Document, update: bool, policy: &Policy) -> Plan {
             now: if restore { Written::ApiOrigin } else { Written::Nothing },
             declared: None,
         };
-        let list = id.list.and_then(|list| document.lists[list as usize].id);
-        plan.findings.push(finding, Place { list, at: id.origin.start() as u32 });
+        let list_id = id.list.and_then(|list| document.lists[list as usize].id);
+        plan.findings.push(finding, Place { list_id, at: id.origin.start() as u32 });
         if restore {
             plan.edits.push(id.restored());
         }
@@ -171,7 +171,7 @@ fn judge_contacts(
                 let now = filled.map_or(Written::Nothing, Written::Value);
                 let at = contact.tag.start() as u32;
                 let finding = Finding { kind, was, now, declared };
-                plan.findings.push(finding, Place { list: None, at });
+                plan.findings.push(finding, Place { list_id: None, at });
             };
             match said.declarations {
                 Some((first, last)) if said.contradictory => {
@@ -249,7 +249,7 @@ fn plan_declaration(node: &Node, verdict: &Verdict, policy: &Policy, plan: &mut 
             now: target.map_or(Written::Nothing, Written::Value),
             declared: verdict.declared,
         };
-        plan.findings.push(finding, Place { list: None, at: node.element.start() as u32 });
+        plan.findings.push(finding, Place { list_id: None, at: node.element.start() as u32 });
     }
     if let Some(source) = target {
         plan.claims_contact |= source == Source::Contact;
@@ -305,7 +305,7 @@ fn plan_list(
     plan.findings.reserve(room);
     let copies = document.occurrences(node);
     let places = copies.clone();
-    let places = places.map(|it| Place { list: it.list.id, at: start + it.offset });
+    let places = places.map(|it| Place { list_id: it.list.id, at: start + it.offset });
     plan.findings.extend(Finding { kind, was, now, declared }, places);
     if let Written::Value(source) = now {
         plan.edits.reserve(room);

@@ -10,9 +10,9 @@ use http::StatusCode;
 use super::found::Rows;
 use super::ids::Trace;
 use super::record::Decision;
-use super::redact::Value;
+use super::redact::{ListNumber, Value};
 use crate::config::Config;
-use crate::contact::{Edits, Finding, Findings, Was, edit};
+use crate::contact::{Edits, Finding, Findings, Span, Was, edit};
 use crate::proxy::connect::Target;
 
 /// The longest body that is copied before its exchange is over, and how much room a record keeps for the next one's, in
@@ -165,8 +165,9 @@ impl Finished {
         if !self.config.as_ref().is_some_and(|kept| Arc::ptr_eq(kept, config)) {
             self.config = Some(Arc::clone(config));
         }
+        let list_of = |id: Span| ListNumber::of(&original[id.range()]);
         let (rows, places) = findings.into_parts();
-        self.found.extend(rows, places.iter().map(|place| Some(place.list?.number)));
+        self.found.extend(rows, places.iter().map(|place| place.list_id.map(list_of)));
         self.forget_unprinted();
         if !has_audit {
             return None;

@@ -5,8 +5,8 @@ use std::borrow::Cow;
 use serde::{Serialize, Serializer};
 
 use super::cause;
-use super::redact::Value;
-use crate::contact::{Finding, Kind, ListNumber, Policy, Source, Was, Written};
+use super::redact::{ListNumber, Value};
+use crate::contact::{Finding, Kind, Policy, Source, Was, Written};
 
 /// A finding as it is counted.
 #[derive(Clone, Copy)]

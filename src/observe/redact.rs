@@ -2,11 +2,12 @@
 
 use std::borrow::Cow;
 use std::fmt;
+use std::num::NonZeroU64;
 
 use http::Method;
 use serde::{Serialize, Serializer};
 
-use crate::contact::{Finding, ListNumber, Was, Written};
+use crate::contact::{Finding, Was, Written};
 
 /// The user name in a path. One that is an e-mail address is not printed.
 #[derive(Clone, Copy)]
@@ -15,6 +16,12 @@ pub struct Account<'a>(pub &'a str);
 /// The identifier of a contact, which is a number. A path may hold anything, names too, so nothing else is printed.
 #[derive(Clone, Copy)]
 pub struct Id<'a>(pub &'a str);
+
+/// The number of a list. An id may hold anything, so nothing else is kept of it: there may be thousands.
+///
+/// Its digits behind a 1, since they may begin with zeros; the 1 alone stands for what is not printed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ListNumber(NonZeroU64);
 
 /// A `User-Agent`. Words that are e-mail addresses, and whatever is over length, are not printed.
 #[derive(Clone, Copy)]
@@ -107,11 +114,34 @@ impl<'a> Id<'a> {
     }
 }
 
-/// An id may hold anything, so nothing but its number is printed.
+impl ListNumber {
+    const UNPRINTED: Self = Self(NonZeroU64::MIN);
+
+    /// The longest that is printed, in digits.
+    const MOST: u32 = 18;
+
+    /// Of an id, as it stands in a body.
+    #[inline]
+    pub fn of(id: &[u8]) -> Self {
+        let (mut number, mut unit) = (0, 1);
+        for &byte in id.strip_suffix(b"/").unwrap_or(id).iter().rev() {
+            match byte {
+                b'0'..=b'9' if unit < 10_u64.pow(Self::MOST) => {
+                    number += u64::from(byte - b'0') * unit;
+                    unit *= 10;
+                }
+                b'/' => break,
+                _ => return Self::UNPRINTED,
+            }
+        }
+        NonZeroU64::new(unit + number).map_or(Self::UNPRINTED, Self)
+    }
+}
+
 impl fmt::Display for ListNumber {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut digits = itoa::Buffer::new();
-        match &digits.format(self.behind_one())[1..] {
+        match &digits.format(self.0.get())[1..] {
             "" => f.write_str(UNPRINTABLE),
             digits => f.write_str(digits),
         }

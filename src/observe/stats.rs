@@ -10,7 +10,8 @@ use smol_str::SmolStr;
 
 use super::found::Seen;
 use super::record::Record;
-use crate::contact::{Kind, ListNumber};
+use super::redact::ListNumber;
+use crate::contact::Kind;
 
 /// How many minutes are kept.
 const MINUTES: usize = 60;

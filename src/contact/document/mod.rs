@@ -12,7 +12,6 @@ mod walk;
 use encoding_rs::Encoding;
 
 use super::edit::{Bridge, Edit, Span, With};
-use super::findings::ListId;
 use super::{ID_ORIGIN, NAMESPACE, Source, Uninspectable, value};
 
 /// The deepest nesting of elements that is inspected.
@@ -47,7 +46,8 @@ pub(super) struct Contact {
 #[derive(Debug, PartialEq)]
 pub(super) struct List {
     pub contact: u32,
-    pub id: Option<ListId>,
+    /// The value of its `id`.
+    pub id: Option<Span>,
 }
 
 /// An `OptInSource` that counts: a child of a `Contact` or of one of its lists.
@@ -126,7 +126,7 @@ impl Document {
     pub fn occurrences(&self, node: &Node) -> impl Iterator<Item = Occurrence<'_>> + Clone {
         let own = node.list.map_or(0, |list| list as usize);
         let lists = if node.list.is_some() { own..own + 1 + node.copies as usize } else { 0..0 };
-        let id_end = |list: &List| list.id.map_or(0, |id| id.span.range().end as u32);
+        let id_end = |list: &List| list.id.map_or(0, |id| id.range().end as u32);
         let first = self.lists.get(own).map_or(0, id_end);
         self.lists[lists].iter().zip(own..).map(move |(list, number)| {
             let offset = id_end(list) - first;

@@ -12,7 +12,6 @@ use quick_xml::events::Event;
 use super::general::check_declared_encoding;
 use super::walk::{Name, Tag, Walk};
 use super::{Document, NAMESPACE, Source, value};
-use crate::contact::ListNumber;
 
 /// How nearly all clients start a document. To take it apart is a fifteenth of the whole time of a short contact.
 const USUAL_DECLARATION: &[u8] = br#"<?xml version="1.0" encoding="UTF-8"?>"#;
@@ -32,21 +31,19 @@ fn blank(rest: &[u8]) -> usize {
     rest.iter().position(|&byte| byte > b' ').unwrap_or(rest.len())
 }
 
-/// How many digits `text` starts with, and of one to seven, which number they are.
+/// How many digits `text` starts with.
 #[inline]
-fn digits(text: &[u8]) -> (usize, Option<ListNumber>) {
+fn digits(text: &[u8]) -> usize {
     // Eight at a time: what is no digit sets the highest bit of its byte, and what is before it does not.
     if let Some(chunk) = text.first_chunk() {
         let digits = u64::from_le_bytes(*chunk) ^ u64::from_le_bytes([b'0'; 8]);
         let others = (digits.wrapping_add(u64::from_le_bytes([0x80 - 10; 8])) | digits)
             & u64::from_le_bytes([0x80; 8]);
         if others != 0 {
-            let count = others.trailing_zeros() as usize / 8;
-            let values = digits.checked_shl(64 - 8 * count as u32);
-            return (count, values.map(|values| ListNumber::of_few(values, count)));
+            return others.trailing_zeros() as usize / 8;
         }
     }
-    (text.iter().position(|byte| !byte.is_ascii_digit()).unwrap_or(text.len()), None)
+    text.iter().position(|byte| !byte.is_ascii_digit()).unwrap_or(text.len())
 }
 
 /// What follows `start`, of at least a block, if `text` starts with it. Compared by blocks, since the comparison of what may
@@ -98,8 +95,6 @@ struct Plain<'t> {
 struct Alike<'t> {
     /// From the start of the one that was read to the number at the end of its id.
     head: &'t [u8],
-    /// Whether nothing else of the id precedes it but a path.
-    is_numbered: bool,
     /// From there on, most often to what follows the list.
     tail: &'t [u8],
     /// Whether nothing else is in the list, and `tail` goes to what follows it.
@@ -112,13 +107,13 @@ struct Alike<'t> {
 }
 
 impl Alike<'_> {
-    /// If `text` starts with such a list: where its id ends, its number, if that is known, and what is behind.
+    /// If `text` starts with such a list: where its id ends, and what is behind.
     #[inline]
-    fn next<'t>(&self, text: &'t [u8]) -> Option<(usize, Option<ListNumber>, &'t [u8])> {
-        let digits_on = starts_alike(text, self.head)?;
-        let (digits, number) = digits(digits_on);
-        let behind = starts_alike(digits_on.get(digits..)?, self.tail)?;
-        Some((self.head.len() + digits, number.filter(|_| self.is_numbered), behind))
+    fn next<'t>(&self, text: &'t [u8]) -> Option<(usize, &'t [u8])> {
+        let number = starts_alike(text, self.head)?;
+        let digits = digits(number);
+        let behind = starts_alike(number.get(digits..)?, self.tail)?;
+        Some((self.head.len() + digits, behind))
     }
 }
 
@@ -238,8 +233,7 @@ impl<'t> Plain<'t> {
             let to = if is_whole { behind + blank(&self.bytes[behind..]) } else { end };
             let element = at - number.end..end - number.end;
             let (head, tail) = (&self.bytes[start..number.start], &self.bytes[number.end..to]);
-            let is_numbered = matches!(head, [.., b'/' | b'"' | b'\'']);
-            Alike { head, is_numbered, tail, is_whole, element, source, sources }
+            Alike { head, tail, is_whole, element, source, sources }
         });
         Some(behind)
     }
@@ -249,9 +243,9 @@ impl<'t> Plain<'t> {
     fn lists_alike(&mut self, contact: u32, start: usize) -> Option<usize> {
         let mut alike = self.alike.take()?;
         let (mut first, mut at) = (None, start);
-        while let Some((length, number, behind)) = alike.next(&self.bytes[at..]) {
+        while let Some((length, behind)) = alike.next(&self.bytes[at..]) {
             let id = at + b"<ContactList id=\"".len()..at + length;
-            let list = self.walk.list_alike(contact, id, number);
+            let list = self.walk.list_alike(contact, id);
             first.get_or_insert((list, at + length));
             at = self.bytes.len() - behind.len();
             if !alike.is_whole {

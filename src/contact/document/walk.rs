@@ -7,7 +7,6 @@ use quick_xml::events::attributes::Attributes;
 
 use super::{Contact, Document, Fit, List, MAX_DEPTH, Node, OwnId, Spelling, TagFit, Time};
 use crate::contact::edit::{Bridge, Span};
-use crate::contact::findings::{ListId, ListNumber};
 use crate::contact::{ID_ORIGIN, Source, Uninspectable, value};
 
 /// How long a list is at least, as clients write it, in bytes.
@@ -159,11 +158,10 @@ impl<'t> Walk<'t> {
             if (open.kind == Element::List || (self.own_host.is_some() && !replaceable))
                 && let Some(id) = id()
             {
-                if open.kind == Element::List {
-                    let list_id = self.list_id(&id);
-                    if let Some(list) = self.found.lists.last_mut() {
-                        list.id = Some(list_id);
-                    }
+                if open.kind == Element::List
+                    && let Some(list) = self.found.lists.last_mut()
+                {
+                    list.id = Some(Span::new(id.start + self.base..id.end + self.base));
                 }
                 self.own_id(open.list, id);
             }
@@ -225,7 +223,7 @@ impl<'t> Walk<'t> {
 
     /// Notes a list that starts at `start`, and returns its number.
     #[inline]
-    fn list(&mut self, contact: u32, id: Option<ListId>, start: usize) -> u32 {
+    fn list(&mut self, contact: u32, id: Option<Span>, start: usize) -> u32 {
         let number = self.found.lists.len() as u32;
         if number == 0 {
             // Room for as many as the rest of the text may hold, rather than to copy them whenever there is none.
@@ -233,11 +231,6 @@ impl<'t> Walk<'t> {
         }
         self.found.lists.push(List { contact, id });
         number
-    }
-
-    #[inline]
-    fn list_id(&self, id: &Range<usize>) -> ListId {
-        ListId { span: self.in_body(id), number: ListNumber::of(&self.bytes[id.clone()]) }
     }
 
     /// The contact whose lists are being read: the innermost element holds them, and has room for what stands in them.
@@ -261,7 +254,7 @@ impl<'t> Walk<'t> {
     #[inline]
     pub fn whole_list(&mut self, contact: u32, start: usize, id: Range<usize>) -> u32 {
         self.found.contacts[contact as usize].holds_list = true;
-        let list = self.list(contact, Some(self.list_id(&id)), start);
+        let list = self.list(contact, Some(self.in_body(&id)), start);
         // No reference is in it, so it shows at once whether it is the API's own, as nearly all are.
         let value = self.bytes[id.clone()].trim_ascii_start();
         if self.own_host.is_some_and(|host| own_origin(value, host).is_some()) {
@@ -270,19 +263,11 @@ impl<'t> Walk<'t> {
         list
     }
 
-    /// Notes a list as [`Self::whole_list`] does, which is not the first, and whose id is not the proxy's own. `number`: the
-    /// one at the id's end, if it is known.
+    /// Notes a list as [`Self::whole_list`] does, which is not the first, and whose id is not the proxy's own.
     #[inline]
-    pub fn list_alike(
-        &mut self,
-        contact: u32,
-        id: Range<usize>,
-        number: Option<ListNumber>,
-    ) -> u32 {
+    pub fn list_alike(&mut self, contact: u32, id: Range<usize>) -> u32 {
         self.found.contacts[contact as usize].holds_list = true;
-        let number = number.unwrap_or_else(|| ListNumber::of(&self.bytes[id.clone()]));
-        let id = ListId { span: self.in_body(&id), number };
-        self.found.lists.push(List { contact, id: Some(id) });
+        self.found.lists.push(List { contact, id: Some(self.in_body(&id)) });
         self.found.lists.len() as u32 - 1
     }
 
