@@ -27,7 +27,7 @@ pub(super) struct ExtProc {
     #[command(flatten)]
     config: ConfigArgs,
     /// Address for Envoy; port 0 takes any that is free
-    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:9002")]
+    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:9002", value_parser = super::address)]
     listen: String,
     /// Address for operators: probes and metrics [admin.address]
     #[arg(long, value_name = "ADDRESS")]

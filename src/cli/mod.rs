@@ -25,7 +25,7 @@ use std::time::{Duration, Instant};
 use clap::{Args, CommandFactory, Parser, Subcommand};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-use crate::config::{Config, ConfigError, Layers};
+use crate::config::{self, Config, ConfigError, Layers};
 use crate::observe::log;
 use crate::proxy;
 
@@ -191,6 +191,12 @@ pub fn run() -> ExitCode {
             })
         }
     }
+}
+
+/// An address to listen on.
+fn address(text: &str) -> Result<String, String> {
+    config::check_address("listen", text).map_err(|(_, why)| why)?;
+    Ok(text.to_owned())
 }
 
 fn completions(shell: clap_complete::Shell) -> Result<(), Failure> {

@@ -131,9 +131,7 @@ impl Report {
             Self { contact: None, uninspectable: None, findings: Vec::new(), rewritten: 0 };
         match sanitized {
             Sanitized::NoContact => report.contact = (!is_off).then_some(false),
-            Sanitized::Uninspectable(reason) => {
-                (report.contact, report.uninspectable) = (Some(false), Some(*reason));
-            }
+            Sanitized::Uninspectable(reason) => report.uninspectable = Some(*reason),
             Sanitized::Contact(contact) => {
                 report.contact = Some(true);
                 let mut lines = Lines::of(body);
@@ -197,8 +195,8 @@ impl Line {
             line,
             column,
             list_id: place
-                .list
-                .map(|id| String::from_utf8_lossy(&lines.body[id.span.range()]).into_owned()),
+                .list_id
+                .map(|id| String::from_utf8_lossy(&lines.body[id.range()]).into_owned()),
             now: match finding.now {
                 Written::Nothing => was.clone(),
                 written => written.to_string(),

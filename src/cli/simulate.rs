@@ -10,13 +10,12 @@ use tokio_util::sync::CancellationToken;
 
 use super::Failure;
 use super::serve::Signals;
-use crate::config;
 use crate::simulator::{ACCOUNT, CREDENTIALS, Options, Simulator};
 
 #[derive(Debug, Args)]
 pub(super) struct Simulate {
     /// Address to listen on; port 0 takes any that is free
-    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:8081", value_parser = address)]
+    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:8081", value_parser = super::address)]
     listen: String,
     /// How often an update of a Do-Not-Mail contact by the contact is refused as if by the owner
     #[arg(long, value_name = "PROBABILITY", default_value_t = 0.0, value_parser = probability)]
@@ -30,11 +29,6 @@ pub(super) struct Simulate {
     /// Where to write that authority's certificate, for upstream.ca_file
     #[arg(long, value_name = "FILE", requires = "tls", default_value = "simulated-api-ca.pem")]
     ca_out: PathBuf,
-}
-
-fn address(text: &str) -> Result<String, String> {
-    config::check_address("listen", text).map_err(|(_, why)| why)?;
-    Ok(text.to_owned())
 }
 
 fn probability(text: &str) -> Result<f64, String> {

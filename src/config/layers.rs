@@ -72,7 +72,7 @@ impl Layers {
             (Err(error), _) | (_, Err(error)) => {
                 let start = error.span().map_or(0, |span| span.start);
                 let (line, message) = (line_at(start), error.message());
-                let key = key_of(text.lines().nth(line - 1).unwrap_or_default());
+                let key = key_at(text, line);
                 self.problems.push(format!("{name}:{line}: {key}{message}"));
                 return;
             }
@@ -254,16 +254,22 @@ fn is_open(path: &[&str]) -> bool {
     path == ["sanitize", "aliases"]
 }
 
-/// What a line of a file names, key or section, before what is said of it. Nothing of a value: that may be secret.
-fn key_of(line: &str) -> String {
-    let line = line.trim();
-    let section = line.strip_prefix('[').and_then(|line| line.split(']').next());
-    let name = section.or_else(|| Some(line.split_once('=')?.0)).unwrap_or_default().trim();
-    let is_name = |char: char| char.is_ascii_alphanumeric() || "_-.".contains(char);
-    if name.is_empty() || !name.chars().all(is_name) {
-        return String::new();
+/// The key or section that a line of a file is about, before what is said of it; nothing where it is none of ours: what
+/// stands there may be a secret.
+fn key_at(text: &str, line: usize) -> String {
+    let lines: Vec<&str> = text.lines().take(line).map(str::trim).collect();
+    let header = |line: &&str| Some(line.strip_prefix('[')?.split_once(']')?.0.trim().to_owned());
+    let Some(section) = lines.iter().rev().find_map(header) else { return String::new() };
+    let last = lines.last().copied().unwrap_or_default();
+    match last.split_once('=') {
+        None if header(&last).is_some() && schema().contains_key(&section) => {
+            format!("{section}: ")
+        }
+        Some((key, _)) if default_of(&[&section, key.trim()]).is_some() => {
+            format!("{section}.{}: ", key.trim())
+        }
+        _ => String::new(),
     }
-    format!("{name}: ")
 }
 
 /// Says that a key is unknown, and which one it may be.

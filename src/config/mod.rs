@@ -226,9 +226,6 @@ impl Config {
         let (scheme, authority) = parse_upstream(&file.upstream.url)?;
         check_address("listen.address", &file.listen.address)?;
         check_address("admin.address", &file.admin.address)?;
-        if file.admin.address == file.listen.address && !file.listen.address.ends_with(":0") {
-            return Err(("admin.address", "is listen.address too: choose another port".into()));
-        }
         let listen = Listen {
             address: file.listen.address.clone(),
             drain_timeout: file.listen.drain_timeout.0,

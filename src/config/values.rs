@@ -34,8 +34,9 @@ pub(super) fn parse_upstream(url: &str) -> Result<(Scheme, Authority), (&'static
     if authority.host().is_empty() {
         return Err(fault("has no host"));
     }
-    if authority.port_u16() == Some(0) {
-        return Err(fault("has port 0, where nobody listens"));
+    let has_port = authority.as_str().len() > authority.host().len();
+    if has_port && authority.port_u16().is_none_or(|port| port == 0) {
+        return Err(fault("has a port that is none"));
     }
     if uri.path_and_query().is_some_and(|path| path != "/") {
         return Err(fault("has a path, but requests keep their own"));

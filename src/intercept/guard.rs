@@ -84,7 +84,7 @@ impl Guard {
     pub async fn connect(&self, host: &Host, port: u16) -> Result<TcpStream, ConnectError> {
         let deadline = Instant::now() + self.timeout;
         let addresses = self.addresses(host, port, deadline).await?;
-        let mut last = ConnectError::Unresolved(io::Error::other("the name has no address"));
+        let mut last = ConnectError::Timeout(self.timeout);
         for (position, address) in addresses.iter().enumerate() {
             // A dead address must not use up the time of those behind it.
             let left = deadline.saturating_duration_since(Instant::now());
@@ -120,6 +120,9 @@ impl Guard {
             .await
             .map_err(|_| ConnectError::Timeout(self.timeout))?
             .map_err(ConnectError::Unresolved)?;
+        if addresses.is_empty() {
+            return Err(ConnectError::Unresolved(io::Error::other("the name has no address")));
+        }
         for address in &addresses {
             self.rules.judge_address(host, *address, &self.own)?;
         }

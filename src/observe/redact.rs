@@ -5,6 +5,7 @@ use std::fmt;
 use std::num::NonZeroU64;
 
 use http::Method;
+use percent_encoding::percent_decode_str;
 use serde::{Serialize, Serializer};
 
 use crate::contact::{Finding, Was, Written};
@@ -38,8 +39,8 @@ const LONGEST: usize = 128;
 /// What values are called that nobody may read, wherever they stand.
 const CREDENTIALS: [&str; 5] = ["oauth_", "access_token", "api_key", "apikey", "authorization"];
 
-/// Authentication schemes (RFC 7617, RFC 6750): what follows is a secret.
-const SCHEMES: [&str; 2] = ["basic", "bearer"];
+/// Authentication schemes (RFC 7617, RFC 6750, RFC 7616, RFC 5849): what follows is a secret.
+const SCHEMES: [&str; 4] = ["basic", "bearer", "digest", "oauth"];
 
 const UNPRINTABLE: &str = "(unprintable)";
 const UNKNOWN: &str = "(unknown)";
@@ -73,15 +74,25 @@ fn is_address(text: &str) -> bool {
     text.contains('@') || text.match_indices('%').any(|(percent, _)| escaped(percent))
 }
 
-/// Whether one of these is in it, in any case.
+/// Whether one of these is in it, in any case, its underscores escaped or not.
 fn holds(text: &str, names: &[&str]) -> bool {
+    if text.contains('%') {
+        let text = percent_decode_str(text).decode_utf8_lossy();
+        return holds_unescaped(&text, names);
+    }
+    holds_unescaped(text, names)
+}
+
+fn holds_unescaped(text: &str, names: &[&str]) -> bool {
     let starts = |rest: &[u8], name: &str| {
         rest.get(..name.len()).is_some_and(|start| start.eq_ignore_ascii_case(name.as_bytes()))
     };
     let text = text.as_bytes();
     // Nearly all letters begin none.
-    let places =
-        text.iter().enumerate().filter(|(_, byte)| matches!(**byte | 0x20, b'a' | b'b' | b'o'));
+    let places = text
+        .iter()
+        .enumerate()
+        .filter(|(_, byte)| matches!(**byte | 0x20, b'a' | b'b' | b'd' | b'o'));
     places.map(|(at, _)| &text[at..]).any(|rest| names.iter().any(|name| starts(rest, name)))
 }
 
@@ -176,18 +187,17 @@ impl<'a> Agent<'a> {
 
 impl fmt::Display for Agent<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (mut printed, mut is_secret) = (0, false);
-        for (position, word) in self.0.split(' ').enumerate() {
-            let is_scheme = SCHEMES.iter().any(|scheme| word.eq_ignore_ascii_case(scheme));
-            let (was_secret, is_named) = (is_secret, holds(word, &CREDENTIALS));
-            // What follows is what it announces.
-            is_secret = is_scheme || (is_named && word.ends_with([':', '=']));
+        let mut printed = 0;
+        for (position, word) in self.0.split([' ', '\t']).enumerate() {
+            let bare = word.trim_matches(|char: char| !char.is_ascii_alphanumeric());
+            let is_scheme = SCHEMES.iter().any(|scheme| bare.eq_ignore_ascii_case(scheme));
+            if is_scheme || holds(word, &CREDENTIALS) {
+                // How much of what follows belongs to it, nobody can say.
+                let before = if position > 0 { " " } else { "" };
+                return write!(f, "{before}(credentials)");
+            }
             // Whole words only: half an address is one still.
-            let word = match () {
-                () if was_secret || is_named => "(credentials)",
-                () if is_address(word) => "(e-mail address)",
-                () => word,
-            };
+            let word = if is_address(word) { "(e-mail address)" } else { word };
             printed += word.len() + 1;
             if printed > LONGEST + 1 {
                 return f.write_str(" ...");
@@ -278,12 +288,18 @@ mod tests {
     #[test]
     fn credentials_in_an_agents_name_are_not_printed() {
         for (agent, printed) in [
-            ("app access_token=S3CRET x", "app (credentials) x"),
+            ("app access_token=S3CRET x", "app (credentials)"),
             ("app?api_key=S3CRET&x=y", "(credentials)"),
+            ("x api_key = S3CRET", "x (credentials)"),
+            ("x access%5Ftoken=S3CRET", "x (credentials)"),
             ("x OAuth_Token=\"S3CRET\"", "x (credentials)"),
-            ("Authorization: S3CRET x", "(credentials) (credentials) x"),
-            ("Authorization: Basic S3CRET x", "(credentials) (credentials) (credentials) x"),
-            ("x Bearer S3CRET", "x Bearer (credentials)"),
+            ("x OAuth realm=\"S3CRET\"", "x (credentials)"),
+            ("Authorization: Token S3CRET", "(credentials)"),
+            ("\"Authorization\": \"Bearer S3CRET\"", "(credentials)"),
+            ("x Digest username=\"jo\", response=\"S3CRET\"", "x (credentials)"),
+            ("x Bearer  S3CRET", "x (credentials)"),
+            ("x\tBearer\tS3CRET", "x (credentials)"),
+            ("x (bearer S3CRET)", "x (credentials)"),
             ("Visual Basic/6.0 x", "Visual Basic/6.0 x"),
             (
                 "Mozilla/5.0 (X11; Linux x86_64) Objects/1",

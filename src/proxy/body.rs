@@ -73,10 +73,33 @@ pub enum Rest {
     End,
     /// The rest of the stream.
     Stream(Box<Streaming>),
-    /// The stream broke; `None` once that was said.
-    Broken(Option<BodyError>),
-    /// The same, before the reader had a chance to pass on what was looked at: hyper would drop it, and the head with it.
-    Breaking(BodyError),
+    /// The stream broke.
+    Broken(Broken),
+}
+
+/// How a stream broke. That is said a moment after all that came before, since hyper then drops what it has not written
+/// yet, the head of the message too.
+#[derive(Debug)]
+pub struct Broken {
+    /// `None` once it was said.
+    error: Option<BodyError>,
+    /// Once all that came before was read.
+    moment: Option<Pin<Box<Sleep>>>,
+}
+
+impl Broken {
+    /// How long the other side has to take what came before.
+    const MOMENT: Duration = Duration::from_millis(100);
+
+    pub fn new(error: BodyError) -> Self {
+        Self { error: Some(error), moment: None }
+    }
+
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<BodyError>> {
+        let moment = self.moment.get_or_insert_with(|| Box::pin(tokio::time::sleep(Self::MOMENT)));
+        ready!(moment.as_mut().poll(cx));
+        Poll::Ready(self.error.take())
+    }
 }
 
 impl Body {
@@ -91,7 +114,7 @@ impl Body {
             Self::Streaming(stream) => Some(stream),
             Self::Resumed(resumed) => match &mut resumed.rest {
                 Rest::Stream(stream) => Some(stream),
-                Rest::End | Rest::Broken(_) | Rest::Breaking(_) => None,
+                Rest::End | Rest::Broken(_) => None,
             },
             Self::Buffered(_) => None,
         }
@@ -101,8 +124,7 @@ impl Body {
     pub fn broken(&self) -> Option<&BodyError> {
         match self {
             Self::Resumed(resumed) => match &resumed.rest {
-                Rest::Broken(error) => error.as_ref(),
-                Rest::Breaking(error) => Some(error),
+                Rest::Broken(broken) => broken.error.as_ref(),
                 Rest::End | Rest::Stream(_) => None,
             },
             Self::Buffered(_) | Self::Streaming(_) => None,
@@ -130,12 +152,7 @@ impl http_body::Body for Body {
             Self::Resumed(resumed) => match (resumed.start.pop_front(), &mut resumed.rest) {
                 (Some(frame), _) => Poll::Ready(Some(Ok(frame))),
                 (None, Rest::Stream(rest)) => Pin::new(rest).poll_frame(cx),
-                (None, Rest::Broken(error)) => Poll::Ready(error.take().map(Err)),
-                (None, Rest::Breaking(error)) => {
-                    resumed.rest = Rest::Broken(Some(error.clone()));
-                    cx.waker().wake_by_ref();
-                    Poll::Pending
-                }
+                (None, Rest::Broken(broken)) => broken.poll(cx).map(|error| error.map(Err)),
                 (None, Rest::End) => Poll::Ready(None),
             },
         }
@@ -148,9 +165,9 @@ impl http_body::Body for Body {
             Self::Resumed(resumed) => {
                 resumed.start.is_empty()
                     && match &resumed.rest {
-                        Rest::End | Rest::Broken(None) => true,
+                        Rest::End => true,
                         Rest::Stream(rest) => rest.is_end_stream(),
-                        Rest::Broken(Some(_)) | Rest::Breaking(_) => false,
+                        Rest::Broken(broken) => broken.error.is_none(),
                     }
             }
         }
@@ -170,7 +187,7 @@ impl http_body::Body for Body {
                 let rest = match &resumed.rest {
                     Rest::End => SizeHint::with_exact(0),
                     Rest::Stream(rest) => rest.size_hint(),
-                    Rest::Broken(_) | Rest::Breaking(_) => SizeHint::new(),
+                    Rest::Broken(_) => SizeHint::new(),
                 };
                 let mut hint = SizeHint::new();
                 hint.set_lower(start + rest.lower());

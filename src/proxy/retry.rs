@@ -9,9 +9,10 @@ use http::header::{AUTHORIZATION, RETRY_AFTER};
 use http::{Method, Request, Response, StatusCode};
 use http_body::Frame;
 use http_body_util::BodyExt;
+use percent_encoding::percent_decode_str;
 use tokio::time::Instant;
 
-use super::body::{Body, Gathered, Rest};
+use super::body::{Body, Broken, Gathered, Rest};
 use super::budget::Budget;
 use super::call::Call;
 use super::coding::start_of_answer;
@@ -273,8 +274,10 @@ fn carries_nonce(request: &Request<Body>) -> bool {
         value.get(..6).is_some_and(|scheme| scheme.eq_ignore_ascii_case(b"oauth "))
             && memchr::memmem::find(value, b"oauth_nonce").is_some()
     });
-    // Its underscore may be escaped.
-    let is_nonce = |part: &str| part.starts_with("oauth") && part.contains("nonce");
+    let is_nonce = |parameter: &str| {
+        let (name, _) = parameter.split_once('=').unwrap_or((parameter, ""));
+        percent_decode_str(name).eq(b"oauth_nonce".iter().copied())
+    };
     in_header || request.uri().query().is_some_and(|query| query.split('&').any(is_nonce))
 }
 
@@ -298,7 +301,7 @@ async fn peek(response: Response<Body>, deadline: Instant) -> (Response<Body>, B
             },
             Ok(None) => break Rest::End,
             // The client is to see that it broke off, after all that came before.
-            Ok(Some(Err(error))) => break Rest::Breaking(error),
+            Ok(Some(Err(error))) => break Rest::Broken(Broken::new(error)),
             Err(_) => break Rest::Stream(stream),
         }
     };

@@ -214,7 +214,7 @@ impl Fault {
             }
             Self::Certificate => {
                 "If it has expired or is not valid yet, look at this machine's clock; if its issuer is a \
-                 private one, name that in upstream.ca_file."
+                 private one, name that in upstream.ca_file; the host must be a subjectAltName of it."
             }
             Self::Tls => "Check that upstream.url speaks TLS 1.2 or later on that port.",
             Self::ResponseTimeout => {

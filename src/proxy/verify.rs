@@ -80,7 +80,7 @@ impl ServerCertVerifier for Named {
             Err(Error::InvalidCertificate(CertificateError::Other(_)))
                 if self.named.contains(end_entity) =>
             {
-                check_validity(end_entity, now)?;
+                check_own(end_entity, now)?;
                 verify_server_name(&ParsedCertificate::try_from(end_entity)?, server_name)?;
                 Ok(ServerCertVerified::assertion())
             }
@@ -111,15 +111,62 @@ impl ServerCertVerifier for Named {
     }
 }
 
-/// Whether `now` is between the two times in a certificate (RFC 5280 section 4.1.2.5).
-fn check_validity(certificate: &CertificateDer<'_>, now: UnixTime) -> Result<(), CertificateError> {
-    let (_, certificate) =
-        X509Certificate::from_der(certificate).map_err(|_| CertificateError::BadEncoding)?;
+/// Whether a certificate is an authority's, may be a server's all the same, and is in its time (RFC 5280 sections 4.1.2.5
+/// and 4.2.1.12). webpki, too, looks at the time before anything else; that it goes on to do so is not for us to trust.
+fn check_own(certificate: &CertificateDer<'_>, now: UnixTime) -> Result<(), CertificateError> {
+    let malformed = |_| CertificateError::BadEncoding;
+    let (_, certificate) = X509Certificate::from_der(certificate).map_err(malformed)?;
+    let usage = certificate.extended_key_usage();
+    let usage = usage.map_err(|_| CertificateError::BadEncoding)?;
+    let is_servers = usage.is_none_or(|usage| usage.value.server_auth || usage.value.any);
     let validity = certificate.validity();
     let now = i64::try_from(now.as_secs()).unwrap_or(i64::MAX);
     match () {
+        () if !certificate.is_ca() || !is_servers => Err(CertificateError::InvalidPurpose),
         () if now < validity.not_before.timestamp() => Err(CertificateError::NotValidYet),
         () if now > validity.not_after.timestamp() => Err(CertificateError::Expired),
         () => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use rcgen::{
+        BasicConstraints, CertificateParams, ExtendedKeyUsagePurpose, IsCa, KeyPair, date_time_ymd,
+    };
+
+    use super::*;
+
+    fn checked(
+        year: u64,
+        change: impl FnOnce(&mut CertificateParams),
+    ) -> Result<(), CertificateError> {
+        let mut params = CertificateParams::new(["own".to_owned()]).expect("a name");
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        params.not_before = date_time_ymd(2020, 1, 1);
+        params.not_after = date_time_ymd(2030, 1, 1);
+        change(&mut params);
+        let certificate = params.self_signed(&KeyPair::generate().expect("a key"));
+        let now = Duration::from_secs((year - 1970) * 31_556_952);
+        check_own(certificate.expect("a certificate").der(), UnixTime::since_unix_epoch(now))
+    }
+
+    #[test]
+    fn a_servers_own_certificate_counts_in_its_time_and_for_its_purpose() {
+        let purposes = |purposes: &[ExtendedKeyUsagePurpose]| {
+            let purposes = purposes.to_vec();
+            move |params: &mut CertificateParams| params.extended_key_usages = purposes
+        };
+        use ExtendedKeyUsagePurpose::{Any, ClientAuth, ServerAuth};
+        assert_eq!(checked(2025, |_| {}), Ok(()));
+        assert_eq!(checked(2025, purposes(&[ServerAuth])), Ok(()));
+        assert_eq!(checked(2025, purposes(&[Any, ClientAuth])), Ok(()));
+        assert_eq!(checked(2025, purposes(&[ClientAuth])), Err(CertificateError::InvalidPurpose));
+        let no_authority = |params: &mut CertificateParams| params.is_ca = IsCa::NoCa;
+        assert_eq!(checked(2025, no_authority), Err(CertificateError::InvalidPurpose));
+        assert_eq!(checked(2019, |_| {}), Err(CertificateError::NotValidYet));
+        assert_eq!(checked(2031, |_| {}), Err(CertificateError::Expired));
     }
 }

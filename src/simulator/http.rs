@@ -7,6 +7,7 @@ use http::header::{ALLOW, AUTHORIZATION, CONTENT_TYPE, HOST, LOCATION, WWW_AUTHE
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode};
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Incoming;
+use percent_encoding::percent_decode_str;
 
 use super::state::{Collection, Refusal, path};
 use super::{ACCOUNT, CREDENTIALS, World};
@@ -203,20 +204,7 @@ impl Call<'_> {
 
 /// Percent-decoding, and a plus for a space.
 fn unescape(text: &str) -> String {
-    let mut bytes = text.bytes();
-    let mut decoded = Vec::with_capacity(text.len());
-    while let Some(byte) = bytes.next() {
-        let hex = |byte: Option<u8>| byte.and_then(|byte| (byte as char).to_digit(16));
-        match byte {
-            b'+' => decoded.push(b' '),
-            b'%' => match (hex(bytes.next()), hex(bytes.next())) {
-                (Some(high), Some(low)) => decoded.push((high * 16 + low) as u8),
-                _ => decoded.push(b'%'),
-            },
-            byte => decoded.push(byte),
-        }
-    }
-    String::from_utf8_lossy(&decoded).into_owned()
+    percent_decode_str(&text.replace('+', " ")).decode_utf8_lossy().into_owned()
 }
 
 /// 401 with a challenge (documented) to who does not authenticate, 403 to a wrong key (documented).

@@ -278,3 +278,21 @@ async fn a_stream_that_takes_too_long_in_all_is_reset() {
     let lasted = begun.elapsed();
     assert!(lasted >= Duration::from_secs(590) && lasted < Duration::from_secs(620), "{lasted:?}");
 }
+
+/// Regression: hyper and h2 drop what is not written yet once a body fails, the head too.
+#[tokio::test]
+async fn of_a_refusal_that_breaks_off_the_client_gets_all_that_came() {
+    let broken = b"HTTP/1.1 400 Bad Request\r\nContent-Length: 500\r\n\r\nhalf".to_vec();
+    let origin = Origin::start([Reply::WriteAndClose(broken)]).await;
+    let proxy = Proxy::before(&origin, &[]).await;
+    let mut client = Http2::connect(proxy.address, WINDOW).await;
+    let head = [(":method", "PUT"), (":scheme", "http"), (":path", CONTACT), (":authority", "p")];
+    client.send(HEADERS, END_HEADERS, 1, &fields(&head)).await;
+    client.send(DATA, END_STREAM, 1, BARE).await;
+    let mut next = async || client.next().await.expect("a frame");
+    let answer = next().await;
+    assert_eq!((answer.kind, answer.status()), (HEADERS, 400));
+    let content = next().await;
+    assert_eq!((content.kind, &*content.payload), (DATA, &b"half"[..]));
+    assert_eq!(next().await.kind, RST_STREAM);
+}

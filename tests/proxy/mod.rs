@@ -13,3 +13,4 @@ mod rewrite;
 mod secrets;
 mod smuggling;
 mod streaming;
+mod tls;

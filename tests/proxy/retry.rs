@@ -134,6 +134,7 @@ async fn a_request_with_a_nonce_is_never_sent_twice() {
         ("Authorization: OAuth realm=\"x\", oauth_nonce=\"abc\"\r\n", CONTACT.to_owned()),
         ("", format!("{CONTACT}?oauth_nonce=abc")),
         ("", format!("{CONTACT}?x=1&oauth%5Fnonce=abc")),
+        ("", format!("{CONTACT}?%6Fauth%5F%6Eonce=abc")),
     ] {
         let origin = Origin::start([Reply::Write(refusal())]).await;
         let proxy = Proxy::before(&origin, &[]).await;
@@ -360,7 +361,7 @@ async fn retry_after_is_honoured_and_ends_the_matter_beyond_the_deadline() {
     // Regression: what is more than 64 bits can count was taken for nonsense.
     let endless = "9".repeat(25);
     for (value, requests) in
-        [("0", 2), ("11", 1), (&far, 1), (&past, 2), (&endless, 1), ("nonsense", 2), ("+0", 2)]
+        [("0", 2), ("11", 1), (&far, 1), (&past, 2), (&endless, 1), ("nonsense", 2), ("+11", 2)]
     {
         let headers = format!("Retry-After: {value}\r\n");
         let refused = answer("400 Bad Request", &headers, REFUSAL.as_bytes());
