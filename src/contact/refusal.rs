@@ -56,11 +56,14 @@ impl Verdict {
 
 impl Pattern {
     /// Compiles `pattern`: case is ignored, and it is matched against text in which every run of
-    /// white space is one space.
+    /// white space is one space, as it is in the pattern.
     ///
     /// # Errors
     /// If it is no regular expression, or has no group named `actor`.
     pub fn new(pattern: &str) -> Result<Self, PatternError> {
+        // But where there may be comments, which end with their line.
+        let folded = (!pattern.contains('#')).then(|| fold(pattern.as_bytes()));
+        let pattern = folded.as_deref().unwrap_or(pattern);
         let regex = RegexBuilder::new(pattern).case_insensitive(true).build()?;
         if !regex.capture_names().flatten().any(|name| name == "actor") {
             return Err(PatternError::NoActor);

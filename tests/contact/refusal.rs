@@ -65,3 +65,15 @@ fn a_pattern_of_ones_own_must_name_the_actor() {
     assert_eq!(own.judge(b"DENIED\n for  Owner", CLAIMED), Some(Verdict::Transient));
     assert_eq!(own.judge(b"denied for contact", CLAIMED), Some(Verdict::Legitimate));
 }
+
+#[test]
+fn white_space_in_a_pattern_is_folded_as_in_the_text() {
+    for pattern in [
+        "denied  for\tthe\n(?<actor>owner)",
+        "(?x) denied \\s for \\s the \\s # a comment\n (?<actor>owner)",
+    ] {
+        let own = Pattern::new(pattern).expect("it compiles");
+        let verdict = own.judge(b"DENIED for   the owner", CLAIMED);
+        assert_eq!(verdict, Some(Verdict::Transient), "{pattern}");
+    }
+}
