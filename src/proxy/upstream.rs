@@ -214,7 +214,8 @@ impl Fault {
             }
             Self::Certificate => {
                 "If it has expired or is not valid yet, look at this machine's clock; if its issuer is a \
-                 private one, name that in upstream.ca_file; the host must be a subjectAltName of it."
+                 private one, name that in upstream.ca_file; whoever issued it, upstream.url's host must be among its \
+                 subjectAltNames."
             }
             Self::Tls => "Check that upstream.url speaks TLS 1.2 or later on that port.",
             Self::ResponseTimeout => {

@@ -281,18 +281,25 @@ async fn a_stream_that_takes_too_long_in_all_is_reset() {
 
 /// Regression: hyper and h2 drop what is not written yet once a body fails, the head too.
 #[tokio::test]
-async fn of_a_refusal_that_breaks_off_the_client_gets_all_that_came() {
+async fn of_a_refusal_that_breaks_off_a_client_gets_what_it_takes_in_a_moment_and_then_sees_it_break()
+ {
     let broken = b"HTTP/1.1 400 Bad Request\r\nContent-Length: 500\r\n\r\nhalf".to_vec();
     let origin = Origin::start([Reply::WriteAndClose(broken)]).await;
     let proxy = Proxy::before(&origin, &[]).await;
-    let mut client = Http2::connect(proxy.address, WINDOW).await;
+    let clock = Clock::hold();
+    // It takes two bytes, and says so.
+    let mut client = Http2::connect(proxy.address, 2).await;
     let head = [(":method", "PUT"), (":scheme", "http"), (":path", CONTACT), (":authority", "p")];
     client.send(HEADERS, END_HEADERS, 1, &fields(&head)).await;
     client.send(DATA, END_STREAM, 1, BARE).await;
-    let mut next = async || client.next().await.expect("a frame");
-    let answer = next().await;
+    let answer = client.next().await.expect("a frame");
     assert_eq!((answer.kind, answer.status()), (HEADERS, 400));
-    let content = next().await;
-    assert_eq!((content.kind, &*content.payload), (DATA, &b"half"[..]));
-    assert_eq!(next().await.kind, RST_STREAM);
+    for (content, before_more) in [(b"ha", 99), (b"lf", 0)] {
+        let frame = client.next().await.expect("a frame");
+        assert_eq!((frame.kind, &*frame.payload), (DATA, &content[..]));
+        clock.advance(Duration::from_millis(before_more)).await;
+        client.send(WINDOW_UPDATE, 0, 1, &2_u32.to_be_bytes()).await;
+    }
+    let last = clock.until(client.next()).await.expect("a frame");
+    assert_eq!(last.kind, RST_STREAM);
 }
