@@ -9,7 +9,7 @@
 //!    their own way ([`intercept`]).
 //! 2. `proxy::stack` is the way of each request, outermost first. `Observe` begins its
 //!    [`observe::exchange::Exchange`]; `Problems` stands ready to answer for whatever fails below;
-//!    `Admit` decides whether client and target are served.
+//!    `Shed` refuses what is more than can be done at once; `Admit` decides whether client and target are served.
 //! 3. `Sanitize` lets all but contact writes stream past. A contact write is read whole and given to
 //!    [`contact::sanitize`], which finds the sources, judges them by the [`contact::Policy`] and
 //!    splices its edits into the raw bytes.

@@ -18,13 +18,12 @@ use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
 use indicatif::ProgressBar;
-use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use super::serve::{FLUSH, Signals, start_journal};
-use super::steer::{ORDERS, Source, Steering, Wish};
+use super::steer::{Hand, ORDERS, Source, Steering};
 use super::{ConfigArgs, Failure, sanitize};
 use crate::contact::Source as OptInSource;
 use crate::observe::admin::{Admin, Desk};
@@ -144,20 +143,8 @@ impl Demo {
             writeln!(out, "\nThe dashboard is at http://{dashboard}/")?;
             out.flush()?;
             drop(out);
-            let mut steering = Steering {
-                signals: Signals::listen()?,
-                hangup: signal(SignalKind::hangup())?,
-                content: source.content(),
-                source: Arc::new(source),
-                control,
-                level,
-                metrics,
-                asked,
-            };
-            while steering.next().await == Wish::Reload {
-                // It has logged what came of it.
-                let _ = steering.reload();
-            }
+            let hand = Hand { source, control, level, metrics };
+            Steering::new(hand, Signals::listen()?, asked)?.until_stop().await;
         }
         stop.cancel();
         running.join_all().await;

@@ -5,14 +5,13 @@ use std::sync::Arc;
 
 use clap::Args;
 use tokio::net::TcpListener;
-use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use super::serve::{
     Ended, Signals, bind_admin, refuse_huge_pages, set_process_limits, start_journal, steer,
 };
-use super::steer::{ORDERS, Source, Steering};
+use super::steer::{Hand, ORDERS, Source, Steering};
 use super::{ConfigArgs, Failure};
 use crate::config::Config;
 use crate::ext_proc::Processor;
@@ -68,16 +67,8 @@ async fn process(
     let control = Control::new(address, Arc::clone(&config), false)
         .map_err(|error| Failure::Failed(error.to_string()))?;
     let (orders, asked) = mpsc::channel(ORDERS);
-    let steering = Steering {
-        signals,
-        hangup: signal(SignalKind::hangup())?,
-        content: source.content(),
-        source: Arc::new(source),
-        control: control.clone(),
-        level,
-        metrics: Arc::clone(&metrics),
-        asked,
-    };
+    let hand = Hand { source, control: control.clone(), level, metrics: Arc::clone(&metrics) };
+    let steering = Steering::new(hand, signals, asked)?;
     let admin = bind_admin(&config.admin).await?;
     let _ = writeln!(io::stdout(), "listening on {address}");
     if let Some(admin) = admin {
@@ -89,7 +80,7 @@ async fn process(
     let ready_in_ms = super::running_for().as_secs_f64() * 1000.0;
     tracing::info!(%address, ready_in_ms, version = env!("CARGO_PKG_VERSION"), "started");
     let stop = CancellationToken::new();
-    let processor = Processor { control, metrics, journal: journal.clone() };
+    let processor = Processor { control: control.clone(), metrics, journal: journal.clone() };
     let serving = tokio::spawn(processor.serve(listener, stop.clone()));
-    Ok((steer(serving, steering, stop).await, journal))
+    Ok((steer(serving, steering, control, stop).await, journal))
 }

@@ -15,7 +15,7 @@ use tokio::sync::mpsc;
 use tokio::task::{JoinError, JoinHandle};
 use tokio_util::sync::CancellationToken;
 
-use super::steer::{ORDERS, Source, Steering, Wish};
+use super::steer::{Hand, ORDERS, Source, Steering};
 use super::{ConfigArgs, Failure};
 use crate::config::{self, Config};
 use crate::observe::admin::{Admin, Desk};
@@ -25,7 +25,7 @@ use crate::observe::log;
 use crate::observe::metrics::Metrics;
 #[cfg(feature = "otel")]
 use crate::observe::otlp::Spans;
-use crate::proxy::Server;
+use crate::proxy::{Control, Server};
 
 #[derive(Debug, Args)]
 pub(super) struct Serve {
@@ -149,12 +149,12 @@ impl Manager {
         };
         Ok(Self { proxy: take(0)?, admin: take(1)? })
     }
+}
 
-    /// Says how it goes; to nobody, if nobody asked.
-    fn notify(states: &[NotifyState<'_>]) {
-        if let Err(error) = sd_notify::notify(states) {
-            tracing::warn!(%error, "cannot reach the service manager at NOTIFY_SOCKET");
-        }
+/// Tells the service manager how it goes; nobody, if nobody asked.
+pub(super) fn notify(states: &[NotifyState<'_>]) {
+    if let Err(error) = sd_notify::notify(states) {
+        tracing::warn!(%error, "cannot reach the service manager at NOTIFY_SOCKET");
     }
 }
 
@@ -197,16 +197,8 @@ async fn serve(
     server.keep(journal.clone());
     let (orders, asked) = mpsc::channel(ORDERS);
     let control = server.control();
-    let steering = Steering {
-        signals,
-        hangup: signal(SignalKind::hangup())?,
-        content: source.content(),
-        source: Arc::new(source),
-        control: control.clone(),
-        level,
-        metrics: Arc::clone(&metrics),
-        asked,
-    };
+    let hand = Hand { source, control: control.clone(), level, metrics: Arc::clone(&metrics) };
+    let steering = Steering::new(hand, signals, asked)?;
     let admin = match manager.admin {
         Some(listener) => Some(Admin::on(TcpListener::from_std(listener)?)?),
         None => bind_admin(&config.admin).await?,
@@ -227,38 +219,29 @@ async fn serve(
         "started"
     );
     let serving = tokio::spawn(server.run(stop.clone()));
-    Ok((steer(serving, steering, stop).await, journal))
+    Ok((steer(serving, steering, control, stop).await, journal))
 }
 
 /// Heeds signals and operators until serving has come to its end.
 pub(super) async fn steer(
     mut serving: JoinHandle<usize>,
     mut steering: Steering,
+    control: Control,
     stop: CancellationToken,
 ) -> Ended {
-    Manager::notify(&[NotifyState::Ready]);
+    notify(&[NotifyState::Ready]);
     loop {
         tokio::select! {
             finished = &mut serving => return Ended::Drained(finished),
-            wish = steering.next() => match wish {
-                Wish::Reload => {
-                    if let Ok(now) = NotifyState::monotonic_usec_now() {
-                        Manager::notify(&[NotifyState::Reloading, now]);
-                    }
-                    // It has logged what came of it.
-                    let _ = steering.reload();
-                    Manager::notify(&[NotifyState::Ready]);
-                }
-                Wish::Stop(code) if stop.is_cancelled() => {
-                    steering.control.cut();
+            code = steering.until_stop() => {
+                if stop.is_cancelled() {
+                    control.cut();
                     return Ended::Cut(code);
                 }
-                Wish::Stop(_) => {
-                    let within = steering.control.config().listen.drain_timeout;
-                    tracing::info!(?within, "draining");
-                    Manager::notify(&[NotifyState::Stopping]);
-                    stop.cancel();
-                }
+                let within = control.config().listen.drain_timeout;
+                tracing::info!(?within, "draining");
+                notify(&[NotifyState::Stopping]);
+                stop.cancel();
             }
         }
     }

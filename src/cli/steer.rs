@@ -1,14 +1,16 @@
 //! What changes a proxy while it runs: signals, the configuration file, and operators.
 
 use std::fmt::Display;
+use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::signal::unix::Signal;
+use sd_notify::NotifyState;
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
 
 use super::ConfigArgs;
-use super::serve::{Signals, TERMINATED};
+use super::serve::{Signals, TERMINATED, notify};
 use crate::config::{Change, Config, ConfigError, File};
 use crate::observe::admin::{Asked, Order};
 use crate::observe::log;
@@ -39,73 +41,119 @@ impl Source {
     }
 }
 
-/// What the process has to do itself.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Wish {
-    /// Reload the configuration, and tell who has to know.
-    Reload,
-    /// Finish and end, with this exit status if there is no time for it.
-    Stop(i32),
-}
-
-/// Changes a proxy, and says when it is to reload or to end.
-pub(super) struct Steering {
-    pub source: Arc<Source>,
-    pub signals: Signals,
-    pub hangup: Signal,
-    pub content: Option<Vec<u8>>,
+/// What a proxy is changed by.
+pub(super) struct Hand {
+    pub source: Source,
     pub control: Control,
     pub level: log::Level,
     pub metrics: Arc<Metrics>,
-    pub asked: mpsc::Receiver<Asked>,
+}
+
+/// Changes a proxy, and says when it is to end.
+pub(super) struct Steering {
+    hand: Arc<Hand>,
+    signals: Signals,
+    hangup: Signal,
+    content: Option<Vec<u8>>,
+    asked: mpsc::Receiver<Asked>,
 }
 
 impl Steering {
-    /// Waits for a reason to reload or to end; what else is asked for is done meanwhile.
-    pub async fn next(&mut self) -> Wish {
+    /// Heeds signals, the configuration file, and what comes from `asked`.
+    ///
+    /// # Errors
+    /// If signals cannot be had.
+    pub fn new(hand: Hand, signals: Signals, asked: mpsc::Receiver<Asked>) -> io::Result<Self> {
+        let hangup = signal(SignalKind::hangup())?;
+        let content = hand.source.content();
+        Ok(Self { hand: Arc::new(hand), signals, hangup, content, asked })
+    }
+
+    /// Does what is asked for, until the process is to finish and to end: with this exit status if there is no time for it.
+    pub async fn until_stop(&mut self) -> i32 {
         loop {
-            let source = Arc::clone(&self.source);
-            let look = async move {
-                tokio::time::sleep(LOOK).await;
-                // A file system that hangs must not make the process deaf.
-                tokio::task::spawn_blocking(move || source.content()).await
-            };
-            tokio::select! {
-                code = self.signals.next() => return Wish::Stop(code),
-                _ = self.hangup.recv() => {
-                    self.content = self.source.content();
-                    return Wish::Reload;
-                }
-                Some(Asked { order, answer }) = self.asked.recv() => {
-                    let done = match order {
-                        Order::Quit => {
-                            // Who asked may have gone.
-                            let _ = answer.send(Ok("Finishing what is in flight, then ending.".into()));
-                            return Wish::Stop(TERMINATED);
-                        }
-                        Order::Reload => {
-                            self.content = self.source.content();
-                            self.reload()
-                        }
-                        Order::Mode(mode) => self.change(|file| file.sanitize.mode = mode),
-                        Order::Level(level) => self.change(|file| file.log.level = level),
-                    };
-                    let _ = answer.send(done);
-                }
-                content = look => {
-                    let content = content.ok().flatten();
-                    // A file that is just being replaced is not there for a moment.
-                    if content.is_some() && content != self.content {
-                        self.content = content;
-                        return Wish::Reload;
-                    }
-                }
+            match self.step().await {
+                Ok(()) => {}
+                Err(code) => return code,
             }
         }
     }
 
+    /// Waits for one thing to do, and does it; the exit status if that is to stop.
+    async fn step(&mut self) -> Result<(), i32> {
+        let hand = Arc::clone(&self.hand);
+        let look = async move {
+            tokio::time::sleep(LOOK).await;
+            tokio::task::spawn_blocking(move || hand.source.content()).await
+        };
+        tokio::select! {
+            code = self.signals.next() => return Err(code),
+            _ = self.hangup.recv() => self.reload_openly().await?,
+            Some(Asked { order, answer }) = self.asked.recv() => {
+                let done = match order {
+                    Order::Quit => {
+                        // Who asked may have gone.
+                        let _ = answer.send(Ok("Finishing what is in flight, then ending.".into()));
+                        return Err(TERMINATED);
+                    }
+                    Order::Reload => self.reload().await?,
+                    Order::Mode(mode) => {
+                        self.apart(move |hand| hand.change(|file| file.sanitize.mode = mode)).await?
+                    }
+                    Order::Level(level) => {
+                        self.apart(move |hand| hand.change(|file| file.log.level = level)).await?
+                    }
+                };
+                let _ = answer.send(done);
+            }
+            content = look => {
+                let content = content.ok().flatten();
+                // A file that is just being replaced is not there for a moment.
+                if content.is_some() && content != self.content {
+                    self.reload_openly().await?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Reloads, and lets the service manager know.
+    async fn reload_openly(&mut self) -> Result<(), i32> {
+        if let Ok(now) = NotifyState::monotonic_usec_now() {
+            notify(&[NotifyState::Reloading, now]);
+        }
+        // It has logged what came of it.
+        let reloaded = self.reload().await.map(drop);
+        notify(&[NotifyState::Ready]);
+        reloaded
+    }
+
+    async fn reload(&mut self) -> Result<Result<String, String>, i32> {
+        self.apart(|hand| hand.source.content()).await.map(|content| self.content = content)?;
+        self.apart(Hand::reload).await
+    }
+
+    /// Has something done where it may take its time: neither requests nor signals wait for a file system that hangs. What was
+    /// begun is done even if a signal comes first.
+    async fn apart<T, W>(&mut self, work: W) -> Result<T, i32>
+    where
+        T: Send + 'static,
+        W: FnOnce(&Hand) -> T + Send + 'static,
+    {
+        let hand = Arc::clone(&self.hand);
+        tokio::select! {
+            done = tokio::task::spawn_blocking(move || work(&hand)) => match done {
+                Ok(done) => Ok(done),
+                Err(panicked) => std::panic::resume_unwind(panicked.into_panic()),
+            },
+            code = self.signals.next() => Err(code),
+        }
+    }
+}
+
+impl Hand {
     /// Takes effect whole, or not at all. One sentence on what came of it.
-    pub fn reload(&mut self) -> Result<String, String> {
+    fn reload(&self) -> Result<String, String> {
         let applied = match self.source.load() {
             Ok(config) => self.apply(config),
             Err(error) => Err(error.to_string()),
@@ -118,7 +166,7 @@ impl Steering {
     }
 
     /// Changes one thing, until the next reload.
-    fn change(&mut self, change: impl FnOnce(&mut File)) -> Result<String, String> {
+    fn change(&self, change: impl FnOnce(&mut File)) -> Result<String, String> {
         let mut file = self.control.config().resolved.clone();
         change(&mut file);
         let fault = |error: &dyn Display| format!("{error}; nothing was changed");
@@ -126,7 +174,7 @@ impl Steering {
         self.apply(config)
     }
 
-    fn apply(&mut self, config: Config) -> Result<String, String> {
+    fn apply(&self, config: Config) -> Result<String, String> {
         let (before, config) = (self.control.config(), Arc::new(config));
         self.control.reload(Arc::clone(&config)).map_err(|error| error.to_string())?;
         self.level.set(&config.log);

@@ -151,7 +151,11 @@ impl Layers {
     pub fn set(&mut self, flag: &'static str, assignment: &str) {
         let origin = Origin::Argument(flag);
         let Some((path, text)) = assignment.split_once('=') else {
-            self.problems.push(format!("{flag}: write section.key=value, not `{assignment}`"));
+            // What stands there instead may be a secret.
+            let is_name = |symbol: char| symbol.is_ascii_alphanumeric() || "._-".contains(symbol);
+            let name =
+                &assignment[..assignment.find(|it| !is_name(it)).unwrap_or(assignment.len())];
+            self.problems.push(format!("{flag}: write section.key=value, not `{name}`"));
             return;
         };
         let path: Vec<&str> = path.trim().splitn(3, '.').collect();

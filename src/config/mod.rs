@@ -76,6 +76,12 @@ impl Listen {
             && self.allow_from.is_empty()
             && self.proxy_auth.is_none()
     }
+
+    /// Whether a client at this address may use it.
+    pub(crate) fn allows(&self, client: IpAddr) -> bool {
+        let client = client.to_canonical();
+        self.allow_from.is_empty() || self.allow_from.iter().any(|net| net.contains(&client))
+    }
 }
 
 /// What to do about a listener that would serve everybody.

@@ -5,8 +5,8 @@
 use std::collections::VecDeque;
 use std::future::Future;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -249,9 +249,16 @@ impl Streaming {
         self
     }
 
-    /// Lets somebody else see when this stream last moved.
+    /// Lets somebody else see when this stream last moved, and how it failed.
     pub fn watch(&mut self) -> Progress {
         self.progress.get_or_insert_with(Progress::new).clone()
+    }
+
+    fn failed(&self, error: BodyError) -> BodyError {
+        if let Some(progress) = &self.progress {
+            let _ = progress.seen.error.set(error.clone());
+        }
+        error
     }
 }
 
@@ -276,9 +283,9 @@ impl http_body::Body for Streaming {
                 progress.made();
             }
             let side = this.side;
-            return Poll::Ready(
-                frame.map(|frame| frame.map_err(|error| BodyError::Broken(side, Arc::new(error)))),
-            );
+            return Poll::Ready(frame.map(|frame| {
+                frame.map_err(|error| this.failed(BodyError::Broken(side, Arc::new(error))))
+            }));
         }
         let (idle, rate) = (this.idle, this.rate.as_ref());
         let limit = rate.map_or(idle, |rate| rate.left(idle).min(idle));
@@ -287,10 +294,11 @@ impl http_body::Body for Streaming {
             end: Box::pin(tokio::time::sleep(limit)),
         });
         ready!(silence.end.as_mut().poll(cx));
-        Poll::Ready(Some(Err(match rate {
+        let error = match rate {
             Some(rate) if limit < idle => BodyError::Dripping(this.side, rate.least),
             _ => BodyError::Idle(this.side, idle),
-        })))
+        };
+        Poll::Ready(Some(Err(this.failed(error))))
     }
 
     fn is_end_stream(&self) -> bool {
@@ -302,27 +310,38 @@ impl http_body::Body for Streaming {
     }
 }
 
-/// When a stream last moved.
+/// When a stream last moved, and how it failed.
 #[derive(Debug, Clone)]
 pub struct Progress {
     start: Instant,
-    /// Milliseconds after `start`.
-    last: Arc<AtomicU64>,
+    seen: Arc<Seen>,
+}
+
+#[derive(Debug, Default)]
+struct Seen {
+    /// Milliseconds after the start.
+    last: AtomicU64,
+    error: OnceLock<BodyError>,
 }
 
 impl Progress {
     fn new() -> Self {
-        Self { start: Instant::now(), last: Arc::new(AtomicU64::new(0)) }
+        Self { start: Instant::now(), seen: Arc::default() }
     }
 
     fn made(&self) {
         let elapsed = self.start.elapsed().as_millis();
-        self.last.store(u64::try_from(elapsed).unwrap_or(u64::MAX), Ordering::Relaxed);
+        self.seen.last.store(u64::try_from(elapsed).unwrap_or(u64::MAX), Ordering::Relaxed);
     }
 
     /// The moment of the last movement; before any, that of the first look.
     pub fn last(&self) -> Instant {
-        self.start + Duration::from_millis(self.last.load(Ordering::Relaxed))
+        self.start + Duration::from_millis(self.seen.last.load(Ordering::Relaxed))
+    }
+
+    /// Why the stream could not be read to its end, if that was so.
+    pub fn error(&self) -> Option<BodyError> {
+        self.seen.error.get().cloned()
     }
 }
 

@@ -10,15 +10,13 @@ use tokio::time::Instant;
 /// The window over which the budget holds, in seconds.
 const WINDOW: u64 = 10;
 
-/// Allows a retry while, over the last 10 s, retries are at most `ratio` of the requests plus `floor` a
-/// second.
+/// Allows a retry while, over the last 10 s, retries are at most a share of the requests plus a number a second. It goes
+/// on through changes of the configuration, which say how many from then on.
 ///
 /// tower's `TpsBudget` has the same shape, but counts in slots of a second (so that a burst at a
 /// slot's border exceeds the window's limit) and by a clock that tests cannot turn.
 #[derive(Debug)]
 pub(super) struct Budget {
-    ratio: f64,
-    floor: u32,
     start: Instant,
     /// Requests by second, modulo the ring's length: the second in the upper half, the count in the
     /// lower. Lock-free, since every request counts itself.
@@ -28,14 +26,8 @@ pub(super) struct Budget {
 }
 
 impl Budget {
-    pub fn new(ratio: f64, floor: u32) -> Self {
-        Self {
-            ratio,
-            floor,
-            start: Instant::now(),
-            requests: Default::default(),
-            retries: Mutex::default(),
-        }
+    pub fn new() -> Self {
+        Self { start: Instant::now(), requests: Default::default(), retries: Mutex::default() }
     }
 
     fn second(&self, now: Instant) -> u64 {
@@ -52,8 +44,8 @@ impl Budget {
         });
     }
 
-    /// Takes one retry out, if there is one.
-    pub fn withdraw(&self) -> bool {
+    /// Takes one retry out, if there is one: `ratio` of the requests and `floor` a second.
+    pub fn withdraw(&self, ratio: f64, floor: u32) -> bool {
         let now = Instant::now();
         let second = self.second(now);
         // A slot counts only while all of it lies in the window: at the edge, rather too few.
@@ -64,8 +56,8 @@ impl Budget {
             .filter(|slot| (slot >> 32) + WINDOW > second)
             .map(|slot| slot & 0xFFFF_FFFF)
             .sum();
-        let floor = (self.floor as usize).saturating_mul(WINDOW as usize);
-        let allowed = ((requests as f64 * self.ratio) as usize).saturating_add(floor);
+        let floor = (floor as usize).saturating_mul(WINDOW as usize);
+        let allowed = ((requests as f64 * ratio) as usize).saturating_add(floor);
         // Nothing in this block can panic, so a poisoned lock is as good as any.
         let mut retries = self.retries.lock().unwrap_or_else(PoisonError::into_inner);
         while retries.front().is_some_and(|granted| now - *granted >= Duration::from_secs(WINDOW)) {
@@ -85,14 +77,14 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn over_any_ten_seconds_retries_stay_within_a_fifth_of_the_requests_and_the_floor() {
-        let budget = Budget::new(0.2, 3);
+        let budget = Budget::new();
         let mut granted: Vec<Instant> = Vec::new();
         let mut asked: Vec<Instant> = Vec::new();
         for tick in 0..600 {
             for _ in 0..20 {
                 budget.deposit(Instant::now());
                 asked.push(Instant::now());
-                if budget.withdraw() {
+                if budget.withdraw(0.2, 3) {
                     granted.push(Instant::now());
                 }
             }
@@ -108,18 +100,26 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_budget_of_nothing_grants_nothing() {
-        let budget = Budget::new(0.0, 0);
+        let budget = Budget::new();
         budget.deposit(Instant::now());
-        assert!(!budget.withdraw());
+        assert!(!budget.withdraw(0.0, 0));
     }
 
     #[tokio::test(start_paused = true)]
     async fn the_floor_alone_allows_thirty_retries_at_once_and_more_after_ten_seconds() {
-        let budget = Budget::new(0.0, 3);
-        assert_eq!((0..100).filter(|_| budget.withdraw()).count(), 30);
+        let budget = Budget::new();
+        assert_eq!((0..100).filter(|_| budget.withdraw(0.0, 3)).count(), 30);
         tokio::time::advance(Duration::from_millis(9_999)).await;
-        assert!(!budget.withdraw());
+        assert!(!budget.withdraw(0.0, 3));
         tokio::time::advance(Duration::from_millis(1)).await;
-        assert_eq!((0..100).filter(|_| budget.withdraw()).count(), 30);
+        assert_eq!((0..100).filter(|_| budget.withdraw(0.0, 3)).count(), 30);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_was_taken_counts_against_another_share_and_floor() {
+        let budget = Budget::new();
+        assert_eq!((0..100).filter(|_| budget.withdraw(0.0, 1)).count(), 10);
+        assert_eq!((0..100).filter(|_| budget.withdraw(0.0, 3)).count(), 20);
+        assert!(!budget.withdraw(0.0, 2));
     }
 }

@@ -7,11 +7,11 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use http::header::USER_AGENT;
-use http::{HeaderValue, Request, Response};
+use http::{HeaderValue, Request, Response, Version};
 use rustls::{AlertDescription, ServerConfig};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
-use tokio::sync::{OwnedSemaphorePermit, mpsc};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -20,7 +20,6 @@ use super::body::Body;
 use super::connection::TakesOver;
 use super::error::Error;
 use super::socket::Watch;
-use crate::config::Config;
 use crate::intercept::guard::{ConnectError, Guard};
 use crate::intercept::leaf::Leaves;
 use crate::intercept::tunnel::{End, Traffic, relay};
@@ -35,8 +34,6 @@ use crate::observe::redact::Agent;
 pub(crate) struct Peer {
     /// The client's address.
     pub address: SocketAddr,
-    /// Whether `listen.allow_from` names it.
-    pub is_allowed: bool,
     /// The target of the tunnel that it came through, TLS taken off.
     pub tunnel: Option<Arc<Target>>,
     /// Sees whether the client is still there.
@@ -47,11 +44,8 @@ pub(crate) struct Peer {
 
 impl Peer {
     /// Who is at the other end of a connection that was just accepted.
-    pub(super) fn new(address: SocketAddr, watch: Watch, open: Open, config: &Config) -> Self {
-        let allow = &config.listen.allow_from;
-        let ip = address.ip().to_canonical();
-        let is_allowed = allow.is_empty() || allow.iter().any(|net| net.contains(&ip));
-        Self { address, is_allowed, tunnel: None, watch, open: Arc::new(open) }
+    pub(super) fn new(address: SocketAddr, watch: Watch, open: Open) -> Self {
+        Self { address, tunnel: None, watch, open: Arc::new(open) }
     }
 
     /// Whether the proxy has come to its end, and ends the connection with it.
@@ -77,6 +71,11 @@ impl Open {
     ) -> Self {
         metrics.connections.inc();
         Self { metrics, cut, _permit: permit }
+    }
+
+    /// One more, of the same client.
+    fn beside(&self, permit: OwnedSemaphorePermit) -> Self {
+        Self::new(Arc::clone(&self.metrics), self.cut.clone(), Some(permit))
     }
 
     fn is_cut(&self) -> bool {
@@ -129,6 +128,8 @@ pub(super) struct Connect {
     pub tunnels: TaskTracker,
     /// Takes what was opened back to the listener.
     pub opened: mpsc::Sender<Opened>,
+    /// For as many connections as there may be.
+    pub room: Arc<Semaphore>,
 }
 
 impl Connect {
@@ -140,7 +141,15 @@ impl Connect {
     ) -> Result<Response<Body>, Error> {
         let target = target(request)?;
         exchange.concerns(&target);
-        let peer = exchange.peer().cloned();
+        let mut peer = exchange.peer().cloned();
+        // Of HTTP/1, the tunnel is what its connection has become.
+        if let Some(peer) = &mut peer
+            && request.version() == Version::HTTP_2
+        {
+            let permit = Arc::clone(&self.room).try_acquire_owned();
+            let open = peer.open.beside(permit.map_err(|_| Error::TooManyConnections)?);
+            *peer = Arc::new(Peer { open: Arc::new(open), ..Peer::clone(peer) });
+        }
         let agent = request.headers().get(USER_AGENT).cloned();
         let (takes_over, stream) = mpsc::channel(1);
         match self.guard.rules().judge(&target.host, target.port, false)? {

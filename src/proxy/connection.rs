@@ -35,7 +35,7 @@ use super::error::Error;
 use super::io::{Downstream, Head, HeadTimer, READ};
 use super::stack::{Arrived, Observed};
 use super::stage::Handle;
-use super::streams::{self, Streams};
+use super::streams::{self, Activity, Streams};
 use super::wakes::WakeFilter;
 use crate::config::Config;
 use crate::intercept::tunnel::Rewound;
@@ -214,9 +214,9 @@ where
         }
     }
 
-    fn exchanges(&self, peer: Arc<Peer>) -> Exchanges<H> {
+    fn exchanges(&self, peer: Arc<Peer>, streams: Option<Arc<Activity>>) -> Exchanges<H> {
         let end = Arc::new(Ends { taken: OnceLock::new(), drain: self.drain.clone() });
-        Exchanges { stack: Arc::clone(&self.stack), peer, end }
+        Exchanges { stack: Arc::clone(&self.stack), peer, end, streams }
     }
 
     /// Serves HTTP/1 until the connection falls silent, and gives it back then.
@@ -233,7 +233,7 @@ where
         if !is_tls {
             io = io.sparing(self.protocols.max_body);
         }
-        let mut service = self.exchanges(peer);
+        let mut service = self.exchanges(peer, None);
         let mut begun = false;
         loop {
             let mut builder = self.protocols.http1.clone();
@@ -250,8 +250,8 @@ where
             let parts = connection.into_parts();
             (io, service) = (parts.io.into_inner(), parts.service);
             match end {
-                // Its head goes on where it was.
-                End::Silent if !parts.read_buf.is_empty() => {
+                // Its head goes on where it was. Lines that are empty begin none (RFC 9112 section 2.2).
+                End::Silent if !parts.read_buf.iter().all(|it| b"\r\n".contains(it)) => {
                     io.rewind(parts.read_buf);
                     begun = true;
                 }
@@ -384,14 +384,22 @@ where
         T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
         let io = Downstream::new(stream, start, self.protocols.idle, Arc::default());
-        let service = self.exchanges(peer);
+        let streams = Activity::new();
+        let service = self.exchanges(peer, Some(Arc::clone(&streams)));
         // One that comes while the proxy drains, and stays, is served until it is to stop.
         let ends = if self.drain.is_cancelled() { &self.stop } else { &self.drain };
+        let is_over = async {
+            tokio::select! {
+                () = ends.cancelled() => {}
+                // However often it answers to a ping.
+                () = streams.ended(self.protocols.keep_alive) => {}
+            }
+        };
         let connection = self.protocols.http2.serve_connection(TokioIo::new(io), service);
         let mut connection = pin!(connection);
         let ended = tokio::select! {
             ended = connection.as_mut() => ended,
-            () = ends.cancelled() => {
+            () = is_over => {
                 connection.as_mut().graceful_shutdown();
                 connection.await
             }
@@ -431,6 +439,8 @@ struct Exchanges<H> {
     stack: Arc<ArcSwap<H>>,
     peer: Arc<Peer>,
     end: Arc<Ends>,
+    /// Of HTTP/2.
+    streams: Option<Arc<Activity>>,
 }
 
 /// What ends a connection. Shared by its exchanges as one, since a token's clones are counted under a lock.
@@ -452,6 +462,9 @@ where
     fn call(&self, mut request: Request<Incoming>) -> Self::Future {
         let stack = self.stack.load_full();
         let (peer, end) = (Arc::clone(&self.peer), Arc::clone(&self.end));
+        if let Some(streams) = &self.streams {
+            streams.begin();
+        }
         Box::pin(async move {
             let is_http1 = request.version() < Version::HTTP_2;
             let is_stream = request.method() == Method::CONNECT && !is_http1;

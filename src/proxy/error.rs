@@ -58,6 +58,9 @@ pub(crate) enum Error {
     /// `limits.max_requests`
     #[error("{0} requests are in flight already")]
     TooManyRequests(usize),
+    /// `limits.max_connections`
+    #[error("there are as many connections and tunnels as limits.max_connections allows")]
+    TooManyConnections,
     /// `limits.max_buffered`
     #[error("{0} bytes of bodies are held already")]
     TooMuchBuffered(usize),
@@ -110,7 +113,7 @@ pub(crate) struct Problem {
 impl Error {
     /// The upstream never saw the request.
     pub fn is_stale(&self) -> bool {
-        matches!(self, Self::Upstream(error) if error.fault == Fault::Stale)
+        matches!(self, Self::Upstream(error) if [Fault::Stale, Fault::Unprocessed].contains(&error.fault))
     }
 
     pub fn problem(&self) -> Problem {
@@ -255,7 +258,7 @@ impl Error {
                     .into(),
                 token: "proxy_loop_detected",
             },
-            Self::TooManyRequests(_) | Self::TooMuchBuffered(_) => Problem {
+            Self::TooManyRequests(_) | Self::TooManyConnections | Self::TooMuchBuffered(_) => Problem {
                 status: StatusCode::SERVICE_UNAVAILABLE,
                 name: "overloaded",
                 title: "The proxy has enough to do",

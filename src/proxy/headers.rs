@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use http::header::{
-    CONNECTION, CONTENT_LENGTH, CONTENT_LOCATION, EXPECT, HOST, LOCATION, TE, TRAILER, VIA,
+    CONNECTION, CONTENT_LENGTH, CONTENT_LOCATION, COOKIE, EXPECT, HOST, LOCATION, TE, TRAILER, VIA,
 };
 use http::uri::{Authority, Scheme};
 use http::{HeaderMap, HeaderName, HeaderValue, Response, Version};
@@ -87,6 +87,9 @@ where
         if asked.expects_continue {
             request.headers_mut().remove(EXPECT);
         }
+        if request.version() == Version::HTTP_2 {
+            join_cookies(request.headers_mut());
+        }
         let via = via(request.version());
         request.headers_mut().append(VIA, via);
         *request.version_mut() = Version::HTTP_11;
@@ -105,6 +108,16 @@ where
             }
         }
         Ok(response)
+    }
+}
+
+/// Puts together what HTTP/2 lets a client take apart (RFC 9113 section 8.2.3).
+fn join_cookies(headers: &mut HeaderMap) {
+    let crumbs: Vec<_> = headers.get_all(COOKIE).iter().map(HeaderValue::as_bytes).collect();
+    if crumbs.len() > 1
+        && let Ok(whole) = HeaderValue::from_bytes(&crumbs.join(&b"; "[..]))
+    {
+        headers.insert(COOKIE, whole);
     }
 }
 

@@ -14,6 +14,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use super::budget::Budget;
 use super::connect::{Connect, Open, Opened, Peer, how_to_trust};
 use super::connection::{ON_ITS_WAY, Protocols, Serving};
 use super::control::{Control, Wanted};
@@ -168,8 +169,11 @@ impl Server {
         let (drain, cut) = (control.drain.clone(), control.cut.clone());
         let connections = TaskTracker::new();
         let (opened, mut tunnels) = mpsc::channel(OPENED);
+        let room = Arc::new(Semaphore::new(control.config().limits.max_connections));
+        let budget = Arc::new(Budget::new());
         let assemble = {
             let (metrics, connections) = (Arc::clone(&metrics), connections.clone());
+            let room = Arc::clone(&room);
             move |wanted: &Wanted| {
                 let config = &wanted.config;
                 let rules = config.intercept.rules.clone();
@@ -184,8 +188,9 @@ impl Server {
                     idle: config.intercept.tunnel_idle_timeout,
                     tunnels: connections.clone(),
                     opened: opened.clone(),
+                    room: Arc::clone(&room),
                 };
-                stack(config, &metrics, journal.as_ref(), upstream, connect)
+                stack(config, &metrics, journal.as_ref(), upstream, connect, &budget)
             }
         };
         let (stack, mut changes, _heeding) = control.heed(assemble);
@@ -197,7 +202,6 @@ impl Server {
             stop: stop.clone(),
             drain: drain.clone(),
         };
-        let room = Arc::new(Semaphore::new(config.limits.max_connections));
         let open = |permit| Open::new(Arc::clone(&metrics), cut.clone(), permit);
         let mut full = Seldom::default();
         loop {
@@ -236,11 +240,11 @@ impl Server {
             match accepted {
                 Ok((Accepted::Socket(stream, address), permit)) => {
                     let stream = ready(stream);
-                    let peer = Peer::new(address, stream.watch(), open(permit), &config);
+                    let peer = Peer::new(address, stream.watch(), open(permit));
                     connections.spawn(serving.clone().connection(stream, peer));
                 }
                 Ok((Accepted::InMemory(stream), permit)) => {
-                    let peer = Peer::new(IN_MEMORY, Watch::default(), open(permit), &config);
+                    let peer = Peer::new(IN_MEMORY, Watch::default(), open(permit));
                     connections.spawn(serving.clone().connection(stream, peer));
                 }
                 Err(error) => pause_after(&error).await,
@@ -252,7 +256,7 @@ impl Server {
             let Ok((stream, address)) = listener.accept() else { break };
             let Ok(stream) = nonblocking(stream) else { continue };
             let stream = ready(stream);
-            let peer = Peer::new(address, stream.watch(), open(Some(permit)), &config);
+            let peer = Peer::new(address, stream.watch(), open(Some(permit)));
             connections.spawn(serving.clone().connection(stream, peer));
         }
         drop(listener);
@@ -265,7 +269,11 @@ impl Server {
                     Some(opened) = tunnels.recv() => {
                         connections.spawn(serving.clone().opened(opened));
                     }
-                    () = connections.wait() => break,
+                    // The last connection may have been one that had just opened a tunnel.
+                    () = connections.wait() => match tunnels.try_recv() {
+                        Ok(opened) => drop(connections.spawn(serving.clone().opened(opened))),
+                        Err(_) => break,
+                    },
                 }
             }
         };

@@ -11,6 +11,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::task::Poll;
 use std::time::Duration;
 
+use http::header::{CONNECTION, HOST};
 use http::uri::{Authority, PathAndQuery, Scheme};
 use http::{Request, Response, Uri};
 use hyper::body::Incoming;
@@ -89,6 +90,18 @@ impl Origin {
         parts.authority = Some(self.authority.clone());
         parts.path_and_query = Some(path.cloned().unwrap_or(PathAndQuery::from_static("/")));
         Uri::from_parts(parts).expect("it has all three parts")
+    }
+
+    /// Makes a request one of HTTP/2's: the server's name stands in `:authority`, and in no `Host` beside it, and the connection
+    /// has no fields (RFC 9113 section 8.2.2 and 8.3.1).
+    fn name(&self, request: &mut Request<Body>) {
+        let named = request.headers_mut().remove(HOST);
+        let named = named.and_then(|host| Authority::try_from(host.as_bytes()).ok());
+        let authority = named.unwrap_or_else(|| self.authority.clone());
+        let origin = Self { scheme: self.scheme.clone(), authority };
+        *request.uri_mut() = origin.uri(request.uri().path_and_query());
+        // It names `TE`, which hyper would drop with it.
+        request.headers_mut().remove(CONNECTION);
     }
 }
 
@@ -313,7 +326,7 @@ impl Connection {
                 in_time(alarm, end, sender.try_send_request(taken(request))).await
             }
             Sender::Http2(sender) => {
-                *request.uri_mut() = self.origin.uri(request.uri().path_and_query());
+                self.origin.name(request);
                 in_time(alarm, end, sender.try_send_request(taken(request))).await
             }
         };

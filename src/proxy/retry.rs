@@ -33,9 +33,8 @@ pub(super) struct Retry {
 }
 
 impl Retry {
-    pub fn new(config: Arc<Config>) -> Self {
-        let budget = Budget::new(config.retry.budget, config.retry.budget_floor);
-        Self { config, budget: Arc::new(budget) }
+    pub fn new(config: Arc<Config>, budget: Arc<Budget>) -> Self {
+        Self { config, budget }
     }
 }
 
@@ -102,7 +101,8 @@ impl Retry {
         S: Handle<Box<Call>, Response = Response<Body>, Error = Error>,
     {
         let Attempted { sent, started, spare, answer } = first;
-        let schedule = Schedule::from(started, &self.config.retry);
+        let retry = &self.config.retry;
+        let schedule = Schedule::from(started, retry);
         let mut answer = self.judge(answer, sent, schedule.deadline).await;
         answer.count(exchange);
         for attempt in 1.. {
@@ -113,7 +113,11 @@ impl Retry {
                 exchange.exhausted();
                 break;
             };
-            if !self.budget.withdraw() {
+            if is_gone(exchange) {
+                exchange.exhausted();
+                break;
+            }
+            if !self.budget.withdraw(retry.budget, retry.budget_floor) {
                 exchange.budget_spent();
                 exchange.exhausted();
                 break;
@@ -122,11 +126,12 @@ impl Retry {
             if !pause.is_zero() {
                 tokio::time::sleep(pause).await;
             }
-            if exchange.peer().is_some_and(|peer| peer.watch.is_gone()) {
+            if is_gone(exchange) {
+                exchange.exhausted();
                 break;
             }
             exchange.attempted();
-            let retry = Retrying::begin(exchange);
+            let retrying = Retrying::begin(exchange);
             match tokio::time::timeout_at(schedule.deadline, ask(inner, next, spare.as_deref()))
                 .await
             {
@@ -140,7 +145,7 @@ impl Retry {
                     }
                     answer = next;
                     answer.count(exchange);
-                    retry.ended(match answer.verdict {
+                    retrying.ended(match answer.verdict {
                         Some(_) => Retried::Refused,
                         None if answer.response.status().as_u16() < 400 => Retried::Rescued,
                         None => Retried::Failed,
@@ -245,6 +250,11 @@ impl<'c> Schedule<'c> {
         let in_time = Instant::now().checked_add(pause).is_some_and(|at| at < self.deadline);
         in_time.then_some(pause)
     }
+}
+
+/// Whether nobody waits for the answer any more.
+fn is_gone(exchange: &Exchange) -> bool {
+    exchange.peer().is_some_and(|peer| peer.watch.is_gone())
 }
 
 /// RFC 9110 section 9.2.2.

@@ -7,7 +7,9 @@ use std::task::Poll;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, HOST, TRAILER};
+use http::header::{
+    CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, HOST, TRAILER, TRANSFER_ENCODING,
+};
 use http::{HeaderMap, HeaderName, HeaderValue, Response};
 use http_body::Body as _;
 use tokio::time::error::Elapsed;
@@ -17,7 +19,7 @@ use super::body::{self, Ahead, Body, BodyError, Rest, Side, Streaming};
 use super::call::{Call, Forward};
 use super::coding::{Coding, DecodeError};
 use super::error::Error;
-use super::room::Room;
+use super::room::{Room, Share};
 use super::route::Route;
 use super::stage::{Handle, Stage};
 use super::turn::write_due;
@@ -66,6 +68,7 @@ where
                 let headers = call.request.headers_mut();
                 headers.remove(TRAILER);
                 if announced != Some(length as u64) {
+                    headers.remove(TRANSFER_ENCODING);
                     headers.insert(CONTENT_LENGTH, HeaderValue::from(length));
                 }
             }
@@ -90,33 +93,42 @@ impl Sanitize {
         Self { config, room }
     }
 
-    /// Reads a body whole, within the limits of time and of memory. What it takes is held for as long as
-    /// its exchange.
-    async fn read(&self, stream: Box<Streaming>, exchange: &Exchange) -> Result<Ahead, Error> {
+    /// Reads a body whole, within the limits of time and of memory.
+    async fn read(&self, stream: Box<Streaming>, share: &mut Share) -> Result<Ahead, Error> {
         let limits = &self.config.limits;
-        let mut share = self.room.share();
-        let reading = body::read_ahead(stream, self.config.sanitize.max_body, &mut share);
-        let ahead = match within(limits.body_timeout, reading).await {
-            Ok(ahead) => ahead.map_err(Error::RequestBody)?,
+        let reading = body::read_ahead(stream, self.config.sanitize.max_body, share);
+        match within(limits.body_timeout, reading).await {
+            Ok(ahead) => ahead.map_err(Error::RequestBody),
             Err(_) => {
                 let slow = BodyError::Slow(Side::Downstream, limits.body_timeout);
-                return Err(Error::RequestBody(slow));
+                Err(Error::RequestBody(slow))
             }
-        };
-        if let Some(held) = share.hand_over() {
-            exchange.holds_bytes(held);
         }
-        Ok(ahead)
     }
 
-    /// Reads a body, looks at it, and puts the one to send in its place.
+    /// Looks at a body, and puts the one to send in its place. What that takes of the memory for bodies is held for as long
+    /// as the exchange.
     async fn inspect(&self, call: &mut Call, update: bool) -> Result<Found, Error> {
-        let Call { request, exchange, forward, .. } = call;
+        let mut share = self.room.share();
+        let found = self.read_and_look(call, update, &mut share).await;
+        if let Some(held) = share.hand_over() {
+            call.exchange.holds_bytes(held);
+        }
+        found
+    }
+
+    async fn read_and_look(
+        &self,
+        call: &mut Call,
+        update: bool,
+        share: &mut Share,
+    ) -> Result<Found, Error> {
+        let Call { request, forward, .. } = call;
         if request.body().size_hint().lower() > self.config.sanitize.max_body as u64 {
             return Ok(Found::Uninspectable(Uninspectable::TooLarge));
         }
         let received = match std::mem::replace(request.body_mut(), Body::empty()) {
-            Body::Streaming(stream) => match self.read(stream, exchange).await? {
+            Body::Streaming(stream) => match self.read(stream, share).await? {
                 Ahead::Whole(bytes) => bytes,
                 Ahead::NoRoom => {
                     return Err(Error::TooMuchBuffered(self.config.limits.max_buffered));
@@ -136,11 +148,19 @@ impl Sanitize {
         };
         // Only a base URL puts it into ids.
         let own_host = if forward.is_some() { None } else { own_host(request.headers()) };
-        if received.len() > SHORT || request.headers().contains_key(CONTENT_ENCODING) {
+        let is_packed = request.headers().contains_key(CONTENT_ENCODING);
+        if received.len() > SHORT || is_packed {
             // It takes longer than other requests' writes should wait.
             write_due();
         }
         let found = look(&received, request.headers(), own_host, update, &self.config);
+        // Kept for the record, beside what was received: of what is packed, that may be a thousand times as much.
+        if let Found::Contact { original, .. } = &found
+            && is_packed
+            && !share.take(original.len())
+        {
+            return Err(Error::TooMuchBuffered(self.config.limits.max_buffered));
+        }
         let sent = match &found {
             Found::Contact { edited: Some(edited), .. } => edited.clone(),
             _ => received,

@@ -16,6 +16,7 @@ use tokio::sync::Semaphore;
 use tower::ServiceBuilder;
 
 use super::body::{Body, BodyError, Side, Streaming};
+use super::budget::Budget;
 use super::call::{Call, Forward};
 use super::connect::{Connect, Peer, Target, unreachable};
 use super::error::Error;
@@ -40,6 +41,7 @@ pub(super) fn stack(
     journal: Option<&Journal>,
     upstream: Upstream,
     connect: Connect,
+    budget: &Arc<Budget>,
 ) -> impl Handle<Arrived, Response = Response<Observed>, Error = Infallible> + use<> {
     ServiceBuilder::new()
         // Outermost, so that one line and one report tell the client's view, whatever happens below.
@@ -58,7 +60,7 @@ pub(super) fn stack(
         // Above the retry: a body is inspected once, and what is sent again is what was sent.
         .layer(StageLayer(Sanitize::new(Arc::clone(config))))
         // Above the headers: each attempt is a request of its own to the upstream.
-        .layer(StageLayer(Retry::new(Arc::clone(config))))
+        .layer(StageLayer(Retry::new(Arc::clone(config), Arc::clone(budget))))
         // Just above the wire, so that nothing above sees the upstream's side of the message.
         .layer(StageLayer(Headers::new(Arc::clone(config))))
         .service(upstream)
@@ -264,7 +266,7 @@ where
     async fn handle(&self, mut call: Box<Call>, inner: &S) -> Result<Response<Body>, Error> {
         let Call { request, exchange, forward, .. } = &mut *call;
         let peer = exchange.peer();
-        if peer.is_some_and(|peer| !peer.is_allowed) {
+        if peer.is_some_and(|peer| !self.config.listen.allows(peer.address.ip())) {
             return Err(Error::ClientDenied);
         }
         let tunnel = peer.and_then(|peer| peer.tunnel.as_deref());

@@ -6,22 +6,92 @@
 use std::cell::Cell;
 use std::future::Future;
 use std::pin::Pin;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use hyper::rt::Executor;
-use tokio::time::{Instant, Sleep, sleep};
+use tokio::time::{Instant, Sleep, sleep, sleep_until};
 
 use crate::observe::exchange::cut;
 
 thread_local! {
     /// The stream that is polled on this thread has got on with its answer.
     static GOT_ON: Cell<bool> = const { Cell::new(false) };
+    /// What is executed next on this thread is the stream of a request that was just begun.
+    static BEGUN: Cell<Option<Busy>> = const { Cell::new(None) };
+    /// The connection whose stream is polled on this thread: what it executes is what it becomes a tunnel by.
+    static POLLED: Cell<Option<Arc<Activity>>> = const { Cell::new(None) };
 }
 
 /// To be said when there is an answer, and whenever more of its body is asked for.
 pub(super) fn got_on() {
     GOT_ON.set(true);
+}
+
+/// The streams of one connection.
+#[derive(Debug)]
+pub(super) struct Activity(Mutex<Now>);
+
+#[derive(Debug)]
+struct Now {
+    open: usize,
+    /// When the last one began or ended.
+    changed: Instant,
+}
+
+impl Activity {
+    /// None yet.
+    pub fn new() -> Arc<Self> {
+        Arc::new(Self(Mutex::new(Now { open: 0, changed: Instant::now() })))
+    }
+
+    /// To be said when a request is given to its service, in the poll in which hyper then has its stream executed.
+    pub fn begin(self: &Arc<Self>) {
+        BEGUN.set(Some(self.busy()));
+    }
+
+    /// A stream is open for as long as this is there.
+    fn busy(self: &Arc<Self>) -> Busy {
+        self.change(|open| *open += 1);
+        Busy(Arc::clone(self))
+    }
+
+    fn change(&self, change: impl FnOnce(&mut usize)) {
+        let mut now = self.now();
+        change(&mut now.open);
+        now.changed = Instant::now();
+    }
+
+    fn now(&self) -> MutexGuard<'_, Now> {
+        // It is whole after any statement: a poisoned lock is as good as any.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits until there has been no stream for so long.
+    pub async fn ended(&self, limit: Duration) {
+        loop {
+            let until = {
+                let now = self.now();
+                let since = if now.open > 0 { Instant::now() } else { now.changed };
+                since + limit
+            };
+            if until <= Instant::now() {
+                return;
+            }
+            sleep_until(until).await;
+        }
+    }
+}
+
+/// A stream that is open.
+#[derive(Debug)]
+pub(super) struct Busy(Arc<Activity>);
+
+impl Drop for Busy {
+    fn drop(&mut self) {
+        self.0.change(|open| *open -= 1);
+    }
 }
 
 /// Runs streams, and ends those that take too long.
@@ -38,10 +108,19 @@ where
     F: Future<Output = ()> + Send + 'static,
 {
     fn execute(&self, stream: F) {
+        let Some(busy) = BEGUN.take() else {
+            // It has no end but the tunnel's.
+            let busy = POLLED.take().map(|it| it.busy());
+            drop(tokio::spawn(async move {
+                let _busy = busy;
+                stream.await;
+            }));
+            return;
+        };
         let (whole, limit) = (self.whole, self.stall);
         // Dropped, a stream is reset and its request with it.
         drop(tokio::spawn(async move {
-            let mut stream = Stream { inner: Box::pin(stream), limit, stalled: None };
+            let mut stream = Stream { inner: Box::pin(stream), busy, limit, stalled: None };
             if tokio::time::timeout(whole, &mut stream).await.is_err() {
                 tracing::warn!("a stream took longer than limits.request_timeout, and was reset");
                 cut(stream);
@@ -52,6 +131,7 @@ where
 
 struct Stream<F> {
     inner: Pin<Box<F>>,
+    busy: Busy,
     limit: Duration,
     /// Armed once there is an answer.
     stalled: Option<Pin<Box<Sleep>>>,
@@ -62,8 +142,11 @@ impl<F: Future<Output = ()>> Future for Stream<F> {
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
         GOT_ON.set(false);
+        POLLED.set(Some(Arc::clone(&self.busy.0)));
         // First, since the body has a deadline of its own for its sender, which began before this one.
-        if self.inner.as_mut().poll(cx).is_ready() {
+        let polled = self.inner.as_mut().poll(cx);
+        POLLED.take();
+        if polled.is_ready() {
             return Poll::Ready(());
         }
         let limit = self.limit;

@@ -101,8 +101,13 @@ impl Upstream {
         request: &mut Request<Body>,
     ) -> Result<Response<Body>, Failed> {
         let progress = request.body_mut().stream().map(Streaming::watch);
-        let patience = Patience { limit: self.config.upstream.response_timeout, progress };
-        let answer = pool.request(origin, request, patience).await?;
+        let limit = self.config.upstream.response_timeout;
+        let patience = Patience { limit, progress: progress.clone() };
+        let answer = pool.request(origin, request, patience).await.map_err(|error| {
+            // HTTP/2 would tell only that the stream was reset, and not why.
+            let body = progress.and_then(|progress| progress.error());
+            body.map_or_else(|| Failed::from(error), Failed::RequestBody)
+        })?;
         // RFC 9110 section 7.8: nobody asked for another protocol, since `Upgrade` ends here.
         if answer.status() == StatusCode::SWITCHING_PROTOCOLS {
             let message = "it switched to another protocol unasked".into();
@@ -156,6 +161,9 @@ pub(crate) enum Fault {
     Terminated,
     /// The upstream had closed the connection before, and never saw the request.
     Stale,
+    /// It says that it did nothing about the request: of HTTP/2, a connection that it retires, or a stream that it refuses (RFC 9113
+    /// section 8.7).
+    Unprocessed,
 }
 
 impl Fault {
@@ -169,7 +177,7 @@ impl Fault {
             Self::Tls => "upstream-tls-failed",
             Self::ResponseTimeout => "upstream-response-timeout",
             Self::Garbage => "upstream-answer-malformed",
-            Self::Terminated | Self::Stale => "upstream-connection-closed",
+            Self::Terminated | Self::Stale | Self::Unprocessed => "upstream-connection-closed",
         }
     }
 
@@ -178,9 +186,11 @@ impl Fault {
             Self::Dns => "resolving the name",
             Self::ConnectTimeout | Self::Refused | Self::Unreachable => "connecting",
             Self::Certificate | Self::Tls => "TLS handshake",
-            Self::ResponseTimeout | Self::Garbage | Self::Terminated | Self::Stale => {
-                "waiting for the answer"
-            }
+            Self::ResponseTimeout
+            | Self::Garbage
+            | Self::Terminated
+            | Self::Stale
+            | Self::Unprocessed => "waiting for the answer",
         }
     }
 
@@ -194,7 +204,7 @@ impl Fault {
             Self::Tls => "tls_protocol_error",
             Self::ResponseTimeout => "http_response_timeout",
             Self::Garbage => "http_protocol_error",
-            Self::Terminated | Self::Stale => "connection_terminated",
+            Self::Terminated | Self::Stale | Self::Unprocessed => "connection_terminated",
         }
     }
 
@@ -218,10 +228,8 @@ impl Fault {
                  subjectAltNames."
             }
             Self::Tls => "Check that upstream.url speaks TLS 1.2 or later on that port.",
-            Self::ResponseTimeout => {
-                "It may have been applied all the same: look before sending a create again."
-            }
-            Self::Garbage | Self::Terminated | Self::Stale => {
+            Self::Unprocessed => "It was not applied: it can be sent again.",
+            Self::ResponseTimeout | Self::Garbage | Self::Terminated | Self::Stale => {
                 "It may have been applied all the same: look before sending a create again."
             }
         }
@@ -251,9 +259,6 @@ impl Failed {
 impl From<PoolError> for Failed {
     fn from(error: PoolError) -> Self {
         let causes = || Causes(Some(&error));
-        if let Some(body) = causes().find_map(|cause| cause.downcast_ref::<BodyError>()) {
-            return Self::RequestBody(body.clone());
-        }
         if let Some(ConnectError::Denied(denied)) = causes().find_map(<dyn StdError>::downcast_ref)
         {
             return Self::Denied(denied.clone());
@@ -264,6 +269,16 @@ impl From<PoolError> for Failed {
             }
             PoolError::Late => return Self::Fault(Fault::ResponseTimeout, error.to_string()),
             PoolError::Connect(_) | PoolError::Exchange { .. } => {}
+        }
+        if let Some(http2) = causes().find_map(|cause| cause.downcast_ref::<h2::Error>())
+            && let Some(reason) = http2.reason()
+        {
+            let fault = match is_unprocessed(http2) {
+                true => Fault::Unprocessed,
+                false => Fault::Terminated,
+            };
+            // Not in h2's words: those repeat what the upstream has written beside its reason.
+            return Self::Fault(fault, format!("HTTP/2: {}", reason.description()));
         }
         let tls = causes().find_map(|cause| cause.downcast_ref::<rustls::Error>());
         let message = match tls {
@@ -310,6 +325,13 @@ fn classify<'e>(error: &PoolError, causes: impl Fn() -> Causes<'e>) -> Fault {
         Some(error) if error.is_parse() => Fault::Garbage,
         _ => Fault::Terminated,
     }
+}
+
+/// Whether an upstream's word on a stream is that it did nothing about it. h2 takes GOAWAY for the word on those alone that the
+/// upstream has not looked at.
+fn is_unprocessed(error: &h2::Error) -> bool {
+    let is_refused = error.is_reset() && error.reason() == Some(h2::Reason::REFUSED_STREAM);
+    error.is_remote() && (error.is_go_away() || is_refused)
 }
 
 /// What is wrong with a certificate, without a word of what stands in it: whoever made it chose that.

@@ -1,6 +1,6 @@
 //! What audit lines add up to.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use serde::Serialize;
 use serde_json::{Value, json};
@@ -104,17 +104,17 @@ impl Sums {
         add(&mut self.applications, agent, &one);
         add(&mut self.accounts, line.account.as_ref().map_or("(none)", |it| &it.0), &one);
         add(&mut self.days, time.get(..10).unwrap_or(time), &one);
-        for (position, finding) in findings.iter().enumerate() {
-            let is_first = |same: &dyn Fn(usize) -> bool| !(0..position).any(same);
+        let (mut kinds, mut lists) = (HashSet::new(), HashSet::new());
+        for finding in findings {
             let once = |is_first: bool| {
                 let base = if is_first { one } else { Counts::default() };
                 Counts { findings: 1, changed: u64::from(finding.changed), ..base }
             };
-            let first = is_first(&|before| findings[before].kind == finding.kind);
-            add(&mut self.kinds, &finding.kind.0, &once(first));
+            let kind: &str = &finding.kind.0;
+            add(&mut self.kinds, kind, &once(kinds.insert(kind)));
             if let Some(list) = &finding.list_id {
-                let first = is_first(&|before| findings[before].list_id.as_ref() == Some(list));
-                add(&mut self.lists, &list.0, &once(first));
+                let list: &str = &list.0;
+                add(&mut self.lists, list, &once(lists.insert(list)));
             }
         }
     }

@@ -94,7 +94,10 @@ pub(super) struct Walk<'t> {
 impl<'t> Walk<'t> {
     pub fn new(text: &'t str, bytes: &'t [u8], base: usize, own_host: Option<&'t str>) -> Self {
         // Where the client used the API's own name, its ids need no restoring.
-        let is_api = |host: &str| ID_ORIGIN.strip_prefix("http://") == Some(host);
+        let is_api = |host: &str| {
+            let name = ID_ORIGIN.strip_prefix("http://");
+            name.is_some_and(|name| name.eq_ignore_ascii_case(host))
+        };
         Self {
             text,
             bytes,

@@ -177,12 +177,12 @@ impl Desk {
         if self.control.is_draining() {
             return text(StatusCode::SERVICE_UNAVAILABLE, "draining\n".into());
         }
-        match self.control.authority_end() {
+        match usable(self.control.authority_end(), SystemTime::now()) {
             Err(fault) => {
                 let fault = format!("certificate authority: {fault}\n");
                 text(StatusCode::SERVICE_UNAVAILABLE, fault)
             }
-            Ok(_) => text(StatusCode::OK, "ready\n".into()),
+            Ok(()) => text(StatusCode::OK, "ready\n".into()),
         }
     }
 
@@ -379,6 +379,17 @@ fn done(sentence: &str) -> Answer {
     json(StatusCode::OK, &json!({ "done": sentence }))
 }
 
+/// Whether an authority that ends then can be used now. It may have ended while nobody read the configuration anew.
+fn usable(authority: Result<Option<SystemTime>, String>, now: SystemTime) -> Result<(), String> {
+    match authority? {
+        Some(end) if end <= now => {
+            Err("it has ended; move intercept.ca_dir away, run `optin-proxy ca init`, and restart"
+                .into())
+        }
+        _ => Ok(()),
+    }
+}
+
 /// RFC 9457.
 pub(super) fn problem(status: StatusCode, name: &str, detail: &str) -> Answer {
     let value = json!({
@@ -402,4 +413,22 @@ fn refuse(refused: Refused) -> Answer {
         answer.headers_mut().insert(WWW_AUTHENTICATE, challenge);
     }
     answer
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn an_authority_is_usable_until_it_ends_even_if_nobody_has_looked_at_it_since() {
+        let now = SystemTime::now();
+        let moment = Duration::from_secs(1);
+        assert_eq!(usable(Ok(None), now), Ok(()));
+        assert_eq!(usable(Ok(Some(now + moment)), now), Ok(()));
+        let ended = usable(Ok(Some(now)), now).expect_err("it has ended");
+        assert!(ended.contains("ca init"), "{ended}");
+        assert_eq!(usable(Err("no key".into()), now), Err("no key".into()));
+    }
 }

@@ -64,7 +64,7 @@ impl Handle<Arrived> for Unasked {
 fn serving(config: &Config) -> (Serving<Unasked>, Peer) {
     let metrics = Arc::new(Metrics::default());
     let open = Open::new(Arc::clone(&metrics), CancellationToken::new(), None);
-    let peer = Peer::new(([127, 0, 0, 1], 1).into(), Watch::default(), open, config);
+    let peer = Peer::new(([127, 0, 0, 1], 1).into(), Watch::default(), open);
     let serving = Serving {
         stack: Arc::new(ArcSwap::from_pointee(Unasked)),
         protocols: Arc::new(Protocols::new(config)),
