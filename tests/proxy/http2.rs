@@ -3,10 +3,11 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::net::TcpListener;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
-use crate::support::clock::Clock;
+use crate::support::clock::{Clock, settle};
 use crate::support::http2::{
     CONTINUATION, DATA, END_HEADERS, END_STREAM, Fate, HEADERS, Http2, RST_STREAM, WINDOW_UPDATE,
     fields,
@@ -302,4 +303,114 @@ async fn of_a_refusal_that_breaks_off_a_client_gets_what_it_takes_in_a_moment_an
     }
     let last = clock.until(client.next()).await.expect("a frame");
     assert_eq!(last.kind, RST_STREAM);
+}
+
+/// RFC 9113 section 8.2.3. Regression: an origin got several `Cookie` fields, of which many read one.
+#[tokio::test]
+async fn cookies_that_a_client_took_apart_are_put_together() {
+    let origin = Origin::start([Reply::Write(answer("200 OK", "", b""))]).await;
+    let proxy = Proxy::before(&origin, &[]).await;
+    let mut client = Http2::connect(proxy.address, WINDOW).await;
+    let head = [&GET[..], &[("cookie", "a=1"), ("x", "y"), ("cookie", "b=2; c=3")]].concat();
+    client.send(HEADERS, END_HEADERS | END_STREAM, 1, &fields(&head)).await;
+    assert_eq!(client.fate(1).await, Fate::Answered(200));
+    assert_eq!(origin.requests()[0].fields("cookie"), ["a=1; b=2; c=3"]);
+}
+
+/// Regression: whoever answered to pings had a connection for ever.
+#[tokio::test]
+async fn a_connection_without_streams_ends_after_its_keep_alive_and_not_while_there_is_one() {
+    let go_on = Arc::new(Notify::new());
+    let whole = answer("200 OK", "", b"");
+    let origin = Origin::start([Reply::Pause(vec![], Arc::clone(&go_on), whole)]).await;
+    let settings = ["listen.keep_alive=30s", "upstream.response_timeout=1h"];
+    let proxy = Proxy::before(&origin, &settings).await;
+    let clock = Clock::hold();
+    let mut client = Http2::connect(proxy.address, WINDOW).await;
+    client.send(HEADERS, END_HEADERS | END_STREAM, 1, &fields(&GET)).await;
+    clock.until(origin.arrived(1)).await;
+    {
+        // Pings come and are answered, and nothing else happens.
+        let mut fate = std::pin::pin!(client.fate(1));
+        for _ in 0..120 {
+            clock.advance(Duration::from_secs(1)).await;
+            tokio::select! {
+                biased;
+                fate = &mut fate => panic!("{fate:?}"),
+                () = settle() => {}
+            }
+        }
+        go_on.notify_one();
+        assert_eq!(clock.until(fate).await, Fate::Answered(200));
+    }
+    let silent_since = Instant::now();
+    let end = clock.until(client.fate(3)).await;
+    assert_eq!(end, Fate::Gone, "in order, and not for an error");
+    let after = silent_since.elapsed();
+    assert!((Duration::from_secs(29)..Duration::from_secs(45)).contains(&after), "{after:?}");
+}
+
+/// A host that sends back what it gets.
+async fn echo() -> std::net::SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+    let address = listener.local_addr().expect("bound");
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            tokio::spawn(async move {
+                let (mut read, mut write) = stream.split();
+                let _ = tokio::io::copy(&mut read, &mut write).await;
+            });
+        }
+    });
+    address
+}
+
+/// Regression: it was cut at `limits.request_timeout`, as if it were an answer.
+#[tokio::test]
+async fn a_tunnel_lasts_as_long_as_something_passes_through_it() {
+    let target = echo().await;
+    let port = format!("intercept.ports={}", target.port());
+    let settings = [
+        "intercept.allow_private=127.0.0.1",
+        &port,
+        "limits.request_timeout=5s",
+        "listen.keep_alive=30s",
+    ];
+    let proxy = Proxy::start("http://127.0.0.1:1", &settings).await;
+    let mut client = Http2::connect(proxy.address, WINDOW).await;
+    let clock = Clock::hold();
+    let name = target.to_string();
+    client
+        .send(HEADERS, END_HEADERS, 1, &fields(&[(":method", "CONNECT"), (":authority", &name)]))
+        .await;
+    assert_eq!(clock.until(client.fate(1)).await, Fate::Answered(200));
+    for second in 0..100 {
+        clock.advance(Duration::from_secs(1)).await;
+        client.send(DATA, 0, 1, b"x").await;
+        let back = clock.until(client.next()).await.expect("it is open");
+        assert_eq!((back.kind, &*back.payload), (DATA, &b"x"[..]), "after {second} s");
+    }
+}
+
+/// Regression: one connection could hold 200 tunnels, whatever `limits.max_connections` said.
+#[tokio::test]
+async fn each_tunnel_counts_as_a_connection() {
+    let target = echo().await.to_string();
+    let port = format!("intercept.ports={}", target.rsplit(':').next().expect("a port"));
+    // One place is kept for the next connection.
+    let settings = ["intercept.allow_private=127.0.0.1", &port, "limits.max_connections=4"];
+    let proxy = Proxy::start("http://127.0.0.1:1", &settings).await;
+    let mut client = Http2::connect(proxy.address, WINDOW).await;
+    let connect = fields(&[(":method", "CONNECT"), (":authority", &target)]);
+    for (stream, status) in [(1, 200), (3, 200), (5, 503)] {
+        client.send(HEADERS, END_HEADERS, stream, &connect).await;
+        assert_eq!(client.fate(stream).await, Fate::Answered(status), "stream {stream}");
+    }
+    assert_eq!(proxy.metric("optin_proxy_connections"), 3.0);
+    client.send(RST_STREAM, 0, 1, &8_u32.to_be_bytes()).await;
+    while proxy.metric("optin_proxy_connections") > 2.0 {
+        tokio::task::yield_now().await;
+    }
+    client.send(HEADERS, END_HEADERS, 7, &connect).await;
+    assert_eq!(client.fate(7).await, Fate::Answered(200));
 }

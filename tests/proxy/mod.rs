@@ -14,3 +14,4 @@ mod secrets;
 mod smuggling;
 mod streaming;
 mod tls;
+mod upstream_http2;

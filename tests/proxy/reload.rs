@@ -5,9 +5,13 @@ use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use optin_proxy::config::{Config, Layers};
+
 use crate::support::binary::{Running, command};
 use crate::support::client::Client;
+use crate::support::clock::Clock;
 use crate::support::origin::{Origin, Reply};
+use crate::support::proxy::Proxy;
 use crate::support::tls::Authority;
 use crate::support::{BARE, RECIPE, RECIPE_OUT, no_content, put, refusal};
 
@@ -226,4 +230,55 @@ async fn a_request_in_flight_keeps_the_configuration_that_it_began_with() {
     assert_eq!(client.answer(false).await.outcome(), "rescued");
     assert_eq!(client.ask(&put(BARE)).await.outcome(), "exhausted");
     assert_eq!(origin.requests().len(), 3);
+}
+
+/// A configuration that differs from another by these.
+fn but(config: &Config, settings: &[&str]) -> Arc<Config> {
+    let mut layers = Layers::default();
+    layers.set("test", &format!("upstream.url={}", config.resolved.upstream.url));
+    for setting in settings {
+        layers.set("test", setting);
+    }
+    Arc::new(layers.build().expect("a valid configuration"))
+}
+
+/// Regression: each reload began a new budget, of which a retry of each request was left.
+#[tokio::test]
+async fn the_budget_of_retries_is_that_of_ten_seconds_whatever_is_reloaded_in_them() {
+    let origin = Origin::start([Reply::Write(refusal())]).await;
+    let settings =
+        ["retry.base_delay=0s", "retry.budget=0", "retry.budget_floor=1", "retry.max_attempts=2"];
+    let mut control = None;
+    let proxy =
+        Proxy::start_with(&origin.url(), &settings, |server| control = Some(server.control()))
+            .await;
+    let control = control.expect("it was made ready");
+    let _clock = Clock::hold();
+    let mut client = proxy.client().await;
+    for floor in [1, 1, 2] {
+        let floor = format!("retry.budget_floor={floor}");
+        control
+            .reload(but(&control.config(), &[&settings[..2], &[&*floor], &settings[3..]].concat()))
+            .expect("valid");
+        for _ in 0..30 {
+            client.ask(&put(BARE)).await;
+        }
+    }
+    assert_eq!(proxy.metric("optin_proxy_retries_total{outcome=\"refused\"}"), 20.0);
+}
+
+/// Regression: a client that kept its connection busy was served for good.
+#[tokio::test]
+async fn who_may_use_the_proxy_is_judged_anew_on_connections_that_are_open() {
+    let origin = Origin::start([Reply::Write(no_content())]).await;
+    let mut control = None;
+    let proxy =
+        Proxy::start_with(&origin.url(), &[], |server| control = Some(server.control())).await;
+    let control = control.expect("it was made ready");
+    let mut client = proxy.client().await;
+    for (allowed, status) in [("127.0.0.0/8", 204), ("10.0.0.0/8", 403), ("127.0.0.1/32", 204)] {
+        let allowed = format!("listen.allow_from={allowed}");
+        control.reload(but(&control.config(), &[&allowed])).expect("valid");
+        assert_eq!(client.ask(&put(RECIPE)).await.status, status, "{allowed}");
+    }
 }

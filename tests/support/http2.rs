@@ -1,8 +1,8 @@
-//! An HTTP/2 client that writes the frames that it is told, right or wrong (RFC 9113, RFC 7541).
+//! An end of an HTTP/2 connection that writes the frames that it is told, right or wrong (RFC 9113, RFC 7541).
 
 use std::net::SocketAddr;
 
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 pub const DATA: u8 = 0;
@@ -80,8 +80,8 @@ pub fn fields(fields: &[(&str, &str)]) -> Vec<u8> {
     block
 }
 
-pub struct Http2 {
-    pub stream: TcpStream,
+pub struct Http2<S = TcpStream> {
+    pub stream: S,
 }
 
 impl Http2 {
@@ -94,6 +94,26 @@ impl Http2 {
         client.send(SETTINGS, 0, 0, &[&[0, 4][..], &window.to_be_bytes()].concat()).await;
         client
     }
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> Http2<S> {
+    /// The server's end.
+    pub async fn accept(mut stream: S) -> Self {
+        stream.read_exact(&mut [0; 24]).await.expect("the preface");
+        let mut server = Self { stream };
+        server.send(SETTINGS, 0, 0, &[]).await;
+        server
+    }
+
+    /// The stream of the next request that has come whole; `None` at the end of the connection.
+    pub async fn request(&mut self) -> Option<u32> {
+        loop {
+            let frame = self.next().await?;
+            if matches!(frame.kind, HEADERS | DATA) && frame.flags & END_STREAM != 0 {
+                return Some(frame.stream);
+            }
+        }
+    }
 
     /// Sends a frame, if the proxy still reads.
     pub async fn send(&mut self, kind: u8, flags: u8, stream: u32, payload: &[u8]) {
@@ -103,6 +123,7 @@ impl Http2 {
         frame.extend(stream.to_be_bytes());
         frame.extend(payload);
         let _ = self.stream.write_all(&frame).await;
+        let _ = self.stream.flush().await;
     }
 
     /// The next frame that is none of housekeeping; `None` at the end of the connection.
