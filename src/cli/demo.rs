@@ -144,7 +144,7 @@ impl Demo {
             out.flush()?;
             drop(out);
             let hand = Hand { source, control, level, metrics };
-            Steering::new(hand, Signals::listen()?, asked)?.until_stop().await;
+            Steering::new(hand, Signals::listen()?, asked).until_stop().await;
         }
         stop.cancel();
         running.join_all().await;

@@ -128,10 +128,14 @@ async fn exec(
 /// Waits until somebody accepts connections at this address.
 async fn wait_for(authority: &str) -> Result<(), Failure> {
     let deadline = Instant::now() + READY_WITHIN;
+    let mut is_first = true;
     loop {
         match tokio::time::timeout_at(deadline, TcpStream::connect(authority)).await {
             Ok(Ok(_)) => return Ok(()),
             Ok(Err(_)) if Instant::now() < deadline => {
+                if std::mem::take(&mut is_first) {
+                    tracing::warn!(within = ?READY_WITHIN, "no proxy accepts connections at {authority} yet: waiting for it");
+                }
                 tokio::time::sleep(Duration::from_millis(50)).await;
             }
             _ => {

@@ -68,7 +68,7 @@ async fn process(
         .map_err(|error| Failure::Failed(error.to_string()))?;
     let (orders, asked) = mpsc::channel(ORDERS);
     let hand = Hand { source, control: control.clone(), level, metrics: Arc::clone(&metrics) };
-    let steering = Steering::new(hand, signals, asked)?;
+    let steering = Steering::new(hand, signals, asked);
     let admin = bind_admin(&config.admin).await?;
     let _ = writeln!(io::stdout(), "listening on {address}");
     if let Some(admin) = admin {

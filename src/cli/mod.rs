@@ -95,9 +95,24 @@ impl ConfigArgs {
         self.load_over(&[], flags)
     }
 
-    /// What stands in the file, if there is one that can be read.
+    /// What stands in the file, if there is one that can be read again and again.
     fn file_content(&self) -> Option<Vec<u8>> {
-        std::fs::read(self.config.as_ref()?).ok()
+        let path = self.config.as_ref()?;
+        std::fs::metadata(path).ok()?.is_file().then(|| std::fs::read(path).ok())?
+    }
+
+    /// Whether the configuration can be read as it was before.
+    ///
+    /// # Errors
+    /// If its file is there, and is a pipe or a device.
+    fn check_again(&self) -> Result<(), String> {
+        match self.config.as_ref().map(|path| (path, std::fs::metadata(path))) {
+            Some((path, Ok(found))) if !found.is_file() => Err(format!(
+                "{}: a pipe is read once; give serve a file if it is to be reloaded",
+                path.display()
+            )),
+            _ => Ok(()),
+        }
     }
 
     /// The same, over defaults of the command's own.

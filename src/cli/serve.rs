@@ -91,7 +91,7 @@ pub(super) enum Ended {
 impl Ended {
     /// Writes what is still to be written of it, and says how it went.
     pub async fn finish(self, journal: Journal) -> Result<(), Failure> {
-        let mut signals = Signals::listen()?;
+        let mut signals = Stop::listen()?;
         let limit = if let Self::Cut(_) = self { FLUSH_IN_HURRY } else { FLUSH };
         let written = tokio::task::spawn_blocking(move || journal.flush(limit));
         tokio::select! {
@@ -198,7 +198,7 @@ async fn serve(
     let (orders, asked) = mpsc::channel(ORDERS);
     let control = server.control();
     let hand = Hand { source, control: control.clone(), level, metrics: Arc::clone(&metrics) };
-    let steering = Steering::new(hand, signals, asked)?;
+    let steering = Steering::new(hand, signals, asked);
     let admin = match manager.admin {
         Some(listener) => Some(Admin::on(TcpListener::from_std(listener)?)?),
         None => bind_admin(&config.admin).await?,
@@ -293,13 +293,30 @@ pub(super) async fn bind_admin(config: &config::Admin) -> Result<Option<Admin>, 
     }
 }
 
-/// The signals that end the process, as the exit status that a shell gives each.
+/// What a process is told by signals.
 pub(super) struct Signals {
+    pub stop: Stop,
+    /// Reload the configuration.
+    pub hangup: Signal,
+}
+
+impl Signals {
+    /// To be asked for early: until then they end the process. So does, for good, one that comes of a file that grew beyond
+    /// the limit of `ulimit -f`; from now on that is a fault of the write.
+    pub fn listen() -> io::Result<Self> {
+        let too_large = SignalKind::from_raw(rustix::process::Signal::XFSZ.as_raw());
+        drop(signal(too_large)?);
+        Ok(Self { stop: Stop::listen()?, hangup: signal(SignalKind::hangup())? })
+    }
+}
+
+/// The signals that end the process, as the exit status that a shell gives each.
+pub(super) struct Stop {
     interrupt: Signal,
     terminate: Signal,
 }
 
-impl Signals {
+impl Stop {
     pub fn listen() -> io::Result<Self> {
         Ok(Self {
             interrupt: signal(SignalKind::interrupt())?,

@@ -9,7 +9,7 @@ use clap::Args;
 use tokio_util::sync::CancellationToken;
 
 use super::Failure;
-use super::serve::Signals;
+use super::serve::Stop;
 use crate::simulator::{ACCOUNT, CREDENTIALS, Options, Simulator};
 
 #[derive(Debug, Args)]
@@ -41,7 +41,7 @@ fn probability(text: &str) -> Result<f64, String> {
 impl Simulate {
     pub fn run(self) -> Result<(), Failure> {
         super::block_on(async {
-            let mut signals = Signals::listen()?;
+            let mut signals = Stop::listen()?;
             let options =
                 Options { flake_rate: self.flake_rate, seed: self.seed, ..Options::default() };
             let mut simulator = Simulator::bind(&self.listen, options).await.map_err(|error| {

@@ -1,12 +1,10 @@
 //! What changes a proxy while it runs: signals, the configuration file, and operators.
 
 use std::fmt::Display;
-use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
 use sd_notify::NotifyState;
-use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
 
 use super::ConfigArgs;
@@ -35,9 +33,14 @@ impl Source {
         self.args.load_over(&self.defaults, &self.flags)
     }
 
-    /// What stands in the file, if there is one that can be read.
+    /// What stands in the file, if there is one that can be read again and again.
     pub fn content(&self) -> Option<Vec<u8>> {
         self.args.file_content()
+    }
+
+    fn load_again(&self) -> Result<Config, String> {
+        self.args.check_again()?;
+        self.load().map_err(|error| error.to_string())
     }
 }
 
@@ -53,20 +56,18 @@ pub(super) struct Hand {
 pub(super) struct Steering {
     hand: Arc<Hand>,
     signals: Signals,
-    hangup: Signal,
+    /// What the file said when it was read.
     content: Option<Vec<u8>>,
+    /// What it said when it was last looked at.
+    seen: Option<Vec<u8>>,
     asked: mpsc::Receiver<Asked>,
 }
 
 impl Steering {
     /// Heeds signals, the configuration file, and what comes from `asked`.
-    ///
-    /// # Errors
-    /// If signals cannot be had.
-    pub fn new(hand: Hand, signals: Signals, asked: mpsc::Receiver<Asked>) -> io::Result<Self> {
-        let hangup = signal(SignalKind::hangup())?;
+    pub fn new(hand: Hand, signals: Signals, asked: mpsc::Receiver<Asked>) -> Self {
         let content = hand.source.content();
-        Ok(Self { hand: Arc::new(hand), signals, hangup, content, asked })
+        Self { hand: Arc::new(hand), signals, content, seen: None, asked }
     }
 
     /// Does what is asked for, until the process is to finish and to end: with this exit status if there is no time for it.
@@ -87,8 +88,8 @@ impl Steering {
             tokio::task::spawn_blocking(move || hand.source.content()).await
         };
         tokio::select! {
-            code = self.signals.next() => return Err(code),
-            _ = self.hangup.recv() => self.reload_openly().await?,
+            code = self.signals.stop.next() => return Err(code),
+            _ = self.signals.hangup.recv() => self.reload_openly().await?,
             Some(Asked { order, answer }) = self.asked.recv() => {
                 let done = match order {
                     Order::Quit => {
@@ -108,10 +109,12 @@ impl Steering {
             }
             content = look => {
                 let content = content.ok().flatten();
-                // A file that is just being replaced is not there for a moment.
-                if content.is_some() && content != self.content {
+                // One that is just being written is not there for a moment, or empty, or changes still.
+                let is_written = content.as_ref().is_some_and(|it| !it.trim_ascii().is_empty());
+                if content != self.content && is_written && self.seen == content {
                     self.reload_openly().await?;
                 }
+                self.seen = content;
             }
         }
         Ok(())
@@ -146,7 +149,7 @@ impl Steering {
                 Ok(done) => Ok(done),
                 Err(panicked) => std::panic::resume_unwind(panicked.into_panic()),
             },
-            code = self.signals.next() => Err(code),
+            code = self.signals.stop.next() => Err(code),
         }
     }
 }
@@ -154,10 +157,7 @@ impl Steering {
 impl Hand {
     /// Takes effect whole, or not at all. One sentence on what came of it.
     fn reload(&self) -> Result<String, String> {
-        let applied = match self.source.load() {
-            Ok(config) => self.apply(config),
-            Err(error) => Err(error.to_string()),
-        };
+        let applied = self.source.load_again().and_then(|config| self.apply(config));
         self.metrics.reloaded(applied.is_ok());
         if let Err(error) = &applied {
             tracing::error!(%error, "configuration not reloaded: the last good one stays in force");

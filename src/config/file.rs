@@ -6,10 +6,10 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use bytesize::ByteSize;
-use ipnet::IpNet;
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
+use super::values::Network;
 use crate::contact::{Ambiguous, Lists, Mode, Removal, Source, Undeclared, refusal};
 use crate::intercept::{Host, OtherHosts, Pattern, Private};
 
@@ -37,7 +37,7 @@ pub struct Listen {
     pub address: String,
     pub drain_timeout: Span,
     pub keep_alive: Span,
-    pub allow_from: List<IpNet>,
+    pub allow_from: List<Network>,
     pub proxy_auth: Secret,
 }
 

@@ -124,7 +124,8 @@ impl Layers {
                 // but one that is nearly a key's was meant as one.
                 let meant = all_keys().into_iter().find(|(section, key)| {
                     let name = format!("{section}_{key}").to_ascii_uppercase();
-                    strsim::normalized_damerau_levenshtein(&name, variable) >= 0.85
+                    let is_half = [section, key].iter().any(|it| it.eq_ignore_ascii_case(variable));
+                    is_half || strsim::normalized_damerau_levenshtein(&name, variable) >= 0.85
                 });
                 if let Some((section, key)) = meant {
                     self.problems.push(format!(
@@ -158,7 +159,14 @@ impl Layers {
             self.problems.push(format!("{flag}: write section.key=value, not `{name}`"));
             return;
         };
-        let path: Vec<&str> = path.trim().splitn(3, '.').collect();
+        let mut path: Vec<&str> = path.trim().splitn(3, '.').collect();
+        // TOML's quotes around a name of the user's own.
+        let quoted = path.get(2).and_then(|name| name.parse::<Value>().ok());
+        if let (Some(name), Some(quoted)) =
+            (path.get_mut(2), quoted.as_ref().and_then(Value::as_str))
+        {
+            *name = quoted;
+        }
         self.assign_text(&path, text.trim(), origin);
     }
 

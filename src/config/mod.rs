@@ -236,7 +236,7 @@ impl Config {
             address: file.listen.address.clone(),
             drain_timeout: file.listen.drain_timeout.0,
             keep_alive: file.listen.keep_alive.0,
-            allow_from: file.listen.allow_from.0.clone(),
+            allow_from: file.listen.allow_from.0.iter().map(|it| it.0).collect(),
             proxy_auth: load_credentials(&file.listen.proxy_auth)?,
         };
         let literal = listen.address.parse::<SocketAddr>();

@@ -1,15 +1,38 @@
 //! Values that lead elsewhere: URLs, addresses, and files.
 
+use std::net::IpAddr;
 use std::path::PathBuf;
+use std::str::FromStr;
 
 use http::uri::{Authority, Scheme, Uri};
+use ipnet::IpNet;
 use rustls::RootCertStore;
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
+use serde::{Serialize, Serializer};
 
 use super::file::Secret;
 use crate::observe::admin::Token;
 use crate::proxy::Credentials;
+
+/// An address, or a network of them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Network(pub IpNet);
+
+impl FromStr for Network {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let network = text.parse().or_else(|_| text.parse::<IpAddr>().map(IpNet::from));
+        network.map(Self).map_err(|_| "write an address, or a network like 10.0.0.0/8")
+    }
+}
+
+impl Serialize for Network {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        self.0.serialize(serializer)
+    }
+}
 
 /// The origin in `upstream.url`. A path would have to be joined with the client's, which is passed on
 /// byte for byte.

@@ -60,6 +60,9 @@ pub(super) fn authority(
     Ok((root.der().clone(), issuing.der().clone(), key))
 }
 
+/// The common name of a leaf whose host cannot be one.
+const LEAF_NAME: &str = "optin-proxy";
+
 /// A certificate for one host, and its key.
 pub(super) fn leaf(
     host: &Host,
@@ -68,7 +71,12 @@ pub(super) fn leaf(
     not_after: SystemTime,
 ) -> Result<(CertificateDer<'static>, PrivateKeyDer<'static>), CaError> {
     let key = Zeroizing::new(KeyPair::generate().map_err(make)?);
-    let mut params = params(host.to_string(), now, not_after)?;
+    let name = match host {
+        Host::Name(name) => name.to_string(),
+        // OpenSSL holds what looks like a name against the constraint of names, and an address does.
+        Host::Address(_) => LEAF_NAME.to_owned(),
+    };
+    let mut params = params(name, now, not_after)?;
     params.subject_alt_names = vec![match host {
         Host::Name(name) => SanType::DnsName(name.to_string().try_into().map_err(make)?),
         Host::Address(address) => SanType::IpAddress(*address),
@@ -90,7 +98,7 @@ fn params(
     let mut params = CertificateParams::default();
     params.distinguished_name = DistinguishedName::new();
     // RFC 5280 appendix A.1: a common name has 64 characters at most.
-    let name = if name.len() <= 64 { name } else { "optin-proxy".to_owned() };
+    let name = if name.len() <= 64 { name } else { LEAF_NAME.to_owned() };
     params.distinguished_name.push(DnType::CommonName, name);
     params.distinguished_name.push(DnType::OrganizationName, "optin-proxy");
     params.not_before = (now - SKEW).into();

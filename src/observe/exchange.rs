@@ -268,7 +268,10 @@ impl Exchange {
         self.attempts.fetch_add(1, Ordering::Relaxed);
     }
 
+    /// The last answer so far is a refusal.
     pub(crate) fn refused(&self, verdict: Verdict) {
+        // It is until there is another answer, also if nobody waits for one any more.
+        self.exhausted.store(verdict == Verdict::Transient, Ordering::Relaxed);
         let label = VerdictLabel { verdict: Name(verdict.as_str()) };
         self.metrics.refusals.get_or_create(&label).inc();
         match verdict {
@@ -281,6 +284,11 @@ impl Exchange {
             verdict = verdict.as_str(),
             "refusal"
         );
+    }
+
+    /// The last answer so far is none.
+    pub(crate) fn not_refused(&self) {
+        self.exhausted.store(false, Ordering::Relaxed);
     }
 
     pub(crate) fn retried(&self, retried: Retried) {
@@ -308,11 +316,6 @@ impl Exchange {
     pub(crate) fn budget_spent(&self) {
         self.metrics.budget_exhausted.inc();
         tracing::warn!(request_id = %self.id(), "retry budget exhausted");
-    }
-
-    /// The last answer is a transient refusal, and no attempt is left or allowed.
-    pub(crate) fn exhausted(&self) {
-        self.exhausted.store(true, Ordering::Relaxed);
     }
 
     /// The proxy answers by itself.

@@ -37,7 +37,25 @@ pub struct Value<'a>(pub &'a Was);
 const LONGEST: usize = 128;
 
 /// What values are called that nobody may read, wherever they stand.
-const CREDENTIALS: [&str; 5] = ["oauth_", "access_token", "api_key", "apikey", "authorization"];
+const CREDENTIALS: [&str; 17] = [
+    "oauth_",
+    "access_token",
+    "api_key",
+    "api-key",
+    "apikey",
+    "authorization",
+    "password=",
+    "password:",
+    "passwd=",
+    "pwd=",
+    "secret=",
+    "secret:",
+    "token=",
+    "token:",
+    "jwt=",
+    "jwt:",
+    "session=",
+];
 
 /// Authentication schemes (RFC 7617, RFC 6750, RFC 7616, RFC 5849): what follows is a secret.
 const SCHEMES: [&str; 4] = ["basic", "bearer", "digest", "oauth"];
@@ -89,10 +107,9 @@ fn holds_unescaped(text: &str, names: &[&str]) -> bool {
     };
     let text = text.as_bytes();
     // Nearly all letters begin none.
-    let places = text
-        .iter()
-        .enumerate()
-        .filter(|(_, byte)| matches!(**byte | 0x20, b'a' | b'b' | b'd' | b'o'));
+    let places = text.iter().enumerate().filter(|(_, byte)| {
+        matches!(**byte | 0x20, b'a' | b'b' | b'd' | b'j' | b'o' | b'p' | b's' | b't')
+    });
     places.map(|(at, _)| &text[at..]).any(|rest| names.iter().any(|name| starts(rest, name)))
 }
 
@@ -300,7 +317,17 @@ mod tests {
             ("x Bearer  S3CRET", "x (credentials)"),
             ("x\tBearer\tS3CRET", "x (credentials)"),
             ("x (bearer S3CRET)", "x (credentials)"),
+            ("x client_secret=S3CRET", "x (credentials)"),
+            ("x Password: S3CRET", "x (credentials)"),
+            ("x/1 (pwd=S3CRET)", "x/1 (credentials)"),
+            ("x X-Api-Key: S3CRET", "x (credentials)"),
+            ("x token%3DS3CRET", "x (credentials)"),
+            ("x jwt=S3CRET session=S3CRET", "x (credentials)"),
             ("Visual Basic/6.0 x", "Visual Basic/6.0 x"),
+            (
+                "Tokenizer/2 (Secrets 1.0; password manager)",
+                "Tokenizer/2 (Secrets 1.0; password manager)",
+            ),
             (
                 "Mozilla/5.0 (X11; Linux x86_64) Objects/1",
                 "Mozilla/5.0 (X11; Linux x86_64) Objects/1",

@@ -5,7 +5,7 @@
 use std::collections::VecDeque;
 use std::future::Future;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
@@ -77,7 +77,7 @@ pub enum Rest {
     Broken(Broken),
 }
 
-/// How a stream broke. That is said a moment after all that came before, since hyper then drops what it has not written
+/// How an answer broke. That is said a moment after all that came before, since hyper then drops what it has not written
 /// yet, the head of the message too.
 #[derive(Debug)]
 pub struct Broken {
@@ -148,10 +148,25 @@ impl http_body::Body for Body {
         match &mut *self {
             Self::Buffered(bytes) if bytes.is_empty() => Poll::Ready(None),
             Self::Buffered(bytes) => Poll::Ready(Some(Ok(Frame::data(std::mem::take(bytes))))),
-            Self::Streaming(stream) => Pin::new(stream).poll_frame(cx),
+            Self::Streaming(stream) => match ready!(Pin::new(stream.as_mut()).poll_frame(cx)) {
+                Some(Err(error)) if stream.side == Side::Upstream => {
+                    *self = Self::resumed(VecDeque::new(), Rest::Broken(Broken::new(error)));
+                    self.poll_frame(cx)
+                }
+                frame => Poll::Ready(frame),
+            },
             Self::Resumed(resumed) => match (resumed.start.pop_front(), &mut resumed.rest) {
                 (Some(frame), _) => Poll::Ready(Some(Ok(frame))),
-                (None, Rest::Stream(rest)) => Pin::new(rest).poll_frame(cx),
+                (None, Rest::Stream(rest)) => {
+                    let frame = ready!(Pin::new(rest.as_mut()).poll_frame(cx));
+                    match frame {
+                        Some(Err(error)) if rest.side == Side::Upstream => {
+                            resumed.rest = Rest::Broken(Broken::new(error));
+                            self.poll_frame(cx)
+                        }
+                        frame => Poll::Ready(frame),
+                    }
+                }
                 (None, Rest::Broken(broken)) => broken.poll(cx).map(|error| error.map(Err)),
                 (None, Rest::End) => Poll::Ready(None),
             },
@@ -191,7 +206,9 @@ impl http_body::Body for Body {
                 };
                 let mut hint = SizeHint::new();
                 hint.set_lower(start + rest.lower());
-                if let Some(upper) = rest.upper() {
+                // By its length, a message has no trailers.
+                let has_trailers = resumed.start.iter().any(Frame::is_trailers);
+                if let Some(upper) = rest.upper().filter(|_| !has_trailers) {
                     hint.set_upper(start + upper);
                 }
                 hint
@@ -293,6 +310,9 @@ impl http_body::Body for Streaming {
             since: Instant::now(),
             end: Box::pin(tokio::time::sleep(limit)),
         });
+        if let Some(progress) = &this.progress {
+            progress.seen.is_waiting.store(true, Ordering::Relaxed);
+        }
         ready!(silence.end.as_mut().poll(cx));
         let error = match rate {
             Some(rate) if limit < idle => BodyError::Dripping(this.side, rate.least),
@@ -321,6 +341,8 @@ pub struct Progress {
 struct Seen {
     /// Milliseconds after the start.
     last: AtomicU64,
+    /// Its sender is waited for.
+    is_waiting: AtomicBool,
     error: OnceLock<BodyError>,
 }
 
@@ -332,6 +354,12 @@ impl Progress {
     fn made(&self) {
         let elapsed = self.start.elapsed().as_millis();
         self.seen.last.store(u64::try_from(elapsed).unwrap_or(u64::MAX), Ordering::Relaxed);
+        self.seen.is_waiting.store(false, Ordering::Relaxed);
+    }
+
+    /// Whether the stream would go on if its sender did.
+    pub fn is_waiting(&self) -> bool {
+        self.seen.is_waiting.load(Ordering::Relaxed)
     }
 
     /// The moment of the last movement; before any, that of the first look.

@@ -196,7 +196,9 @@ fn target(request: &Request<Body>) -> Result<Target, Error> {
         return Err(Error::BadAuthority(None));
     }
     let host = authority.host().parse().map_err(|error| Error::BadAuthority(Some(error)))?;
-    let port = authority.port_u16().filter(|port| *port > 0).ok_or(Error::BadAuthority(None))?;
+    let port = authority.port().filter(|it| it.as_str().bytes().all(|it| it.is_ascii_digit()));
+    let port = port.map(|it| it.as_u16()).filter(|port| *port > 0);
+    let port = port.ok_or(Error::BadAuthority(None))?;
     Ok(Target { host, port })
 }
 
@@ -363,7 +365,9 @@ impl Refused {
                 "this host is served by https only: let the application speak TLS in its tunnel"
             }
             Self::WrongName => "the server name in TLS must be the host of the CONNECT",
-            Self::Incompatible => "the client must speak TLS 1.2 or later",
+            Self::Incompatible => {
+                "the client must speak TLS 1.2 or later, and HTTP/1.1 or HTTP/2 if it names protocols"
+            }
         }
         .to_owned()
     }

@@ -163,7 +163,8 @@ impl Error {
                 status: StatusCode::BAD_REQUEST,
                 name: "request-body-broken",
                 title: "The request body broke off",
-                detail: "It ended before its announced end. Send the request again.".into(),
+                detail: "It ended before its announced end, or its chunks could not be read. Send the request again."
+                    .into(),
                 token: "http_request_error",
             },
             Self::Uninspectable(reason) => {

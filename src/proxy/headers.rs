@@ -157,7 +157,7 @@ struct Seen {
 fn strip_hop_by_hop(headers: &mut HeaderMap) -> Seen {
     let mut seen = Seen::default();
     let (mut gone, mut nominated) = (Vec::new(), Vec::new());
-    let (mut lengths, mut is_padded, mut has_coding) = (0, false, false);
+    let (mut lengths, mut is_odd, mut has_coding) = (0, false, false);
     for (name, value) in &*headers {
         let is_hop_by_hop = match name.as_str() {
             "connection" => {
@@ -180,7 +180,8 @@ fn strip_hop_by_hop(headers: &mut HeaderMap) -> Seen {
             | "upgrade" => true,
             "content-length" => {
                 lengths += 1;
-                is_padded |= value.len() > 1 && value.as_bytes()[0] == b'0';
+                let value = value.as_bytes();
+                is_odd |= value.len() > 1 && (value[0] == b'0' || value.contains(&b','));
                 false
             }
             "expect" => {
@@ -205,9 +206,10 @@ fn strip_hop_by_hop(headers: &mut HeaderMap) -> Seen {
     // What was read by it is written by it, and in the one way that nobody reads otherwise (RFC 9112 section 6.3).
     if has_coding {
         headers.remove(CONTENT_LENGTH);
-    } else if (is_padded || lengths > 1)
+    } else if (is_odd || lengths > 1)
         && let Some(length) = headers.get(CONTENT_LENGTH).and_then(|it| it.to_str().ok())
-        && let Ok(length) = length.parse::<u64>()
+        && let Some(length) = length.split(',').next()
+        && let Ok(length) = length.trim().parse::<u64>()
     {
         headers.insert(CONTENT_LENGTH, HeaderValue::from(length));
     }

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use http::Response;
+use rustix::process::{Resource, getrlimit};
 use tokio::io::DuplexStream;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, mpsc};
@@ -22,7 +23,7 @@ use super::socket::{Socket, Watch};
 use super::stack::{Arrived, Observed, stack};
 use super::stage::Handle;
 use super::upstream::{SetupError, Upstream};
-use crate::config::{CLOSE_IT, Config};
+use crate::config::{CLOSE_IT, Config, Limits};
 use crate::intercept::guard::{Guard, Resolve, System};
 use crate::observe::journal::Journal;
 use crate::observe::metrics::Metrics;
@@ -38,6 +39,8 @@ pub struct Server {
     metrics: Arc<Metrics>,
     journal: Option<Journal>,
     resolver: Arc<dyn Resolve>,
+    /// For as many connections at once.
+    room: Arc<Semaphore>,
 }
 
 /// A way in beside the listener that needs no socket: for a program that embeds the proxy, and for whoever
@@ -110,6 +113,7 @@ impl Server {
         if config.listen.is_open(address.ip()) {
             return Err(StartError::Open { address });
         }
+        let room = Arc::new(Semaphore::new(most_connections(&config.limits)));
         let control = Control::new(address, config, true)?;
         let (entrance, entering) = mpsc::channel(1);
         let entrance = (Entrance(entrance), entering);
@@ -121,6 +125,7 @@ impl Server {
             metrics,
             journal: None,
             resolver: Arc::new(System),
+            room,
         })
     }
 
@@ -165,11 +170,11 @@ impl Server {
             metrics,
             journal,
             resolver,
+            room,
         } = self;
         let (drain, cut) = (control.drain.clone(), control.cut.clone());
         let connections = TaskTracker::new();
         let (opened, mut tunnels) = mpsc::channel(OPENED);
-        let room = Arc::new(Semaphore::new(control.config().limits.max_connections));
         let budget = Arc::new(Budget::new());
         let assemble = {
             let (metrics, connections) = (Arc::clone(&metrics), connections.clone());
@@ -298,6 +303,27 @@ const IN_MEMORY: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0
 fn ready(stream: TcpStream) -> Socket {
     let _ = stream.set_nodelay(true);
     Socket::new(stream)
+}
+
+/// How many descriptors are left to other things than connections: files, listeners, operators.
+const OTHER_DESCRIPTORS: usize = 64;
+
+/// `limits.max_connections`, or as many as the process has descriptors for beside those that requests need towards the API: what
+/// cannot be asked has to wait, rather than to fail.
+fn most_connections(limits: &Limits) -> usize {
+    let Limits { max_connections: wanted, max_requests, .. } = *limits;
+    let Some(descriptors) = getrlimit(Resource::Nofile).current else { return wanted };
+    let descriptors = usize::try_from(descriptors).unwrap_or(usize::MAX);
+    let others = max_requests.min(descriptors / 2) + OTHER_DESCRIPTORS;
+    let most = descriptors.saturating_sub(others).clamp(1, wanted);
+    if most < wanted {
+        tracing::warn!(
+            descriptors,
+            connections = most,
+            "limits.max_connections is {wanted}, for which this process has too few descriptors: raise its limit (ulimit -n, LimitNOFILE)"
+        );
+    }
+    most
 }
 
 /// How many opened tunnels may wait to be served. Each has its task, which waits with it.

@@ -63,7 +63,7 @@ pub(super) enum PoolError {
 }
 
 /// How long an answer may take to begin: `limit` from when there was a connection to send the request on, or from the last
-/// movement of a body that is on its way still.
+/// movement of a body that is on its way still, and not while the client is waited for.
 pub(super) struct Patience {
     pub limit: Duration,
     pub progress: Option<Progress>,
@@ -71,7 +71,13 @@ pub(super) struct Patience {
 
 impl Patience {
     fn end(&self, begun: Instant) -> Instant {
-        self.progress.as_ref().map_or(begun, Progress::last).max(begun) + self.limit
+        let from = match &self.progress {
+            None => begun,
+            // A client that keeps its body back has a deadline of its own, and it is not the upstream that is late.
+            Some(progress) if progress.is_waiting() => Instant::now(),
+            Some(progress) => progress.last().max(begun),
+        };
+        from + self.limit
     }
 }
 
@@ -179,7 +185,7 @@ impl<C: Connect> Pool<C> {
                 }
                 Err(Unanswered::Failed { is_unsent: true, .. }) if is_reused => {}
                 Err(Unanswered::Failed { source, .. }) => {
-                    let was_stale = connection.was_stale();
+                    let was_stale = connection.was_stale(is_reused, &source);
                     return Err(PoolError::Exchange { source, was_stale });
                 }
                 Err(Unanswered::Late) => return Err(PoolError::Late),
@@ -361,8 +367,16 @@ impl Connection {
         is_closed || now.duration_since(self.last_used) >= keep_alive
     }
 
-    fn was_stale(&self) -> bool {
-        matches!(self.sender, Sender::Http1(_)) && self.history.was_stale()
+    /// Whether it was closed before it said a word on a request, and may have been so before that was sent. On a connection of
+    /// HTTP/2, others may have had their answers meanwhile.
+    fn was_stale(&self, is_reused: bool, error: &hyper::Error) -> bool {
+        match &self.sender {
+            Sender::Http1(_) => self.history.was_stale(),
+            Sender::Http2(_) => {
+                let http2 = error.source().and_then(|cause| cause.downcast_ref::<h2::Error>());
+                is_reused && http2.is_none_or(h2::Error::is_io)
+            }
+        }
     }
 }
 

@@ -109,17 +109,12 @@ impl Retry {
             let Some(Verdict::Transient) = answer.verdict else { break };
             let next = spare.as_deref().filter(|it| !carries_nonce(&it.request)).and_then(replica);
             let pause = schedule.pause(attempt, answer.retry_after());
-            let (Some(next), Some(pause)) = (next, pause) else {
-                exchange.exhausted();
-                break;
-            };
+            let (Some(next), Some(pause)) = (next, pause) else { break };
             if is_gone(exchange) {
-                exchange.exhausted();
                 break;
             }
             if !self.budget.withdraw(retry.budget, retry.budget_floor) {
                 exchange.budget_spent();
-                exchange.exhausted();
                 break;
             }
             // A timer waits for the next millisecond, even for none.
@@ -127,7 +122,6 @@ impl Retry {
                 tokio::time::sleep(pause).await;
             }
             if is_gone(exchange) {
-                exchange.exhausted();
                 break;
             }
             exchange.attempted();
@@ -140,7 +134,6 @@ impl Retry {
                     // The client gets the last refusal that came whole.
                     if let Some(error) = next.response.body().broken() {
                         exchange.retry_broke(error);
-                        exchange.exhausted();
                         break;
                     }
                     answer = next;
@@ -154,12 +147,10 @@ impl Retry {
                 // The client gets the last refusal: known and complete.
                 Ok(Err(error)) => {
                     exchange.retry_broke(&error);
-                    exchange.exhausted();
                     break;
                 }
                 Err(_) => {
                     exchange.retry_overran();
-                    exchange.exhausted();
                     break;
                 }
             }
@@ -210,8 +201,9 @@ struct Answer {
 
 impl Answer {
     fn count(&self, exchange: &Exchange) {
-        if let Some(verdict) = self.verdict {
-            exchange.refused(verdict);
+        match self.verdict {
+            Some(verdict) => exchange.refused(verdict),
+            None => exchange.not_refused(),
         }
     }
 

@@ -406,10 +406,18 @@ fn check_message(request: &Request<Body>) -> Result<(), Error> {
         _ if hosts > 1 => Err(Error::SeveralHosts),
         Some(host) if !is_host(host) => Err(Error::BadHost),
         // CONNECT names it in its target, and there are clients that leave it at that.
-        None if request.version() == Version::HTTP_11 && request.method() != Method::CONNECT => {
+        None if request.method() != Method::CONNECT && must_name_host(request) => {
             Err(Error::BadHost)
         }
         _ => Ok(()),
+    }
+}
+
+/// HTTP/2 names it in a field of its own.
+fn must_name_host(request: &Request<Body>) -> bool {
+    match request.version() {
+        Version::HTTP_2 => request.uri().authority().is_none(),
+        version => version == Version::HTTP_11,
     }
 }
 

@@ -8,8 +8,9 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use http::header::TRANSFER_ENCODING;
 use http::uri::Scheme;
-use http::{Request, Response, StatusCode, Uri};
+use http::{HeaderValue, Request, Response, StatusCode, Uri};
 use http_body::Body as _;
 use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder, MaybeHttpsStream};
 use hyper_util::client::legacy::connect::HttpConnector;
@@ -112,6 +113,12 @@ impl Upstream {
         if answer.status() == StatusCode::SWITCHING_PROTOCOLS {
             let message = "it switched to another protocol unasked".into();
             return Err(Failed::Fault(Fault::Garbage, message));
+        }
+        // hyper undoes chunks, and would drop the name of any other coding with them.
+        let mut codings = answer.headers().get_all(TRANSFER_ENCODING).iter();
+        let is_chunked = |coding: &HeaderValue| coding.as_bytes().eq_ignore_ascii_case(b"chunked");
+        if codings.next().is_some_and(|first| !is_chunked(first)) || codings.next().is_some() {
+            return Err(Failed::Fault(Fault::Garbage, "its transfer coding is not known".into()));
         }
         let idle = self.config.limits.idle_timeout;
         Ok(answer.map(|body| match body.is_end_stream() {
@@ -283,7 +290,11 @@ impl From<PoolError> for Failed {
         let tls = causes().find_map(|cause| cause.downcast_ref::<rustls::Error>());
         let message = match tls {
             Some(rustls::Error::InvalidCertificate(error)) => invalid(error).to_owned(),
-            _ => causes().last().map(ToString::to_string).unwrap_or_default(),
+            _ => match causes().last() {
+                // rustls explains that at length, to programmers.
+                Some(last) if is_eof(last) => "the connection was closed".into(),
+                last => last.map(ToString::to_string).unwrap_or_default(),
+            },
         };
         Self::Fault(classify(&error, causes), message)
     }
@@ -325,6 +336,11 @@ fn classify<'e>(error: &PoolError, causes: impl Fn() -> Causes<'e>) -> Fault {
         Some(error) if error.is_parse() => Fault::Garbage,
         _ => Fault::Terminated,
     }
+}
+
+fn is_eof(error: &(dyn StdError + 'static)) -> bool {
+    let error = error.downcast_ref::<io::Error>();
+    error.is_some_and(|error| error.kind() == io::ErrorKind::UnexpectedEof)
 }
 
 /// Whether an upstream's word on a stream is that it did nothing about it. h2 takes GOAWAY for the word on those alone that the

@@ -224,6 +224,11 @@ fn mistakes_in_the_environment_and_in_arguments_name_their_place() {
             &["check", "--set", "SANITIZE.MODE=observe"],
             "--set: unknown key `SANITIZE.MODE`; did you mean `sanitize.mode`?",
         ),
+        // What has no name may be a secret.
+        (
+            &["check", "--set", "admin.token \"0123456789abcdef\""],
+            "--set: write section.key=value, not `admin.token`",
+        ),
         (&["serve", "--upstream", "nowhere"], "--upstream: upstream.url: has no scheme or no host"),
         (&["serve", "--listen", "x"], "--listen: listen.address: must be a host and a port"),
         (
@@ -252,6 +257,25 @@ fn values_that_look_like_something_else_are_taken_as_the_text_that_is_expected()
 }
 
 #[test]
+fn a_name_of_the_users_own_may_be_quoted_as_in_toml() {
+    for name in ["\"x y\"", "'x y'", "x y"] {
+        let mut layers = Layers::default();
+        layers.set("test", &format!("sanitize.aliases.{name}=ACTION_BY_CUSTOMER"));
+        let config = layers.build().expect("valid");
+        assert!(config.resolved.sanitize.aliases.contains_key("x y"), "{name}");
+    }
+}
+
+#[test]
+fn clients_that_are_allowed_may_be_given_by_their_address_alone() {
+    let mut layers = Layers::default();
+    layers.set("test", "listen.allow_from=127.0.0.1, ::1, 10.0.0.0/8");
+    let config = layers.build().expect("valid");
+    let shown: Vec<_> = config.listen.allow_from.iter().map(ToString::to_string).collect();
+    assert_eq!(shown, ["127.0.0.1/32", "::1/128", "10.0.0.0/8"]);
+}
+
+#[test]
 fn authorities_that_cannot_be_loaded_are_a_clear_error_before_anything_is_bound() {
     let empty = file("");
     let broken = file("-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n");
@@ -274,6 +298,9 @@ fn variables_that_only_begin_like_ours_are_not_ours() {
         ("OPTIN_PROXY_PORT_8080_TCP", false),
         ("OPTIN_PROXY_UPSTREM_URL", true),
         ("OPTIN_PROXY_LOG_LEVEL", true),
+        ("OPTIN_PROXY_SANITIZE", true),
+        ("OPTIN_PROXY_MODE", true),
+        ("OPTIN_PROXY_VERSION", false),
     ] {
         let mut check = command(&["check"]);
         check.env(name, "x");

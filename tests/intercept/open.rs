@@ -187,7 +187,7 @@ async fn nothing_is_sent_again_for_a_client_that_has_left_its_tunnel() {
             client.stream.shutdown().await.expect("open");
         }
         drop(client);
-        while proxy.metric("optin_proxy_contact_writes_total{outcome=\"rewritten\"}") == 0.0 {
+        while proxy.metric("optin_proxy_contact_writes_total{outcome=\"exhausted\"}") == 0.0 {
             tokio::task::yield_now().await;
         }
         assert_eq!(origin.requests().len(), 1, "close_notify: {says_so}");

@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use serde_json::Value;
 
@@ -243,6 +244,35 @@ async fn a_full_disk_costs_lines_which_are_counted_and_shown_and_no_request() {
     let log = stop(running);
     let said = log.lines().filter(|line| line.contains("the audit trail")).count();
     assert_eq!(said, 1, "once a minute at most: {log}");
+}
+
+/// Regression: the signal that comes with the limit of a file's size ended the process; and with one line that did not fit, all
+/// that were to be written with it were lost.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_file_that_may_not_grow_takes_what_fits_and_the_rest_is_lost() {
+    let origin = origin().await;
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("audit.jsonl");
+    let audit = format!("audit.path={}", path.display());
+    let url = origin.url();
+    let arguments =
+        ["serve", "--listen", "127.0.0.1:0", "--upstream", &url, "--admin", "127.0.0.1:0"];
+    let program =
+        command(&[&arguments[..], &["--set", &audit, "--set", "log.level=error"]].concat());
+    let mut shell = Command::new("sh");
+    // In blocks of 512 bytes; the log is a pipe.
+    shell.args(["-c", "ulimit -f 32; exec \"$0\" \"$@\""]);
+    shell.arg(program.get_program()).args(program.get_args());
+    let mut running = Running::start(&mut shell);
+    let admin = running.admin();
+    send(&running, 100).await;
+    exchanges(admin, 100).await;
+    stop(running);
+    let size = std::fs::metadata(&path).expect("it is there").len();
+    let written = lines(&path).len();
+    assert!((14 * 1024..=16 * 1024).contains(&size), "{size} bytes, {written} lines");
+    let verified = verify(&[&path]);
+    assert_eq!(verified.code, Some(0), "{}", verified.stderr);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

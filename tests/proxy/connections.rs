@@ -114,6 +114,26 @@ async fn a_head_that_was_begun_ends_in_time_or_gets_408() {
     assert_eq!(origin.requests().len(), 1);
 }
 
+/// RFC 9112 section 2.2. Regression: they were taken for a head that is late, and what was asked next seemed answered by 408.
+#[tokio::test]
+async fn empty_lines_begin_no_head() {
+    let origin = origin().await;
+    let settings = ["listen.keep_alive=2m", "limits.header_timeout=30s"];
+    let proxy = Proxy::before(&origin, &settings).await;
+    let clock = Clock::hold();
+    for lines in ["\r\n", "\r\n\n\r\n"] {
+        let mut client = proxy.client().await;
+        assert_eq!(client.ask(&[GET, lines.as_bytes()].concat()).await.status, 204);
+        pass(&clock, Duration::from_secs(60)).await;
+        assert_eq!(client.ask(&[lines.as_bytes(), GET].concat()).await.status, 204);
+        client.send(lines.as_bytes()).await;
+        let silent = Instant::now();
+        assert!(clock.until(client.is_closed()).await);
+        assert!((119..140).contains(&silent.elapsed().as_secs()), "{:?}", silent.elapsed());
+    }
+    assert_eq!(proxy.metric("optin_proxy_malformed_requests_total"), 0.0);
+}
+
 #[tokio::test]
 async fn what_is_no_request_gets_a_problem_document_and_is_counted() {
     let origin = origin().await;

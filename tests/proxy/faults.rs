@@ -255,6 +255,49 @@ async fn an_answer_that_breaks_off_is_seen_to_break_off() {
     }
 }
 
+/// Regression: of an answer that broke off before any of its body, its client got nothing, not even the head.
+#[tokio::test]
+async fn an_answer_that_breaks_off_at_once_has_its_head() {
+    let chunked = "HTTP/1.1 200 OK\r\nX-Kept: Yes\r\nTransfer-Encoding: chunked\r\n\r\n";
+    for body in ["", "zz\r\nabc\r\n0\r\n\r\n"] {
+        let origin = Origin::start([Reply::WriteAndClose([chunked, body].concat().into())]).await;
+        let proxy = Proxy::before(&origin, &[]).await;
+        for asked in [GET.to_vec(), put(BARE)] {
+            let answer = proxy.ask(&asked).await;
+            assert!(answer.broken, "{body}");
+            assert_eq!((answer.status, answer.field("x-kept")), (200, Some("Yes")), "{body}");
+        }
+    }
+}
+
+/// Regression: the name of the coding was dropped, and what it had made went on as if it were the content.
+#[tokio::test]
+async fn an_answer_in_a_transfer_coding_that_is_not_known_is_none() {
+    for coding in ["gzip, chunked", "chunked, chunked", "gzip\r\nTransfer-Encoding: chunked"] {
+        let reply = format!("HTTP/1.1 200 OK\r\nTransfer-Encoding: {coding}\r\n\r\n0\r\n\r\n");
+        let origin = Origin::start([Reply::Write(reply.into_bytes())]).await;
+        let proxy = Proxy::before(&origin, &[]).await;
+        let answer = proxy.ask(GET).await;
+        let expected = (502, "upstream-answer-malformed".to_owned());
+        assert_eq!((answer.status, answer.problem()), expected, "{coding}");
+    }
+}
+
+/// Regression: where both may take the same time, as by default, the API was blamed with 504.
+#[tokio::test]
+async fn a_client_that_keeps_its_body_back_is_late_and_not_the_api() {
+    let clock = Clock::hold();
+    for response in ["1m", "10s"] {
+        let origin = Origin::start([Reply::Hang]).await;
+        let response = format!("upstream.response_timeout={response}");
+        let proxy = Proxy::before(&origin, &["limits.idle_timeout=1m", &response]).await;
+        let mut client = proxy.client().await;
+        client.send(b"POST /x HTTP/1.1\r\nHost: p\r\nContent-Length: 10\r\n\r\nabc").await;
+        let answer = clock.until(client.answer(false)).await;
+        assert_eq!((answer.status, answer.problem()), (408, "request-body-timeout".to_owned()));
+    }
+}
+
 /// Regression: of a 400 to a contact write that broke off, its client got nothing, not even the head.
 #[tokio::test]
 async fn of_a_refusal_that_breaks_off_the_client_gets_all_that_came() {

@@ -259,7 +259,9 @@ async fn an_answer_is_framed_in_one_way_whatever_the_origin_said_beside_it() {
             assert_eq!(client.ask(GET).await.body, b"next");
         }
     }
-    for lengths in [&["002"][..], &["002", "2"], &["2", "002"], &["2", "2"]] {
+    for lengths in
+        [&["002"][..], &["002", "2"], &["2", "002"], &["2", "2"], &["2, 2"], &["2,2", "2"]]
+    {
         let lines: String = lengths.iter().map(|it| format!("Content-Length: {it}\r\n")).collect();
         let reply = format!("HTTP/1.1 200 OK\r\n{lines}\r\nok").into_bytes();
         let origin = Origin::start([Reply::Write(reply)]).await;

@@ -7,6 +7,7 @@ use std::process::Command;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use rustix::process::{Pid, Resource, Rlimit, prlimit};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
@@ -336,12 +337,13 @@ async fn one_process_takes_over_from_another_and_no_request_is_lost() {
 async fn without_descriptors_it_waits_says_so_seldom_and_recovers() {
     let origin = Origin::start([Reply::Write(no_content())]).await;
     let url = origin.url();
-    let program = command(&["serve", "--listen", "127.0.0.1:0", "--upstream", &url]);
-    let mut shell = Command::new("sh");
-    shell.args(["-c", "ulimit -n 64; exec \"$0\" \"$@\""]);
-    shell.arg(program.get_program()).args(program.get_args());
     let began = Instant::now();
-    let running = Running::start(&mut shell);
+    let running =
+        Running::start(&mut command(&["serve", "--listen", "127.0.0.1:0", "--upstream", &url]));
+    // Once it has counted with more.
+    let pid = Pid::from_raw(running.pid().cast_signed());
+    let few = Rlimit { current: Some(64), maximum: Some(64) };
+    prlimit(pid, Resource::Nofile, few).expect("it is ours");
     let open = || std::fs::read_dir(format!("/proc/{}/fd", running.pid())).expect("Linux").count();
     let mut clients = Vec::new();
     for _ in 0..100 {
@@ -358,6 +360,32 @@ async fn without_descriptors_it_waits_says_so_seldom_and_recovers() {
     let said = log.lines().filter(|line| line.contains("cannot accept")).count();
     let seconds = began.elapsed().as_secs() as usize;
     assert!((1..=seconds + 1).contains(&said), "{said} times in {seconds} s: {log}");
+}
+
+/// Regression: what was accepted with the last descriptors could not be asked of the API, and got 502.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_more_connections_are_taken_than_there_are_descriptors_to_serve_them() {
+    let origin = Origin::start([Reply::Write(no_content())]).await;
+    let url = origin.url();
+    let program = command(&["serve", "--listen", "127.0.0.1:0", "--upstream", &url]);
+    let mut shell = Command::new("sh");
+    shell.args(["-c", "ulimit -n 200; exec \"$0\" \"$@\""]);
+    shell.arg(program.get_program()).args(program.get_args());
+    let running = Running::start(&mut shell);
+    let mut clients = Vec::new();
+    // Together with the queue's 128, as many as wait.
+    for _ in 0..150 {
+        let mut client = Client::connect(running.address).await;
+        client.send(&put(BARE)).await;
+        clients.push(client);
+    }
+    for mut client in clients {
+        assert_eq!(client.answer(false).await.status, 204);
+    }
+    running.signal("TERM");
+    let (status, log) = running.finish();
+    assert_eq!(status.code(), Some(0), "{log}");
+    assert!(log.contains("too few descriptors") && !log.contains("cannot accept"), "{log}");
 }
 
 fn serving() -> Running {

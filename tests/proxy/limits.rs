@@ -1,5 +1,6 @@
 //! Limits, each at its edge: what is within is served, what is beyond is refused at once or waits.
 
+use std::io::Write;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,7 +11,7 @@ use tokio::sync::Notify;
 use crate::support::clock::{Clock, settle};
 use crate::support::origin::{Origin, Reply};
 use crate::support::proxy::Proxy;
-use crate::support::{BARE, CONTACT, answer, no_content, put};
+use crate::support::{BARE, CONTACT, RECIPE, answer, no_content, put, request};
 
 const GET: &[u8] = b"GET /x HTTP/1.1\r\nHost: p\r\n\r\n";
 
@@ -113,6 +114,24 @@ async fn bodies_together_take_no_more_memory_than_the_limit() {
     assert_eq!(first.answer(false).await.status, 204);
     while proxy.ask(&body(1000)).await.status != 204 {
         tokio::task::yield_now().await;
+    }
+}
+
+/// Regression: a body of a mebibyte was kept for the record while its kilobyte counted.
+#[tokio::test]
+async fn what_is_packed_counts_as_what_it_unpacks_to() {
+    let origin = Origin::start([Reply::Write(no_content())]).await;
+    for (room, status) in [(58_500, 503), (80_000, 204)] {
+        let room = format!("limits.max_buffered={room}B");
+        let proxy = Proxy::before(&origin, &["sanitize.max_body=58500B", &room]).await;
+        let note = format!("<Note>{}</Note></Contact>", "x".repeat(58_000 - RECIPE.len()));
+        let recipe = String::from_utf8_lossy(RECIPE).replace("</Contact>", &note);
+        let mut packed = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::best());
+        packed.write_all(recipe.as_bytes()).expect("memory");
+        let packed = packed.finish().expect("memory");
+        assert!(packed.len() < 2_100 && recipe.len() > 57_900);
+        let asked = request("PUT", CONTACT, "Content-Encoding: gzip\r\n", &packed);
+        assert_eq!(proxy.ask(&asked).await.status, status);
     }
 }
 

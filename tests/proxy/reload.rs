@@ -232,6 +232,77 @@ async fn a_request_in_flight_keeps_the_configuration_that_it_began_with() {
     assert_eq!(origin.requests().len(), 3);
 }
 
+/// Regression: it was read at the next look, whatever of it was there: an empty file is a valid one, and changes bodies.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_file_that_is_empty_is_about_to_be_written() {
+    let origin = Origin::start([Reply::Write(no_content())]).await;
+    let served = Served::start(&config(&origin, "observe", 3));
+    std::fs::write(&served.file, "").expect("ours");
+    let mut client = Client::connect(served.running.address).await;
+    let began = std::time::Instant::now();
+    while began.elapsed().as_secs() < 3 {
+        assert_eq!(client.ask(&put(RECIPE)).await.outcome(), "observed");
+    }
+    served.reload(&config(&origin, "enforce", 3), false).await;
+    assert_eq!(client.ask(&put(RECIPE)).await.outcome(), "rewritten");
+}
+
+fn pipe(path: &Path) {
+    let made = Command::new("mkfifo").arg(path).status().expect("it is there");
+    assert!(made.success());
+}
+
+/// Regression: the signal's task waited for the file, and only SIGKILL ended the process.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_file_that_hangs_keeps_neither_requests_nor_signals_waiting() {
+    let origin = Origin::start([Reply::Write(no_content())]).await;
+    let folder = tempfile::tempdir().expect("a folder");
+    let hanging = folder.path().join("ca.pem");
+    let served = Served::start(&config(&origin, "observe", 3));
+    pipe(&hanging);
+    let by_pipe = format!("ca_file = '{}'\n[sanitize]", hanging.display());
+    let changed = config(&origin, "enforce", 3).replacen("[sanitize]", &by_pipe, 1);
+    replace(&served.file, &changed);
+    served.running.signal("HUP");
+    // Somebody reads it now, and waits for what never comes.
+    let held = tokio::task::spawn_blocking(move || {
+        std::fs::OpenOptions::new().write(true).open(&hanging).expect("it is read")
+    });
+    let _held = held.await.expect("no panic");
+    let mut client = Client::connect(served.running.address).await;
+    assert_eq!(client.ask(&put(RECIPE)).await.outcome(), "observed");
+    drop(client);
+    served.running.signal("TERM");
+    let (status, log) = served.running.finish();
+    assert_eq!(status.code(), Some(0), "{log}");
+}
+
+/// Regression: what had been read from a pipe was empty the next time, so that all went back to the defaults.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_configuration_from_a_pipe_is_not_reloaded() {
+    let origin = Origin::start([Reply::Write(no_content())]).await;
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("proxy.toml");
+    pipe(&path);
+    let (piped, content) = (path.clone(), config(&origin, "observe", 3));
+    let writing = std::thread::spawn(move || std::fs::write(piped, content).expect("it is read"));
+    let named = path.to_str().expect("UTF-8");
+    let arguments = ["serve", "-c", named, "--admin", "127.0.0.1:0", "--listen", "127.0.0.1:0"];
+    let mut running = Running::start(&mut command(&arguments));
+    let admin = running.admin();
+    writing.join().expect("no panic");
+    let mut client = Client::connect(running.address).await;
+    let reload = b"POST /reload HTTP/1.1\r\nHost: localhost\r\nContent-Length: 0\r\n\r\n";
+    let answer = Client::connect(admin).await.ask(reload).await;
+    let said = String::from_utf8_lossy(&answer.body).into_owned();
+    assert!(
+        answer.status >= 400 && said.contains("a pipe is read once"),
+        "{} {said}",
+        answer.status
+    );
+    assert_eq!(client.ask(&put(RECIPE)).await.outcome(), "observed");
+}
+
 /// A configuration that differs from another by these.
 fn but(config: &Config, settings: &[&str]) -> Arc<Config> {
     let mut layers = Layers::default();

@@ -317,6 +317,30 @@ async fn a_retry_without_an_answer_ends_at_the_deadline_with_the_last_refusal() 
     assert!((3600..3700).contains(&asked.elapsed().as_secs()), "{:?}", asked.elapsed());
 }
 
+#[tokio::test]
+async fn each_wait_is_twice_the_one_before_up_to_the_longest_and_jittered_by_half() {
+    let origin = Origin::start([Reply::Write(refusal())]).await;
+    let settings = [
+        "retry.base_delay=2500s",
+        "retry.max_delay=7500s",
+        "retry.max_attempts=5",
+        "retry.deadline=24h",
+        "limits.request_timeout=24h",
+    ];
+    let proxy = Proxy::before(&origin, &settings).await;
+    let clock = Clock::hold();
+    let mut client = proxy.client().await;
+    client.send(&put(BARE)).await;
+    clock.until(origin.arrived(1)).await;
+    for (number, longest) in [(2, 2_500), (3, 5_000), (4, 7_500), (5, 7_500)] {
+        let before = Instant::now();
+        clock.until(origin.arrived(number)).await;
+        let waited = before.elapsed().as_secs();
+        assert!((longest / 2 - 500..longest + 500).contains(&waited), "{number}: {waited} s");
+    }
+    assert_eq!(clock.until(client.answer(false)).await.outcome(), "exhausted");
+}
+
 /// Regression: beyond the deadline, a refusal whose body came behind its head was taken for none.
 #[tokio::test]
 async fn a_refusal_is_judged_even_if_no_time_is_left_for_a_retry() {
@@ -448,6 +472,11 @@ async fn nothing_is_sent_again_for_a_client_that_has_gone_whatever_it_had_sent_b
                 let puts = origin.requests();
                 let puts = puts.iter().filter(|it| it.head.starts_with("PUT ")).count();
                 assert_eq!(puts, 1, "{case}");
+                if in_backoff {
+                    // Regression: it was clean.
+                    let exhausted = "optin_proxy_contact_writes_total{outcome=\"exhausted\"}";
+                    assert_eq!(proxy.metric(exhausted), 1.0, "{case}");
+                }
             }
         }
     }

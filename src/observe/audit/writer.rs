@@ -28,6 +28,16 @@ const CHAINED: usize = r#","seq":18446744073709551615,"prev":""}"#.len() + NO_HA
 const LOCK_AGAIN: Duration = Duration::from_millis(100);
 const ROTATE_AGAIN: Duration = Duration::from_secs(10);
 
+/// How a line begins that says how many are missing.
+const GAP: &str = r#"{"event":"gap""#;
+
+/// How many that is, by what follows.
+fn lost_of(gap: &str) -> u64 {
+    let number = gap.split_once(r#""lost":"#).map_or("", |(_, rest)| rest);
+    let digits = number.bytes().take_while(u8::is_ascii_digit).count();
+    number[..digits].parse().unwrap_or(0)
+}
+
 pub(super) struct Writer {
     shared: Arc<Shared>,
     config: config::Audit,
@@ -190,7 +200,7 @@ impl Writer {
         let untold = self.shared.untold.swap(0, Ordering::Relaxed);
         if untold > 0 {
             let time = humantime::format_rfc3339_millis(SystemTime::now());
-            self.chain(format!("{{\"event\":\"gap\",\"time\":\"{time}\",\"lost\":{untold}"), batch);
+            self.chain(format!("{GAP},\"time\":\"{time}\",\"lost\":{untold}"), batch);
             batch.told += untold;
         }
     }
@@ -222,14 +232,37 @@ impl Writer {
                 self.shared.mended(Fault::Write);
             }
             Err(error) => {
-                // Half a line would spoil the next one. What is no file has no length.
-                let _ = self.file.set_len(self.size);
-                self.end = batch.before;
-                self.shared.untold.fetch_add(batch.told, Ordering::Relaxed);
-                self.shared.lost(batch.lines, "disk");
+                let kept = self.keep_whole_lines(&batch);
+                self.shared.metrics.audit_lines.inc_by(kept.lines);
+                self.shared.untold.fetch_add(batch.told - kept.told, Ordering::Relaxed);
+                self.shared.lost(batch.lines - kept.lines, "disk");
                 self.shared.fail(Fault::Write, &error);
             }
         }
+    }
+
+    /// After a fault, what has come into the file of a batch as whole lines. Half a line is taken away: it would spoil the
+    /// next one.
+    fn keep_whole_lines(&mut self, batch: &Batch) -> Batch {
+        let written = self.file.metadata().map_or(0, |it| it.len().saturating_sub(self.size));
+        let text = &batch.text.as_bytes()[..batch.text.len().min(written as usize)];
+        let whole = memchr::memrchr(b'\n', text).map_or(0, |end| end + 1);
+        // What is no file has no length.
+        let _ = self.file.set_len(self.size + whole as u64);
+        let mut kept = Batch { before: batch.before.clone(), ..Batch::default() };
+        for line in batch.text[..whole].lines() {
+            kept.before = End { number: kept.before.number + 1, hash: sha256(line.as_bytes()) };
+            match line.strip_prefix(GAP) {
+                Some(gap) => kept.told += lost_of(gap),
+                None => kept.lines += 1,
+            }
+        }
+        self.size += whole as u64;
+        self.end = kept.before.clone();
+        if whole > 0 {
+            self.unsynced.get_or_insert_with(Instant::now);
+        }
+        kept
     }
 
     /// Somebody else may have moved the file away, to rotate it by other means.
