@@ -11,6 +11,7 @@ pub(crate) mod connect;
 mod connection;
 mod control;
 pub(crate) mod error;
+mod gathered;
 mod headers;
 pub(crate) mod io;
 mod listener;

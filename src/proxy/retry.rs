@@ -12,11 +12,12 @@ use http_body_util::BodyExt;
 use percent_encoding::percent_decode_str;
 use tokio::time::Instant;
 
-use super::body::{Body, Broken, Gathered, Rest};
+use super::body::{Body, Broken, Rest};
 use super::budget::Budget;
 use super::call::Call;
 use super::coding::start_of_answer;
 use super::error::Error;
+use super::gathered::Gathered;
 use super::stage::{Handle, Stage};
 use crate::config::{self, Config};
 use crate::contact::refusal::{INSPECTED, Sent, Verdict};
