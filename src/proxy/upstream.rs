@@ -277,24 +277,22 @@ impl From<PoolError> for Failed {
             PoolError::Late => return Self::Fault(Fault::ResponseTimeout, error.to_string()),
             PoolError::Connect(_) | PoolError::Exchange { .. } => {}
         }
-        if let Some(http2) = causes().find_map(|cause| cause.downcast_ref::<h2::Error>())
-            && let Some(reason) = http2.reason()
-        {
+        if let Some(http2) = causes().find_map(|cause| cause.downcast_ref::<h2::Error>()) {
             let fault = match is_unprocessed(http2) {
                 true => Fault::Unprocessed,
                 false => Fault::Terminated,
             };
             // Not in h2's words: those repeat what the upstream has written beside its reason.
-            return Self::Fault(fault, format!("HTTP/2: {}", reason.description()));
+            let reason = http2.reason();
+            let reason = reason.as_ref().map_or(CLOSED, |reason| reason.description());
+            return Self::Fault(fault, format!("HTTP/2: {reason}"));
         }
         let tls = causes().find_map(|cause| cause.downcast_ref::<rustls::Error>());
         let message = match tls {
             Some(rustls::Error::InvalidCertificate(error)) => invalid(error).to_owned(),
-            _ => match causes().last() {
-                // rustls explains that at length, to programmers.
-                Some(last) if is_eof(last) => "the connection was closed".into(),
-                last => last.map(ToString::to_string).unwrap_or_default(),
-            },
+            // rustls explains that at length, to programmers.
+            _ if causes().any(is_eof) => CLOSED.into(),
+            _ => causes().last().map(ToString::to_string).unwrap_or_default(),
         };
         Self::Fault(classify(&error, causes), message)
     }
@@ -337,6 +335,8 @@ fn classify<'e>(error: &PoolError, causes: impl Fn() -> Causes<'e>) -> Fault {
         _ => Fault::Terminated,
     }
 }
+
+const CLOSED: &str = "the connection was closed";
 
 fn is_eof(error: &(dyn StdError + 'static)) -> bool {
     let error = error.downcast_ref::<io::Error>();

@@ -179,6 +179,7 @@ async fn what_is_no_host_and_port_gets_400() {
         "elsewhere.example:",
         "elsewhere.example:0",
         "elsewhere.example:65536",
+        "elsewhere.example:+443",
         "user@elsewhere.example:443",
         "user:password@elsewhere.example:443",
         ":443",

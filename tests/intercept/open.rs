@@ -9,6 +9,7 @@ use optin_proxy::intercept::{Host, ca as authority};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::client::TlsStream;
+use x509_parser::prelude::{FromDer, X509Certificate};
 
 use super::API;
 use crate::support::binary::{Running, command};
@@ -202,6 +203,11 @@ async fn an_address_may_be_the_apis_host() {
         let stream = proxy.client().await.tunnel(target).await.expect("a tunnel");
         let trusted = proxy.folder.path().join("ca.pem");
         let stream = connect(stream, name, &trusted, &[]).await.expect("trusted");
+        // Regression: of an IPv4 address, OpenSSL takes a common name for a host's, which the authority must not vouch for.
+        let certificates = stream.get_ref().1.peer_certificates().expect("there are");
+        let (_, leaf) = X509Certificate::from_der(&certificates[0]).expect("DER");
+        let common = leaf.subject().iter_common_name().next().expect("there is one");
+        assert_eq!(common.as_str().expect("text"), "optin-proxy");
         let host = target.trim_end_matches(":443");
         assert_eq!(Client::over(stream).ask(&put(host)).await.status, 204);
     }

@@ -7,7 +7,7 @@ use hyper_util::rt::TokioExecutor;
 
 use crate::support::origin::{Origin, Reply};
 use crate::support::proxy::Proxy;
-use crate::support::{BARE, CONTACT, RECIPE, RECIPE_OUT, answer, no_content, put};
+use crate::support::{BARE, CONTACT, RECIPE, RECIPE_OUT, answer, no_content, put, request};
 
 const GET: &[u8] = b"GET /x HTTP/1.1\r\nHost: p\r\n\r\n";
 
@@ -280,4 +280,17 @@ async fn a_trailer_field_is_announced_to_who_gets_it_only() {
     assert_eq!(proxy.ask(GET).await.field("trailer"), None);
     let asked = b"GET / HTTP/1.1\r\nHost: p\r\nTE: trailers\r\nConnection: TE\r\n\r\n";
     assert_eq!(proxy.ask(asked).await.field("trailer"), Some("X-Sum"));
+}
+
+/// Regression: an answer that was looked at was framed by its length, and lost its trailers.
+#[tokio::test]
+async fn the_trailers_of_a_refusal_reach_a_client_that_takes_trailers() {
+    let by_chunks = "HTTP/1.1 400 Bad Request\r\nTrailer: X-T\r\nTransfer-Encoding: chunked\r\n\r\n\
+                     5\r\nhello\r\n0\r\nX-T: kept\r\n\r\n";
+    let origin = Origin::start([Reply::Write(by_chunks.into())]).await;
+    let proxy = Proxy::before(&origin, &[]).await;
+    let asked = request("PUT", CONTACT, "TE: trailers\r\nConnection: TE\r\n", RECIPE);
+    let answer = proxy.ask(&asked).await;
+    assert_eq!((answer.status, &*answer.body), (400, &b"hello"[..]));
+    assert!(answer.trailers.to_lowercase().contains("x-t: kept"), "{answer:?}");
 }

@@ -42,6 +42,7 @@ async fn no_request_can_be_read_in_two_ways_and_none_harms_the_others_of_its_con
         ("one of answers", with(&[(":status", "200")]), "", reset),
         ("one behind a field", [&[("x", "y")][..], &post].concat(), "", reset),
         ("a relative path", [&without(":path")[..], &[(":path", "up")]].concat(), "", bad),
+        ("no host at all", without(":authority"), "", bad),
         ("an empty path", [&without(":path")[..], &[(":path", "")]].concat(), "", bad),
         (
             "a path with a line break",
