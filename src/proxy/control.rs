@@ -47,6 +47,9 @@ impl Wanted {
             (tls, checked.unwrap_or_else(|_| Err("it could not be looked at".into())))
         });
         let tls = tls?;
+        if forwards && before.is_none() && folder.is_none() && !hosts.is_empty() {
+            tracing::info!("base URLs are served, and HTTPS_PROXY is not: {}", CaError::NoFolder);
+        }
         // A base URL is served all the same; that the other half is missing shows in the readiness.
         if let Err(error) = &authority {
             tracing::error!(%error, "HTTPS_PROXY mode will not work");
