@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use http::header::TRANSFER_ENCODING;
 use http::uri::Scheme;
-use http::{HeaderValue, Request, Response, StatusCode, Uri};
+use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, Uri};
 use http_body::Body as _;
 use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder, MaybeHttpsStream};
 use hyper_util::client::legacy::connect::HttpConnector;
@@ -114,10 +114,7 @@ impl Upstream {
             let message = "it switched to another protocol unasked".into();
             return Err(Failed::Fault(Fault::Garbage, message));
         }
-        // hyper undoes chunks, and would drop the name of any other coding with them.
-        let mut codings = answer.headers().get_all(TRANSFER_ENCODING).iter();
-        let is_chunked = |coding: &HeaderValue| coding.as_bytes().eq_ignore_ascii_case(b"chunked");
-        if codings.next().is_some_and(|first| !is_chunked(first)) || codings.next().is_some() {
+        if answer.body().size_hint().exact().is_none() && !is_plain(answer.headers()) {
             return Err(Failed::Fault(Fault::Garbage, "its transfer coding is not known".into()));
         }
         let idle = self.config.limits.idle_timeout;
@@ -334,6 +331,13 @@ fn classify<'e>(error: &PoolError, causes: impl Fn() -> Causes<'e>) -> Fault {
         Some(error) if error.is_parse() => Fault::Garbage,
         _ => Fault::Terminated,
     }
+}
+
+/// Whether a message has no transfer coding but chunks, which hyper undoes: it would drop the name of any other with them.
+fn is_plain(headers: &HeaderMap) -> bool {
+    let mut codings = headers.get_all(TRANSFER_ENCODING).iter();
+    let is_chunked = |coding: &HeaderValue| coding.as_bytes().eq_ignore_ascii_case(b"chunked");
+    codings.next().is_none_or(is_chunked) && codings.next().is_none()
 }
 
 const CLOSED: &str = "the connection was closed";
