@@ -20,6 +20,7 @@ use super::body::Body;
 use super::connection::TakesOver;
 use super::error::Error;
 use super::socket::Watch;
+use super::streams;
 use crate::intercept::guard::{ConnectError, Guard};
 use crate::intercept::leaf::Leaves;
 use crate::intercept::tunnel::{End, Traffic, relay};
@@ -61,6 +62,8 @@ pub(super) struct Open {
     /// The time to drain is over.
     cut: CancellationToken,
     _permit: Option<OwnedSemaphorePermit>,
+    /// Of HTTP/2, if it is a tunnel.
+    _stream: Option<streams::Tunnel>,
 }
 
 impl Open {
@@ -70,12 +73,14 @@ impl Open {
         permit: Option<OwnedSemaphorePermit>,
     ) -> Self {
         metrics.connections.inc();
-        Self { metrics, cut, _permit: permit }
+        Self { metrics, cut, _permit: permit, _stream: None }
     }
 
-    /// One more, of the same client.
+    /// One more, of the same client: what the stream becomes that is polled now.
     fn beside(&self, permit: OwnedSemaphorePermit) -> Self {
-        Self::new(Arc::clone(&self.metrics), self.cut.clone(), Some(permit))
+        let mut open = Self::new(Arc::clone(&self.metrics), self.cut.clone(), Some(permit));
+        open._stream = streams::Tunnel::begin();
+        open
     }
 
     fn is_cut(&self) -> bool {
@@ -141,6 +146,7 @@ impl Connect {
     ) -> Result<Response<Body>, Error> {
         let target = target(request)?;
         exchange.concerns(&target);
+        let way = self.guard.rules().judge(&target.host, target.port, false)?;
         let mut peer = exchange.peer().cloned();
         // Of HTTP/1, the tunnel is what its connection has become.
         if let Some(peer) = &mut peer
@@ -152,7 +158,7 @@ impl Connect {
         }
         let agent = request.headers().get(USER_AGENT).cloned();
         let (takes_over, stream) = mpsc::channel(1);
-        match self.guard.rules().judge(&target.host, target.port, false)? {
+        match way {
             Way::Intercept => {
                 let config = self.leaves.config(&target.host, SystemTime::now())?;
                 exchange.decided(Decision::Intercepted);

@@ -392,7 +392,7 @@ where
             tokio::select! {
                 () = ends.cancelled() => {}
                 // However often it answers to a ping.
-                () = streams.ended(self.protocols.keep_alive) => {}
+                () = streams.ended(self.protocols.head, self.protocols.keep_alive) => {}
             }
         };
         let connection = self.protocols.http2.serve_connection(TokioIo::new(io), service);

@@ -82,6 +82,8 @@ pub struct Control {
     address: SocketAddr,
     wanted: watch::Sender<Arc<Wanted>>,
     apply: Arc<Mutex<Option<Apply>>>,
+    /// One at a time.
+    reloading: Arc<Mutex<()>>,
     pub(super) drain: CancellationToken,
     /// What is still open ends now, whatever is in flight.
     pub(super) cut: CancellationToken,
@@ -100,8 +102,8 @@ impl Control {
         forwards: bool,
     ) -> Result<Self, SetupError> {
         let wanted = watch::Sender::new(Arc::new(Wanted::new(config, None, forwards)?));
-        let (apply, drain, cut) = Default::default();
-        Ok(Self { address, wanted, apply, drain, cut, forwards })
+        let (apply, reloading, drain, cut) = Default::default();
+        Ok(Self { address, wanted, apply, reloading, drain, cut, forwards })
     }
 
     /// What is made of the configuration now, and of each that comes: at once, so that what is served after
@@ -180,10 +182,11 @@ impl Control {
         if self.forwards && config.listen.is_open(self.address.ip()) {
             return Err(StartError::Open { address: self.address });
         }
-        // Of two at once, the last one is in force everywhere.
+        // Of two at once, the last one is in force everywhere. It may take its time, for which a server that ends does not wait.
+        let _one = self.reloading.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = Arc::clone(&self.wanted.borrow());
+        let wanted = Arc::new(Wanted::new(config, Some(&before), self.forwards)?);
         let apply = lock(&self.apply);
-        let wanted = Wanted::new(config, Some(&self.wanted.borrow()), self.forwards)?;
-        let wanted = Arc::new(wanted);
         self.wanted.send_replace(Arc::clone(&wanted));
         if let Some(apply) = &*apply {
             apply(&wanted);

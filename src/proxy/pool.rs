@@ -11,9 +11,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::task::Poll;
 use std::time::Duration;
 
-use http::header::{CONNECTION, HOST};
+use http::header::{CONNECTION, Entry, HOST};
 use http::uri::{Authority, PathAndQuery, Scheme};
-use http::{Request, Response, Uri};
+use http::{HeaderValue, Request, Response, Uri};
 use hyper::body::Incoming;
 use hyper::client::conn::{http1, http2};
 use hyper_util::client::legacy::connect::Connection as Negotiated;
@@ -103,6 +103,8 @@ impl Origin {
     fn name(&self, request: &mut Request<Body>) {
         let named = request.headers_mut().remove(HOST);
         let named = named.and_then(|host| Authority::try_from(host.as_bytes()).ok());
+        // A request that another connection has handed back has its name there already.
+        let named = named.or_else(|| request.uri().authority().cloned());
         let authority = named.unwrap_or_else(|| self.authority.clone());
         let origin = Self { scheme: self.scheme.clone(), authority };
         *request.uri_mut() = origin.uri(request.uri().path_and_query());
@@ -325,7 +327,14 @@ impl Connection {
         let answer = match &mut self.sender {
             Sender::Http1(sender) => {
                 // RFC 9112 section 3.2.1: an origin is sent no more than the path and query.
-                if request.uri().authority().is_some() {
+                if let Some(authority) = request.uri().authority() {
+                    // One that a connection of HTTP/2 has handed back has its name there alone.
+                    let named = HeaderValue::from_str(authority.as_str());
+                    if let (Entry::Vacant(host), Ok(named)) =
+                        (request.headers_mut().entry(HOST), named)
+                    {
+                        host.insert(named);
+                    }
                     let path = request.uri().path_and_query().cloned();
                     *request.uri_mut() = path.map(Uri::from).unwrap_or_default();
                 }
@@ -373,8 +382,9 @@ impl Connection {
         match &self.sender {
             Sender::Http1(_) => self.history.was_stale(),
             Sender::Http2(_) => {
-                let http2 = error.source().and_then(|cause| cause.downcast_ref::<h2::Error>());
-                is_reused && http2.is_none_or(h2::Error::is_io)
+                // What h2 says itself, it says of a connection that is there; and a ping that nobody answers tells of nothing.
+                let is_said = error.source().is_some_and(|cause| cause.is::<h2::Error>());
+                is_reused && !is_said && !error.is_timeout()
             }
         }
     }

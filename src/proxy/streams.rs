@@ -11,6 +11,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use hyper::rt::Executor;
+use tokio::sync::Notify;
 use tokio::time::{Instant, Sleep, sleep, sleep_until};
 
 use crate::observe::exchange::cut;
@@ -20,8 +21,8 @@ thread_local! {
     static GOT_ON: Cell<bool> = const { Cell::new(false) };
     /// What is executed next on this thread is the stream of a request that was just begun.
     static BEGUN: Cell<Option<Busy>> = const { Cell::new(None) };
-    /// The connection whose stream is polled on this thread: what it executes is what it becomes a tunnel by.
-    static POLLED: Cell<Option<Arc<Activity>>> = const { Cell::new(None) };
+    /// The stream that is polled on this thread: what it executes is what it becomes a tunnel by.
+    static POLLED: Cell<Option<Arc<Open>>> = const { Cell::new(None) };
 }
 
 /// To be said when there is an answer, and whenever more of its body is asked for.
@@ -36,6 +37,8 @@ pub(super) struct Activity(Mutex<Now>);
 #[derive(Debug)]
 struct Now {
     open: usize,
+    /// There was one.
+    has_begun: bool,
     /// When the last one began or ended.
     changed: Instant,
 }
@@ -43,7 +46,7 @@ struct Now {
 impl Activity {
     /// None yet.
     pub fn new() -> Arc<Self> {
-        Arc::new(Self(Mutex::new(Now { open: 0, changed: Instant::now() })))
+        Arc::new(Self(Mutex::new(Now { open: 0, has_begun: false, changed: Instant::now() })))
     }
 
     /// To be said when a request is given to its service, in the poll in which hyper then has its stream executed.
@@ -60,6 +63,7 @@ impl Activity {
     fn change(&self, change: impl FnOnce(&mut usize)) {
         let mut now = self.now();
         change(&mut now.open);
+        now.has_begun = true;
         now.changed = Instant::now();
     }
 
@@ -68,11 +72,12 @@ impl Activity {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Waits until there has been no stream for so long.
-    pub async fn ended(&self, limit: Duration) {
+    /// Waits until there has been no stream for so long, or for as long as `first` before the first one.
+    pub async fn ended(&self, first: Duration, limit: Duration) {
         loop {
             let until = {
                 let now = self.now();
+                let limit = if now.has_begun { limit } else { first };
                 let since = if now.open > 0 { Instant::now() } else { now.changed };
                 since + limit
             };
@@ -94,6 +99,32 @@ impl Drop for Busy {
     }
 }
 
+/// A stream, and whether what it has become is over.
+#[derive(Debug)]
+struct Open {
+    _busy: Busy,
+    over: Notify,
+}
+
+/// A tunnel that a stream has become, until dropped.
+#[derive(Debug)]
+pub(super) struct Tunnel(Arc<Open>);
+
+impl Tunnel {
+    /// The one that the stream becomes which is polled now, if any is.
+    pub fn begin() -> Option<Self> {
+        let open = POLLED.take();
+        POLLED.set(open.clone());
+        open.map(Self)
+    }
+}
+
+impl Drop for Tunnel {
+    fn drop(&mut self) {
+        self.0.over.notify_one();
+    }
+}
+
 /// Runs streams, and ends those that take too long.
 #[derive(Clone, Debug)]
 pub(super) struct Streams {
@@ -109,18 +140,28 @@ where
 {
     fn execute(&self, stream: F) {
         let Some(busy) = BEGUN.take() else {
-            // It has no end but the tunnel's.
-            let busy = POLLED.take().map(|it| it.busy());
+            // It has no end but the tunnel's: but for a client that takes nothing of what is left, it would wait for ever.
+            let (open, stall) = (POLLED.take(), self.stall);
             drop(tokio::spawn(async move {
-                let _busy = busy;
-                stream.await;
+                let over = async {
+                    match &open {
+                        Some(open) => open.over.notified().await,
+                        None => std::future::pending().await,
+                    }
+                    sleep(stall).await;
+                };
+                tokio::select! {
+                    () = stream => {}
+                    () = over => {}
+                }
             }));
             return;
         };
         let (whole, limit) = (self.whole, self.stall);
         // Dropped, a stream is reset and its request with it.
         drop(tokio::spawn(async move {
-            let mut stream = Stream { inner: Box::pin(stream), busy, limit, stalled: None };
+            let open = Arc::new(Open { _busy: busy, over: Notify::new() });
+            let mut stream = Stream { inner: Box::pin(stream), open, limit, stalled: None };
             if tokio::time::timeout(whole, &mut stream).await.is_err() {
                 tracing::warn!("a stream took longer than limits.request_timeout, and was reset");
                 cut(stream);
@@ -131,7 +172,7 @@ where
 
 struct Stream<F> {
     inner: Pin<Box<F>>,
-    busy: Busy,
+    open: Arc<Open>,
     limit: Duration,
     /// Armed once there is an answer.
     stalled: Option<Pin<Box<Sleep>>>,
@@ -142,7 +183,7 @@ impl<F: Future<Output = ()>> Future for Stream<F> {
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
         GOT_ON.set(false);
-        POLLED.set(Some(Arc::clone(&self.busy.0)));
+        POLLED.set(Some(Arc::clone(&self.open)));
         // First, since the body has a deadline of its own for its sender, which began before this one.
         let polled = self.inner.as_mut().poll(cx);
         POLLED.take();

@@ -333,11 +333,15 @@ fn classify<'e>(error: &PoolError, causes: impl Fn() -> Causes<'e>) -> Fault {
     }
 }
 
-/// Whether a message has no transfer coding but chunks, which hyper undoes: it would drop the name of any other with them.
+/// Whether a message has no transfer coding but chunks, which hyper undoes: it would drop the name of any other with them. Some old
+/// servers name that there is none.
 fn is_plain(headers: &HeaderMap) -> bool {
     let mut codings = headers.get_all(TRANSFER_ENCODING).iter();
-    let is_chunked = |coding: &HeaderValue| coding.as_bytes().eq_ignore_ascii_case(b"chunked");
-    codings.next().is_none_or(is_chunked) && codings.next().is_none()
+    let is_plain = |coding: &HeaderValue| {
+        let coding = coding.as_bytes();
+        coding.eq_ignore_ascii_case(b"chunked") || coding.eq_ignore_ascii_case(b"identity")
+    };
+    codings.next().is_none_or(is_plain) && codings.next().is_none()
 }
 
 const CLOSED: &str = "the connection was closed";

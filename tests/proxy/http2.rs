@@ -393,6 +393,27 @@ async fn a_tunnel_lasts_as_long_as_something_passes_through_it() {
     }
 }
 
+#[tokio::test]
+async fn a_tunnel_whose_client_takes_nothing_ends_with_its_idle_time() {
+    let target = echo().await.to_string();
+    let port = format!("intercept.ports={}", target.rsplit(':').next().expect("a port"));
+    let settings = [
+        "intercept.allow_private=127.0.0.1",
+        &port,
+        "intercept.tunnel_idle_timeout=30s",
+        "limits.idle_timeout=20s",
+    ];
+    let proxy = Proxy::start("http://127.0.0.1:1", &settings).await;
+    let mut client = Http2::connect(proxy.address, 0).await;
+    let clock = Clock::hold();
+    let connect = fields(&[(":method", "CONNECT"), (":authority", &target)]);
+    client.send(HEADERS, END_HEADERS, 1, &connect).await;
+    assert_eq!(clock.until(client.fate(1)).await, Fate::Answered(200));
+    client.send(DATA, 0, 1, b"comes back").await;
+    let end = clock.until(client.fate(1)).await;
+    assert!(matches!(end, Fate::Reset(_)), "{end:?}");
+}
+
 /// Regression: one connection could hold 200 tunnels, whatever `limits.max_connections` said.
 #[tokio::test]
 async fn each_tunnel_counts_as_a_connection() {
