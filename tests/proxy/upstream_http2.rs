@@ -9,6 +9,7 @@ use http_body_util::{BodyExt, Full};
 use hyper::server::conn::http2;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Notify;
 use tokio_rustls::server::TlsStream;
 
 use crate::support::http2::{END_HEADERS, END_STREAM, GOAWAY, HEADERS, Http2, RST_STREAM};
@@ -127,25 +128,57 @@ async fn a_client_that_stops_in_its_body_is_told_so() {
     assert_eq!((answer.status, answer.problem()), (408, "request-body-timeout".to_owned()));
 }
 
+/// Answers with the names that a request has, over HTTP/2.
+async fn echo_names(stream: TlsStream<TcpStream>) {
+    let echo = |request: http::Request<hyper::body::Incoming>| async move {
+        let authority = request.uri().authority().map(ToString::to_string);
+        let field = |name| request.headers().get(name).cloned();
+        let seen = format!("{authority:?} {:?} {:?}", field("host"), field("te"));
+        let _ = request.into_body().collect().await;
+        Ok::<_, Infallible>(http::Response::new(Full::new(Bytes::from(seen))))
+    };
+    let _ = http2::Builder::new(TokioExecutor::new())
+        .serve_connection(TokioIo::new(stream), hyper::service::service_fn(echo))
+        .await;
+}
+
+const NAMED: &[u8] =
+    b"GET http://api.constantcontact.com/x HTTP/1.1\r\nHost: api.constantcontact.com\r\n\r\n";
+
+/// Regression: the name was gone with the connection that handed the request back, and the next one was asked by the upstream's.
+#[tokio::test]
+async fn a_request_that_a_retired_connection_hands_back_keeps_the_name_of_its_host() {
+    let connections = Arc::new(AtomicUsize::default());
+    let retired = Arc::new(Notify::new());
+    let told = Arc::clone(&retired);
+    let proxy = before(&[], move |stream| {
+        let number = connections.fetch_add(1, Ordering::Relaxed);
+        let told = Arc::clone(&told);
+        async move {
+            if number > 0 {
+                return echo_names(stream).await;
+            }
+            let mut server = Http2::accept(stream).await;
+            let begun = server.request().await.expect("the first one");
+            server.send(GOAWAY, 0, 0, &[&begun.to_be_bytes()[..], &[0; 4]].concat()).await;
+            told.notify_one();
+            // The one that was begun is not over.
+            while server.request().await.is_some() {}
+        }
+    })
+    .await;
+    let mut first = proxy.client().await;
+    first.send(NAMED).await;
+    retired.notified().await;
+    let seen = String::from_utf8(proxy.ask(NAMED).await.body).expect("text");
+    assert_eq!(seen, "Some(\"api.constantcontact.com\") None None");
+}
+
 /// Regression: `:authority` was the upstream's beside the client's `Host`, and `TE` was dropped.
 #[tokio::test]
 async fn the_authority_is_the_host_that_the_client_named_and_te_arrives() {
-    let proxy = before(&[], |stream| async {
-        let echo = |request: http::Request<hyper::body::Incoming>| async move {
-            let authority = request.uri().authority().map(ToString::to_string);
-            let field = |name| request.headers().get(name).cloned();
-            let seen = format!("{authority:?} {:?} {:?}", field("host"), field("te"));
-            let _ = request.into_body().collect().await;
-            Ok::<_, Infallible>(http::Response::new(Full::new(Bytes::from(seen))))
-        };
-        let _ = http2::Builder::new(TokioExecutor::new())
-            .serve_connection(TokioIo::new(stream), hyper::service::service_fn(echo))
-            .await;
-    })
-    .await;
-    let named =
-        b"GET http://api.constantcontact.com/x HTTP/1.1\r\nHost: api.constantcontact.com\r\n\r\n";
-    let seen = String::from_utf8(proxy.ask(named).await.body).expect("text");
+    let proxy = before(&[], echo_names).await;
+    let seen = String::from_utf8(proxy.ask(NAMED).await.body).expect("text");
     assert_eq!(seen, "Some(\"api.constantcontact.com\") None None");
     let by_base_url = b"GET /x HTTP/1.1\r\nHost: p\r\nTE: trailers\r\nConnection: TE\r\n\r\n";
     let seen = String::from_utf8(proxy.ask(by_base_url).await.body).expect("text");
