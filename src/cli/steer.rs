@@ -73,9 +73,8 @@ impl Steering {
     /// Does what is asked for, until the process is to finish and to end: with this exit status if there is no time for it.
     pub async fn until_stop(&mut self) -> i32 {
         loop {
-            match self.step().await {
-                Ok(()) => {}
-                Err(code) => return code,
+            if let Err(code) = self.step().await {
+                return code;
             }
         }
     }

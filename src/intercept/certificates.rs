@@ -71,16 +71,16 @@ pub(super) fn leaf(
     not_after: SystemTime,
 ) -> Result<(CertificateDer<'static>, PrivateKeyDer<'static>), CaError> {
     let key = Zeroizing::new(KeyPair::generate().map_err(make)?);
-    let name = match host {
-        Host::Name(name) => name.to_string(),
+    let (common, san) = match host {
+        Host::Name(name) => {
+            let name = name.to_string();
+            (name.clone(), SanType::DnsName(name.try_into().map_err(make)?))
+        }
         // OpenSSL holds what looks like a name against the constraint of names, and an address does.
-        Host::Address(_) => LEAF_NAME.to_owned(),
+        Host::Address(address) => (LEAF_NAME.to_owned(), SanType::IpAddress(*address)),
     };
-    let mut params = params(name, now, not_after)?;
-    params.subject_alt_names = vec![match host {
-        Host::Name(name) => SanType::DnsName(name.to_string().try_into().map_err(make)?),
-        Host::Address(address) => SanType::IpAddress(*address),
-    }];
+    let mut params = params(common, now, not_after)?;
+    params.subject_alt_names = vec![san];
     params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
     params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
     // Python 3.13 refuses a leaf without.

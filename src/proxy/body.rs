@@ -146,31 +146,27 @@ impl http_body::Body for Body {
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        match &mut *self {
-            Self::Buffered(bytes) if bytes.is_empty() => Poll::Ready(None),
-            Self::Buffered(bytes) => Poll::Ready(Some(Ok(Frame::data(std::mem::take(bytes))))),
-            Self::Streaming(stream) => match ready!(Pin::new(stream.as_mut()).poll_frame(cx)) {
-                Some(Err(error)) if stream.side == Side::Upstream => {
-                    *self = Self::resumed(VecDeque::new(), Rest::Broken(Broken::new(error)));
-                    self.poll_frame(cx)
-                }
-                frame => Poll::Ready(frame),
-            },
+        let stream = match &mut *self {
+            Self::Buffered(bytes) if bytes.is_empty() => return Poll::Ready(None),
+            Self::Buffered(bytes) => {
+                return Poll::Ready(Some(Ok(Frame::data(std::mem::take(bytes)))));
+            }
+            Self::Streaming(stream) => stream,
             Self::Resumed(resumed) => match (resumed.start.pop_front(), &mut resumed.rest) {
-                (Some(frame), _) => Poll::Ready(Some(Ok(frame))),
-                (None, Rest::Stream(rest)) => {
-                    let frame = ready!(Pin::new(rest.as_mut()).poll_frame(cx));
-                    match frame {
-                        Some(Err(error)) if rest.side == Side::Upstream => {
-                            resumed.rest = Rest::Broken(Broken::new(error));
-                            self.poll_frame(cx)
-                        }
-                        frame => Poll::Ready(frame),
-                    }
+                (Some(frame), _) => return Poll::Ready(Some(Ok(frame))),
+                (None, Rest::Stream(rest)) => rest,
+                (None, Rest::Broken(broken)) => {
+                    return broken.poll(cx).map(|error| error.map(Err));
                 }
-                (None, Rest::Broken(broken)) => broken.poll(cx).map(|error| error.map(Err)),
-                (None, Rest::End) => Poll::Ready(None),
+                (None, Rest::End) => return Poll::Ready(None),
             },
+        };
+        match ready!(Pin::new(stream.as_mut()).poll_frame(cx)) {
+            Some(Err(error)) if stream.side == Side::Upstream => {
+                *self = Self::resumed(VecDeque::new(), Rest::Broken(Broken::new(error)));
+                self.poll_frame(cx)
+            }
+            frame => Poll::Ready(frame),
         }
     }
 

@@ -62,8 +62,8 @@ pub(super) struct Open {
     /// The time to drain is over.
     cut: CancellationToken,
     _permit: Option<OwnedSemaphorePermit>,
-    /// Of HTTP/2, if it is a tunnel.
-    _stream: Option<streams::Tunnel>,
+    /// Of a stream of HTTP/2, if it is a tunnel.
+    _stream: Option<streams::Upgrade>,
 }
 
 impl Open {
@@ -79,7 +79,7 @@ impl Open {
     /// One more, of the same client: what the stream becomes that is polled now.
     fn beside(&self, permit: OwnedSemaphorePermit) -> Self {
         let mut open = Self::new(Arc::clone(&self.metrics), self.cut.clone(), Some(permit));
-        open._stream = streams::Tunnel::begin();
+        open._stream = streams::Upgrade::begin();
         open
     }
 

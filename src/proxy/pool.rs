@@ -100,7 +100,7 @@ impl Origin {
 
     /// Makes a request one of HTTP/2's: the server's name stands in `:authority`, and in no `Host` beside it, and the connection
     /// has no fields (RFC 9113 section 8.2.2 and 8.3.1).
-    fn name(&self, request: &mut Request<Body>) {
+    fn make_http2(&self, request: &mut Request<Body>) {
         let named = request.headers_mut().remove(HOST);
         let named = named.and_then(|host| Authority::try_from(host.as_bytes()).ok());
         // A request that another connection has handed back has its name there already.
@@ -341,7 +341,7 @@ impl Connection {
                 in_time(alarm, end, sender.try_send_request(taken(request))).await
             }
             Sender::Http2(sender) => {
-                self.origin.name(request);
+                self.origin.make_http2(request);
                 in_time(alarm, end, sender.try_send_request(taken(request))).await
             }
         };

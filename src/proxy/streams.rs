@@ -16,13 +16,16 @@ use tokio::time::{Instant, Sleep, sleep, sleep_until};
 
 use crate::observe::exchange::cut;
 
+/// How often it is looked whether a connection is busy still, at most.
+const LOOK: Duration = Duration::from_millis(100);
+
 thread_local! {
     /// The stream that is polled on this thread has got on with its answer.
     static GOT_ON: Cell<bool> = const { Cell::new(false) };
     /// What is executed next on this thread is the stream of a request that was just begun.
     static BEGUN: Cell<Option<Busy>> = const { Cell::new(None) };
     /// The stream that is polled on this thread: what it executes is what it becomes a tunnel by.
-    static POLLED: Cell<Option<Arc<Open>>> = const { Cell::new(None) };
+    static POLLED: Cell<Option<Arc<Shared>>> = const { Cell::new(None) };
 }
 
 /// To be said when there is an answer, and whenever more of its body is asked for.
@@ -75,16 +78,16 @@ impl Activity {
     /// Waits until there has been no stream for so long, or for as long as `first` before the first one.
     pub async fn ended(&self, first: Duration, limit: Duration) {
         loop {
-            let until = {
+            let silent_until = {
                 let now = self.now();
                 let limit = if now.has_begun { limit } else { first };
-                let since = if now.open > 0 { Instant::now() } else { now.changed };
-                since + limit
+                (now.open == 0).then(|| now.changed + limit)
             };
-            if until <= Instant::now() {
-                return;
+            match silent_until {
+                Some(until) if until <= Instant::now() => return,
+                Some(until) => sleep_until(until).await,
+                None => sleep(limit.max(LOOK)).await,
             }
-            sleep_until(until).await;
         }
     }
 }
@@ -99,27 +102,27 @@ impl Drop for Busy {
     }
 }
 
-/// A stream, and whether what it has become is over.
+/// What a stream has in common with what it is upgraded to.
 #[derive(Debug)]
-struct Open {
+struct Shared {
     _busy: Busy,
     over: Notify,
 }
 
-/// A tunnel that a stream has become, until dropped.
+/// What the stream is upgraded to, until dropped.
 #[derive(Debug)]
-pub(super) struct Tunnel(Arc<Open>);
+pub(super) struct Upgrade(Arc<Shared>);
 
-impl Tunnel {
-    /// The one that the stream becomes which is polled now, if any is.
+impl Upgrade {
+    /// Of the stream that is polled now, if any is.
     pub fn begin() -> Option<Self> {
-        let open = POLLED.take();
-        POLLED.set(open.clone());
-        open.map(Self)
+        let shared = POLLED.take();
+        POLLED.set(shared.clone());
+        shared.map(Self)
     }
 }
 
-impl Drop for Tunnel {
+impl Drop for Upgrade {
     fn drop(&mut self) {
         self.0.over.notify_one();
     }
@@ -141,11 +144,11 @@ where
     fn execute(&self, stream: F) {
         let Some(busy) = BEGUN.take() else {
             // It has no end but the tunnel's: but for a client that takes nothing of what is left, it would wait for ever.
-            let (open, stall) = (POLLED.take(), self.stall);
+            let (shared, stall) = (POLLED.take(), self.stall);
             drop(tokio::spawn(async move {
                 let over = async {
-                    match &open {
-                        Some(open) => open.over.notified().await,
+                    match &shared {
+                        Some(shared) => shared.over.notified().await,
                         None => std::future::pending().await,
                     }
                     sleep(stall).await;
@@ -160,8 +163,8 @@ where
         let (whole, limit) = (self.whole, self.stall);
         // Dropped, a stream is reset and its request with it.
         drop(tokio::spawn(async move {
-            let open = Arc::new(Open { _busy: busy, over: Notify::new() });
-            let mut stream = Stream { inner: Box::pin(stream), open, limit, stalled: None };
+            let shared = Arc::new(Shared { _busy: busy, over: Notify::new() });
+            let mut stream = Stream { inner: Box::pin(stream), shared, limit, stalled: None };
             if tokio::time::timeout(whole, &mut stream).await.is_err() {
                 tracing::warn!("a stream took longer than limits.request_timeout, and was reset");
                 cut(stream);
@@ -172,7 +175,7 @@ where
 
 struct Stream<F> {
     inner: Pin<Box<F>>,
-    open: Arc<Open>,
+    shared: Arc<Shared>,
     limit: Duration,
     /// Armed once there is an answer.
     stalled: Option<Pin<Box<Sleep>>>,
@@ -183,7 +186,7 @@ impl<F: Future<Output = ()>> Future for Stream<F> {
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
         GOT_ON.set(false);
-        POLLED.set(Some(Arc::clone(&self.open)));
+        POLLED.set(Some(Arc::clone(&self.shared)));
         // First, since the body has a deadline of its own for its sender, which began before this one.
         let polled = self.inner.as_mut().poll(cx);
         POLLED.take();

@@ -321,40 +321,47 @@ async fn cookies_that_a_client_took_apart_are_put_together() {
 /// Regression: whoever answered to pings had a connection for ever.
 #[tokio::test]
 async fn a_connection_without_streams_ends_after_its_keep_alive_and_not_while_there_is_one() {
-    let go_on = Arc::new(Notify::new());
-    let whole = answer("200 OK", "", b"");
-    let origin = Origin::start([Reply::Pause(vec![], Arc::clone(&go_on), whole)]).await;
-    let settings = ["listen.keep_alive=30s", "upstream.response_timeout=1h"];
-    let proxy = Proxy::before(&origin, &settings).await;
     let clock = Clock::hold();
-    let mut client = Http2::connect(proxy.address, WINDOW).await;
-    client.send(HEADERS, END_HEADERS | END_STREAM, 1, &fields(&GET)).await;
-    clock.until(origin.arrived(1)).await;
-    {
-        // Pings come and are answered, and nothing else happens.
-        let mut fate = std::pin::pin!(client.fate(1));
-        for _ in 0..120 {
-            clock.advance(Duration::from_secs(1)).await;
-            tokio::select! {
-                biased;
-                fate = &mut fate => panic!("{fate:?}"),
-                () = settle() => {}
+    for keep_alive in [30, 0] {
+        let go_on = Arc::new(Notify::new());
+        let whole = answer("200 OK", "", b"");
+        let origin = Origin::start([Reply::Pause(vec![], Arc::clone(&go_on), whole)]).await;
+        let setting = format!("listen.keep_alive={keep_alive}s");
+        let proxy = Proxy::before(&origin, &[&setting, "upstream.response_timeout=1h"]).await;
+        let mut client = Http2::connect(proxy.address, WINDOW).await;
+        client.send(HEADERS, END_HEADERS | END_STREAM, 1, &fields(&GET)).await;
+        clock.until(origin.arrived(1)).await;
+        {
+            // Pings come and are answered, and nothing else happens.
+            let mut fate = std::pin::pin!(client.fate(1));
+            for _ in 0..120 {
+                clock.advance(Duration::from_secs(1)).await;
+                tokio::select! {
+                    biased;
+                    fate = &mut fate => panic!("{fate:?}"),
+                    () = settle() => {}
+                }
             }
         }
-        go_on.notify_one();
-        assert_eq!(clock.until(fate).await, Fate::Answered(200));
+        // It takes others meanwhile.
+        client.send(HEADERS, END_HEADERS | END_STREAM, 3, &fields(&GET)).await;
+        clock.until(origin.arrived(2)).await;
+        for stream in [1, 3] {
+            go_on.notify_one();
+            assert_eq!(clock.until(client.fate(stream)).await, Fate::Answered(200));
+        }
+        let silent_since = Instant::now();
+        let end = clock.until(client.fate(5)).await;
+        assert_eq!(end, Fate::Gone, "in order, and not for an error");
+        let after = silent_since.elapsed().as_secs() + 1;
+        assert!((keep_alive..keep_alive + 15).contains(&after), "{after} s");
     }
-    let silent_since = Instant::now();
-    let end = clock.until(client.fate(3)).await;
-    assert_eq!(end, Fate::Gone, "in order, and not for an error");
-    let after = silent_since.elapsed();
-    assert!((Duration::from_secs(29)..Duration::from_secs(45)).contains(&after), "{after:?}");
 }
 
-/// A host that sends back what it gets.
-async fn echo() -> std::net::SocketAddr {
+/// A proxy that lets clients through to a host which sends back what it gets, and the head that asks for that.
+async fn before_echo(settings: &[&str]) -> (Proxy, Vec<u8>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
-    let address = listener.local_addr().expect("bound");
+    let target = listener.local_addr().expect("bound");
     tokio::spawn(async move {
         while let Ok((mut stream, _)) = listener.accept().await {
             tokio::spawn(async move {
@@ -363,27 +370,20 @@ async fn echo() -> std::net::SocketAddr {
             });
         }
     });
-    address
+    let port = format!("intercept.ports={}", target.port());
+    let settings = [&["intercept.allow_private=127.0.0.1", &*port], settings].concat();
+    let proxy = Proxy::start("http://127.0.0.1:1", &settings).await;
+    (proxy, fields(&[(":method", "CONNECT"), (":authority", &target.to_string())]))
 }
 
 /// Regression: it was cut at `limits.request_timeout`, as if it were an answer.
 #[tokio::test]
 async fn a_tunnel_lasts_as_long_as_something_passes_through_it() {
-    let target = echo().await;
-    let port = format!("intercept.ports={}", target.port());
-    let settings = [
-        "intercept.allow_private=127.0.0.1",
-        &port,
-        "limits.request_timeout=5s",
-        "listen.keep_alive=30s",
-    ];
-    let proxy = Proxy::start("http://127.0.0.1:1", &settings).await;
+    let settings = ["limits.request_timeout=5s", "listen.keep_alive=30s"];
+    let (proxy, connect) = before_echo(&settings).await;
     let mut client = Http2::connect(proxy.address, WINDOW).await;
     let clock = Clock::hold();
-    let name = target.to_string();
-    client
-        .send(HEADERS, END_HEADERS, 1, &fields(&[(":method", "CONNECT"), (":authority", &name)]))
-        .await;
+    client.send(HEADERS, END_HEADERS, 1, &connect).await;
     assert_eq!(clock.until(client.fate(1)).await, Fate::Answered(200));
     for second in 0..100 {
         clock.advance(Duration::from_secs(1)).await;
@@ -395,18 +395,10 @@ async fn a_tunnel_lasts_as_long_as_something_passes_through_it() {
 
 #[tokio::test]
 async fn a_tunnel_whose_client_takes_nothing_ends_with_its_idle_time() {
-    let target = echo().await.to_string();
-    let port = format!("intercept.ports={}", target.rsplit(':').next().expect("a port"));
-    let settings = [
-        "intercept.allow_private=127.0.0.1",
-        &port,
-        "intercept.tunnel_idle_timeout=30s",
-        "limits.idle_timeout=20s",
-    ];
-    let proxy = Proxy::start("http://127.0.0.1:1", &settings).await;
+    let settings = ["intercept.tunnel_idle_timeout=30s", "limits.idle_timeout=20s"];
+    let (proxy, connect) = before_echo(&settings).await;
     let mut client = Http2::connect(proxy.address, 0).await;
     let clock = Clock::hold();
-    let connect = fields(&[(":method", "CONNECT"), (":authority", &target)]);
     client.send(HEADERS, END_HEADERS, 1, &connect).await;
     assert_eq!(clock.until(client.fate(1)).await, Fate::Answered(200));
     client.send(DATA, 0, 1, b"comes back").await;
@@ -417,13 +409,9 @@ async fn a_tunnel_whose_client_takes_nothing_ends_with_its_idle_time() {
 /// Regression: one connection could hold 200 tunnels, whatever `limits.max_connections` said.
 #[tokio::test]
 async fn each_tunnel_counts_as_a_connection() {
-    let target = echo().await.to_string();
-    let port = format!("intercept.ports={}", target.rsplit(':').next().expect("a port"));
     // One place is kept for the next connection.
-    let settings = ["intercept.allow_private=127.0.0.1", &port, "limits.max_connections=4"];
-    let proxy = Proxy::start("http://127.0.0.1:1", &settings).await;
+    let (proxy, connect) = before_echo(&["limits.max_connections=4"]).await;
     let mut client = Http2::connect(proxy.address, WINDOW).await;
-    let connect = fields(&[(":method", "CONNECT"), (":authority", &target)]);
     for (stream, status) in [(1, 200), (3, 200), (5, 503)] {
         client.send(HEADERS, END_HEADERS, stream, &connect).await;
         assert_eq!(client.fate(stream).await, Fate::Answered(status), "stream {stream}");

@@ -13,6 +13,9 @@ use super::NO_HASH;
 use super::writer::BATCH;
 use crate::observe::finished::sha256;
 
+/// How a line begins that says how many are missing.
+pub(super) const GAP: &str = r#"{"event":"gap""#;
+
 /// The end of a chain: its last line's number and hash.
 #[derive(Debug, Clone)]
 pub(super) struct End {
@@ -80,7 +83,7 @@ pub(super) fn check(mut file: &File) -> io::Result<()> {
     let mut start = Vec::new();
     file.seek(SeekFrom::Start(0))?;
     file.take(16).read_to_end(&mut start)?;
-    let begins: [&[u8]; 2] = [b"{\"time\":\"", b"{\"event\":\"gap\""];
+    let begins = [b"{\"time\":\"", GAP.as_bytes()];
     if begins.iter().any(|begin| begin.starts_with(&start) || start.starts_with(begin)) {
         return Ok(());
     }
@@ -104,6 +107,15 @@ pub(super) fn look(file: &File, path: &Path) -> io::Result<Found> {
         .unwrap_or_default(),
     };
     Ok(Found { begun: begun(file)?, whole, end })
+}
+
+/// How many are missing, by a line that says so.
+pub(super) fn lost_of(gap: &str) -> u64 {
+    #[derive(Deserialize)]
+    struct Gap {
+        lost: u64,
+    }
+    serde_json::from_str::<Gap>(gap).map_or(0, |gap| gap.lost)
 }
 
 fn end_of(line: &[u8]) -> End {

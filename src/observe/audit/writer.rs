@@ -9,7 +9,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, TryRecvError};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
-use super::files::{self, End, LockError};
+use super::files::{self, End, GAP, LockError};
 use super::{Fault, Item, NO_HASH, Shared};
 use crate::config;
 use crate::observe::finished::sha256;
@@ -27,16 +27,6 @@ const CHAINED: usize = r#","seq":18446744073709551615,"prev":""}"#.len() + NO_HA
 /// could not be.
 const LOCK_AGAIN: Duration = Duration::from_millis(100);
 const ROTATE_AGAIN: Duration = Duration::from_secs(10);
-
-/// How a line begins that says how many are missing.
-const GAP: &str = r#"{"event":"gap""#;
-
-/// How many that is, by what follows.
-fn lost_of(gap: &str) -> u64 {
-    let number = gap.split_once(r#""lost":"#).map_or("", |(_, rest)| rest);
-    let digits = number.bytes().take_while(u8::is_ascii_digit).count();
-    number[..digits].parse().unwrap_or(0)
-}
 
 pub(super) struct Writer {
     shared: Arc<Shared>,
@@ -252,9 +242,9 @@ impl Writer {
         let mut kept = Batch { before: batch.before.clone(), ..Batch::default() };
         for line in batch.text[..whole].lines() {
             kept.before = End { number: kept.before.number + 1, hash: sha256(line.as_bytes()) };
-            match line.strip_prefix(GAP) {
-                Some(gap) => kept.told += lost_of(gap),
-                None => kept.lines += 1,
+            match line.starts_with(GAP) {
+                true => kept.told += files::lost_of(line),
+                false => kept.lines += 1,
             }
         }
         self.size += whole as u64;
