@@ -77,9 +77,6 @@ fn exit(code: i32) -> ! {
     std::process::exit(code)
 }
 
-/// The exit status after a second SIGTERM, as a shell has it.
-pub(super) const TERMINATED: i32 = 128 + 15;
-
 /// How serving came to its end.
 pub(super) enum Ended {
     /// After all was finished, or its time was up.
@@ -327,7 +324,7 @@ impl Stop {
     pub async fn next(&mut self) -> i32 {
         tokio::select! {
             _ = self.interrupt.recv() => 128 + 2,
-            _ = self.terminate.recv() => TERMINATED,
+            _ = self.terminate.recv() => 128 + 15,
         }
     }
 }

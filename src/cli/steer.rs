@@ -8,7 +8,7 @@ use sd_notify::NotifyState;
 use tokio::sync::mpsc;
 
 use super::ConfigArgs;
-use super::serve::{Signals, TERMINATED, notify};
+use super::serve::{Signals, notify};
 use crate::config::{Change, Config, ConfigError, File};
 use crate::observe::admin::{Asked, Order};
 use crate::observe::log;
@@ -91,11 +91,6 @@ impl Steering {
             _ = self.signals.hangup.recv() => self.reload_openly().await?,
             Some(Asked { order, answer }) = self.asked.recv() => {
                 let done = match order {
-                    Order::Quit => {
-                        // Who asked may have gone.
-                        let _ = answer.send(Ok("Finishing what is in flight, then ending.".into()));
-                        return Err(TERMINATED);
-                    }
                     Order::Reload => self.reload().await?,
                     Order::Mode(mode) => {
                         self.apart(move |hand| hand.change(|file| file.sanitize.mode = mode)).await?
@@ -104,6 +99,7 @@ impl Steering {
                         self.apart(move |hand| hand.change(|file| file.log.level = level)).await?
                     }
                 };
+                // Who asked may have gone.
                 let _ = answer.send(done);
             }
             content = look => {

@@ -252,29 +252,37 @@ fn pipe(path: &Path) {
     assert!(made.success());
 }
 
-/// Regression: the signal's task waited for the file, and only SIGKILL ended the process.
+/// Regression: what heeds signals and operators waited for the file, and only SIGKILL ended the process.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_file_that_hangs_keeps_neither_requests_nor_signals_waiting() {
-    let origin = Origin::start([Reply::Write(no_content())]).await;
-    let folder = tempfile::tempdir().expect("a folder");
-    let hanging = folder.path().join("ca.pem");
-    let served = Served::start(&config(&origin, "observe", 3));
-    pipe(&hanging);
-    let by_pipe = format!("ca_file = '{}'\n[sanitize]", hanging.display());
-    let changed = config(&origin, "enforce", 3).replacen("[sanitize]", &by_pipe, 1);
-    replace(&served.file, &changed);
-    served.running.signal("HUP");
-    // Somebody reads it now, and waits for what never comes.
-    let held = tokio::task::spawn_blocking(move || {
-        std::fs::OpenOptions::new().write(true).open(&hanging).expect("it is read")
-    });
-    let _held = held.await.expect("no panic");
-    let mut client = Client::connect(served.running.address).await;
-    assert_eq!(client.ask(&put(RECIPE)).await.outcome(), "observed");
-    drop(client);
-    served.running.signal("TERM");
-    let (status, log) = served.running.finish();
-    assert_eq!(status.code(), Some(0), "{log}");
+async fn a_file_that_hangs_keeps_neither_requests_nor_a_stop_waiting() {
+    for by_signal in [true, false] {
+        let origin = Origin::start([Reply::Write(no_content())]).await;
+        let folder = tempfile::tempdir().expect("a folder");
+        let hanging = folder.path().join("ca.pem");
+        let served = Served::start(&config(&origin, "observe", 3));
+        pipe(&hanging);
+        let by_pipe = format!("ca_file = '{}'\n[sanitize]", hanging.display());
+        let changed = config(&origin, "enforce", 3).replacen("[sanitize]", &by_pipe, 1);
+        replace(&served.file, &changed);
+        served.running.signal("HUP");
+        // Somebody reads it now, and waits for what never comes.
+        let held = tokio::task::spawn_blocking(move || {
+            std::fs::OpenOptions::new().write(true).open(&hanging).expect("it is read")
+        });
+        let _held = held.await.expect("no panic");
+        let mut client = Client::connect(served.running.address).await;
+        assert_eq!(client.ask(&put(RECIPE)).await.outcome(), "observed");
+        drop(client);
+        if by_signal {
+            served.running.signal("TERM");
+        } else {
+            let quit =
+                b"POST /quitquitquit HTTP/1.1\r\nHost: localhost\r\nContent-Length: 0\r\n\r\n";
+            assert_eq!(Client::connect(served.admin).await.ask(quit).await.status, 200);
+        }
+        let (status, log) = served.running.finish();
+        assert_eq!(status.code(), Some(0), "{log}");
+    }
 }
 
 /// Regression: what had been read from a pipe was empty the next time, so that all went back to the defaults.

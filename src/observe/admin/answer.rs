@@ -11,6 +11,7 @@ use http::header::{
 use http::{HeaderValue, Method, Request, Response, StatusCode};
 use http_body_util::{BodyExt, Limited};
 use hyper::body::Incoming;
+use rustix::process::{Signal, getpid, kill_process};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
@@ -165,7 +166,7 @@ impl Desk {
                 tracing::info!("draining: connections close after their answer");
                 done("Draining: /readyz says so, and connections close after their answer.")
             }
-            Path::Quit => self.ask(Order::Quit).await,
+            Path::Quit => quit(),
             Path::Level => self.change(request.into_body(), Order::Level, "log.level").await,
             Path::Mode => self.change(request.into_body(), Order::Mode, "sanitize.mode").await,
         }
@@ -312,6 +313,17 @@ impl Desk {
                 "not-done",
                 "The process is stopping, or has too much to do.",
             ),
+        }
+    }
+}
+
+/// By the signal itself, so that nothing which keeps an order waiting keeps it.
+fn quit() -> Answer {
+    match kill_process(getpid(), Signal::TERM) {
+        Ok(()) => done("Finishing what is in flight, then ending."),
+        Err(error) => {
+            let why = format!("No SIGTERM can be sent: {error}.");
+            problem(StatusCode::SERVICE_UNAVAILABLE, "not-done", &why)
         }
     }
 }

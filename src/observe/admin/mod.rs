@@ -61,8 +61,6 @@ pub struct Desk {
 pub enum Order {
     /// As SIGHUP.
     Reload,
-    /// As SIGTERM.
-    Quit,
     /// Another `sanitize.mode`, until the next reload.
     Mode(Mode),
     /// Another `log.level`, until the next reload.
