@@ -128,10 +128,7 @@ impl ConfigArgs {
         if let Some(path) = &self.config {
             layers.file(path);
         }
-        let variables = std::env::vars_os();
-        layers.environment(variables.filter_map(|(name, value)| {
-            Some((name.into_string().ok()?, value.into_string().ok()?))
-        }));
+        layers.environment(std::env::vars_os());
         for (flag, assignment) in flags {
             layers.set(flag, assignment);
         }

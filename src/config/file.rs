@@ -449,7 +449,18 @@ macro_rules! serde_as_text {
 
         impl<'de> Deserialize<'de> for $type {
             fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-                String::deserialize(deserializer)?.parse().map_err(D::Error::custom)
+                /// Text, or a number where its unit is missing.
+                #[derive(Deserialize)]
+                #[serde(untagged, expecting = "write a number and its unit, in quotes")]
+                enum Written {
+                    Text(String),
+                    Number(u64),
+                }
+                let text = match Written::deserialize(deserializer)? {
+                    Written::Text(text) => text,
+                    Written::Number(number) => number.to_string(),
+                };
+                text.parse().map_err(D::Error::custom)
             }
         }
     )+};

@@ -1,6 +1,7 @@
 //! The layers of the configuration and where each value came from, so that an error can say it.
 
 use std::collections::HashMap;
+use std::ffi::OsString;
 use std::fmt;
 use std::path::Path;
 
@@ -55,11 +56,17 @@ impl fmt::Display for Origin {
 impl Layers {
     /// Adds the file at `path`.
     pub fn file(&mut self, path: &Path) {
-        match std::fs::read_to_string(path) {
-            Ok(text) => self.toml(&path.display().to_string(), &text),
+        let name = path.display();
+        match std::fs::read(path).map(String::from_utf8) {
+            Ok(Ok(text)) => self.toml(&name.to_string(), &text),
+            Ok(Err(error)) => {
+                let valid = &error.as_bytes()[..error.utf8_error().valid_up_to()];
+                let line = memchr::memchr_iter(b'\n', valid).count() + 1;
+                self.problems
+                    .push(format!("{name}:{line}: this is not UTF-8: save the file as that"));
+            }
             Err(error) => self.problems.push(format!(
-                "{}: cannot read the configuration: {error}; name another file with -c, or none",
-                path.display()
+                "{name}: cannot read the configuration: {error}; name another file with -c, or none"
             )),
         }
     }
@@ -69,9 +76,20 @@ impl Layers {
         let line_at = |offset: usize| text[..offset].matches('\n').count() + 1;
         let (spans, values) = match (DeTable::parse(text), text.parse::<Table>()) {
             (Ok(spans), Ok(values)) => (spans.into_inner(), values),
-            (Err(error), _) | (_, Err(error)) => {
-                let start = error.span().map_or(0, |span| span.start);
-                let (line, message) = (line_at(start), error.message());
+            (spans, values) => {
+                let (error, message) = match (spans, values) {
+                    (Err(error), _) => {
+                        let message = error.message().to_owned();
+                        (Some(error), message)
+                    }
+                    // The parser would repeat the number, and it may have been meant as a secret.
+                    (Ok(_), values) => (
+                        values.err(),
+                        "a number is too large; if it is text, put it in quotes".into(),
+                    ),
+                };
+                let start = error.and_then(|error| error.span()).map_or(0, |span| span.start);
+                let line = line_at(start);
                 let key = key_at(text, line);
                 self.problems.push(format!("{name}:{line}: {key}{message}"));
                 return;
@@ -115,10 +133,16 @@ impl Layers {
     }
 
     /// Adds the variables `OPTIN_PROXY_SECTION__KEY`.
-    pub fn environment(&mut self, variables: impl Iterator<Item = (String, String)>) {
-        for (name, text) in variables {
+    pub fn environment(&mut self, variables: impl Iterator<Item = (OsString, OsString)>) {
+        for (name, value) in variables {
+            let name = name.to_string_lossy();
             let Some(variable) = name.strip_prefix(ENVIRONMENT) else { continue };
-            let origin = Origin::Variable(name.clone());
+            let origin = Origin::Variable(name.to_string());
+            // To go on without what may guard the proxy would be worse than not to start.
+            let Ok(text) = value.into_string() else {
+                self.problems.push(format!("{origin}: its value is not UTF-8"));
+                continue;
+            };
             let Some((section, rest)) = variable.split_once("__") else {
                 // Not every variable with our name is a key (Kubernetes makes some of services' names),
                 // but one that is nearly a key's was meant as one.
@@ -212,8 +236,10 @@ impl Layers {
         if !self.problems.is_empty() {
             return Err(ConfigError(self.problems));
         }
+        // What stands in a table was set there, or with the table.
         let place = |key: &str| {
-            let origin = self.origins.get(key);
+            let table = key.rsplit_once('.').map_or(key, |(table, _)| table);
+            let origin = self.origins.get(key).or_else(|| self.origins.get(table));
             origin.map_or_else(|| "default".to_owned(), ToString::to_string)
         };
         let file: File =
@@ -271,16 +297,19 @@ fn is_open(path: &[&str]) -> bool {
 fn key_at(text: &str, line: usize) -> String {
     let lines: Vec<&str> = text.lines().take(line).map(str::trim).collect();
     let header = |line: &&str| Some(line.strip_prefix('[')?.split_once(']')?.0.trim().to_owned());
-    let Some(section) = lines.iter().rev().find_map(header) else { return String::new() };
+    let section = lines.iter().rev().find_map(header).unwrap_or_default();
     let last = lines.last().copied().unwrap_or_default();
-    match last.split_once('=') {
-        None if header(&last).is_some() && schema().contains_key(&section) => {
-            format!("{section}: ")
-        }
-        Some((key, _)) if default_of(&[&section, key.trim()]).is_some() => {
-            format!("{section}.{}: ", key.trim())
-        }
-        _ => String::new(),
+    let word = last.split(['=', ' ', '\t']).next().unwrap_or_default();
+    let path = if section.is_empty() { word.to_owned() } else { format!("{section}.{word}") };
+    let path: Vec<&str> = path.split('.').collect();
+    if default_of(&path).is_some() {
+        format!("{}: ", path.join("."))
+    } else if header(&last).is_some() && schema().contains_key(&section)
+        || is_open(&section.split('.').collect::<Vec<_>>())
+    {
+        format!("{section}: ")
+    } else {
+        String::new()
     }
 }
 

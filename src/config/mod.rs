@@ -273,8 +273,11 @@ impl Config {
             ("limits.max_headers", file.limits.max_headers),
             ("limits.max_target", file.limits.max_target.0),
         ] {
-            if number == 0 || number > Semaphore::MAX_PERMITS {
+            if number == 0 {
                 return Err((key, "must be 1 or more: without it nothing could be done".into()));
+            }
+            if number > Semaphore::MAX_PERMITS {
+                return Err((key, format!("must be {} or less", Semaphore::MAX_PERMITS)));
             }
         }
         if file.admin.exchanges > 1_000_000 {

@@ -16,6 +16,7 @@ use super::clocks::Clocks;
 use super::finished::Finished;
 use super::found::Found;
 use super::lines;
+use super::log;
 use super::metrics::Metrics;
 use super::record::Record;
 use super::stats::Stats;
@@ -124,6 +125,8 @@ struct Waiting {
     items: Vec<Item>,
     /// What they weigh, and those that are being put into words.
     held: usize,
+    /// Those alone.
+    in_work: usize,
     /// Filled by exchanges, and given back here. Memory that one thread allocates for another to free costs both.
     blanks: Vec<Blank>,
     sleeps: bool,
@@ -234,7 +237,7 @@ impl Journal {
                 Err(Item { what: What::Finished { finished, .. }, .. }) => finished,
                 _ => return,
             };
-            lines::log(&finished, &Record::new(&finished, 0, Clocks::read()));
+            lines::log_at_once(&finished);
         }
         let most = if is_audited || !self.has_audit() { HELD } else { HELD / 2 };
         let item = Item { what: What::Finished { finished, to_log: false }, weight };
@@ -305,6 +308,12 @@ impl Inbox {
         Ok(())
     }
 
+    /// More waits than whoever reads the log may keep waiting: records come before lines.
+    fn is_behind(&self) -> bool {
+        let waiting = self.waiting();
+        waiting.held - waiting.in_work > AHEAD
+    }
+
     /// What has come, once something has; an empty `items` takes its place. False if nothing comes any more.
     fn wait(&self, items: &mut Vec<Item>) -> bool {
         let mut waiting = self.waiting();
@@ -329,6 +338,7 @@ impl Inbox {
             };
         }
         waiting.sleeps = false;
+        waiting.in_work = waiting.held;
         std::mem::swap(&mut waiting.items, items);
         true
     }
@@ -337,6 +347,7 @@ impl Inbox {
     fn settle(&self, weight: usize, blanks: &mut Vec<Blank>) {
         let mut waiting = self.waiting();
         waiting.held -= weight;
+        waiting.in_work -= weight;
         blanks.truncate(BLANKS - waiting.blanks.len().min(BLANKS));
         waiting.blanks.append(blanks);
     }
@@ -377,7 +388,9 @@ impl State {
                         What::Finished { mut finished, to_log } => {
                             let in_words = InWords::new(&finished, self.audit.is_some(), now);
                             if to_log {
-                                lines::log(&finished, &in_words.record);
+                                let may_wait = || !self.inbox.is_behind();
+                                let room = || log::await_room(may_wait);
+                                lines::log(&finished, &in_words.record, room);
                             }
                             self.take(in_words, |stats, record| {
                                 let rows = finished.found.rows();

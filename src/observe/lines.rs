@@ -6,6 +6,7 @@
 use tracing::Level;
 use tracing::field::display;
 
+use super::clocks::Clocks;
 use super::finished::Finished;
 use super::json::WHOLE;
 use super::record::Record;
@@ -16,13 +17,19 @@ pub(super) fn are_wanted() -> bool {
     tracing::enabled!(Level::WARN)
 }
 
-/// Logs it. `record` is the same in words, whether all its findings are or not.
-pub(super) fn log(finished: &Finished, record: &Record) {
+/// Logs it where the request was served, which waits for nothing.
+pub(super) fn log_at_once(finished: &Finished) {
+    log(finished, &Record::new(finished, 0, Clocks::read()), || {});
+}
+
+/// Logs it, each line once `room` has been made for it. `record` is the same in words, whether all its findings are or not.
+pub(super) fn log(finished: &Finished, record: &Record, room: impl Fn()) {
     let request_id = display(&record.request_id);
     let account = record.account.as_deref().map(display);
     let contact_id = record.contact_id.as_deref().map(display);
     let user_agent = record.user_agent.as_deref();
     for (finding, list_id) in finished.found.each() {
+        room();
         tracing::warn!(
             name: WHOLE,
             kind = finding.kind.as_str(),
@@ -36,6 +43,7 @@ pub(super) fn log(finished: &Finished, record: &Record) {
             "mismatch"
         );
     }
+    room();
     tracing::info!(
         request_id,
         trace_id = record.trace_id.as_deref().map(display),

@@ -23,14 +23,19 @@ use tracing_subscriber::util::SubscriberInitExt;
 use super::json::Json;
 use crate::config::{Log, LogFormat, LogLevel};
 
-/// How much may wait to be written, in bytes: some thousand lines.
-const WAITING: usize = 1024 * 1024;
+/// How much may wait to be written, in bytes: some ten thousand lines, what all cores together make of a rush until the thread
+/// that writes has its turn.
+const WAITING: usize = 4 * 1024 * 1024;
 
-/// How long lines gather while there are many. The first after a silence is written at once.
+/// How long lines gather while there are many, unless there is [`ROOM`] full of them. The first after a silence is written at
+/// once.
 const TICK: Duration = Duration::from_millis(5);
 
 /// How much room is kept for them, in bytes.
 const ROOM: usize = 64 * 1024;
+
+/// How long nothing may be taken before nobody waits for it any more.
+const STUCK: Duration = Duration::from_secs(1);
 
 /// Changes how much is logged.
 pub struct Level(reload::Handle<Targets, Registry>);
@@ -70,6 +75,13 @@ pub fn flush(limit: Duration) {
     }
 }
 
+/// Waits while there is little room for a line, as long as somebody takes them and `may_wait`.
+pub(super) fn await_room(may_wait: impl Fn() -> bool) {
+    if let Some(Lines(Some(shared))) = LINES.get() {
+        shared.await_room(may_wait);
+    }
+}
+
 /// Lines that there was no room for.
 pub(super) fn lost() -> Counter {
     LOST.clone()
@@ -84,8 +96,10 @@ struct Lines(Option<Arc<Shared>>);
 #[derive(Default)]
 struct Shared {
     waiting: Mutex<Waiting>,
-    /// A line has come to a thread that sleeps.
+    /// A line has come to a thread that sleeps, or many to one that lets them gather.
     came: Condvar,
+    /// Some have been taken.
+    room: Condvar,
     /// Everything is written.
     done: Condvar,
 }
@@ -95,8 +109,11 @@ struct Waiting {
     lines: Vec<u8>,
     /// Since this was last said.
     lost: u64,
-    sleeps: bool,
+    /// The thread is told once there is so much.
+    wanted: Option<usize>,
     writes: bool,
+    /// They have not been taken for [`STUCK`].
+    is_stuck: bool,
 }
 
 impl Lines {
@@ -149,9 +166,19 @@ impl Shared {
             return;
         }
         waiting.lines.extend_from_slice(line);
-        if waiting.sleeps {
-            waiting.sleeps = false;
+        if waiting.wanted.is_some_and(|wanted| waiting.lines.len() >= wanted) {
+            waiting.wanted = None;
             self.came.notify_one();
+        }
+    }
+
+    fn await_room(&self, may_wait: impl Fn() -> bool) {
+        let mut waiting = self.waiting();
+        let begun = Instant::now();
+        while waiting.lines.len() > WAITING / 2 && !waiting.is_stuck && may_wait() {
+            waiting.is_stuck = begun.elapsed() > STUCK;
+            waiting =
+                self.room.wait_timeout(waiting, TICK).unwrap_or_else(PoisonError::into_inner).0;
         }
     }
 
@@ -163,11 +190,13 @@ impl Shared {
             waiting.writes = false;
             while waiting.lines.is_empty() {
                 self.done.notify_all();
-                waiting.sleeps = true;
+                waiting.wanted = Some(1);
                 waiting = self.came.wait(waiting).unwrap_or_else(PoisonError::into_inner);
             }
             std::mem::swap(&mut waiting.lines, &mut lines);
             waiting.writes = true;
+            waiting.is_stuck = false;
+            self.room.notify_all();
             // Where nothing can be written, a notice would be one more line to be lost.
             let lost = if failed { 0 } else { std::mem::take(&mut waiting.lost) };
             drop(waiting);
@@ -189,8 +218,17 @@ impl Shared {
             }
             lines.clear();
             lines.shrink_to(ROOM);
-            thread::sleep(TICK);
+            self.gather();
         }
+    }
+
+    /// Lets lines gather for a while.
+    fn gather(&self) {
+        let mut waiting = self.waiting();
+        waiting.wanted = Some(ROOM);
+        let is_little = |waiting: &mut Waiting| waiting.lines.len() < ROOM;
+        let gathered = self.came.wait_timeout_while(waiting, TICK, is_little);
+        gathered.unwrap_or_else(PoisonError::into_inner).0.wanted = None;
     }
 
     fn flush(&self, limit: Duration) {
@@ -236,4 +274,51 @@ fn filter(log: &Log) -> Targets {
     Targets::new()
         .with_target(env!("CARGO_CRATE_NAME"), level)
         .with_default(level.min(LevelFilter::WARN))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What is written goes to this, a little at a time.
+    struct Slow(Arc<Mutex<Vec<u8>>>);
+
+    impl Write for Slow {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            thread::yield_now();
+            let some = bytes.len().min(4096);
+            self.0.lock().unwrap().extend_from_slice(&bytes[..some]);
+            Ok(some)
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    /// Regression: what came faster than it was taken was lost, though it was taken.
+    #[test]
+    fn whoever_may_wait_loses_no_line_to_a_reader_that_is_only_slower() {
+        let (shared, written) = (Arc::<Shared>::default(), Arc::default());
+        let (thread, out) = (Arc::clone(&shared), Slow(Arc::clone(&written)));
+        thread::spawn(move || thread.write_to(out));
+        let line = [b"x".repeat(999), b"\n".to_vec()].concat();
+        for _ in 0..5 * WAITING / line.len() {
+            shared.await_room(|| true);
+            shared.take(&line);
+        }
+        shared.flush(Duration::from_secs(60));
+        assert_eq!(written.lock().unwrap().len(), 5 * WAITING / line.len() * line.len());
+    }
+
+    #[test]
+    fn nobody_waits_for_room_while_nothing_is_taken() {
+        let shared = Shared::default();
+        shared.waiting().lines = vec![b'\n'; WAITING];
+        shared.await_room(|| false);
+        shared.waiting().is_stuck = true;
+        shared.await_room(|| true);
+        shared.take(b"x\n");
+        assert_eq!(shared.waiting().lost, 1);
+    }
 }

@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -21,7 +21,7 @@ pub(super) struct Budget {
     /// Requests by second, modulo the ring's length: the second in the upper half, the count in the
     /// lower. Lock-free, since every request counts itself.
     requests: [AtomicU64; WINDOW as usize + 2],
-    /// When each retry of the window was granted; never longer than the budget.
+    /// When each retry of the window was sent; never longer than the budget.
     retries: Mutex<VecDeque<Instant>>,
 }
 
@@ -44,10 +44,26 @@ impl Budget {
         });
     }
 
-    /// Takes one retry out, if there is one: `ratio` of the requests and `floor` a second.
+    /// Whether there is a retry in it: `ratio` of the requests and `floor` a second.
+    pub fn has(&self, ratio: f64, floor: u32) -> bool {
+        self.retries(Instant::now()).len() < self.allowed(ratio, floor)
+    }
+
+    /// Takes one out, if there is one.
     pub fn withdraw(&self, ratio: f64, floor: u32) -> bool {
+        let allowed = self.allowed(ratio, floor);
         let now = Instant::now();
-        let second = self.second(now);
+        let mut retries = self.retries(now);
+        let is_granted = retries.len() < allowed;
+        if is_granted {
+            retries.push_back(now);
+        }
+        is_granted
+    }
+
+    /// How many there may be in the window that ends now.
+    fn allowed(&self, ratio: f64, floor: u32) -> usize {
+        let second = self.second(Instant::now());
         // A slot counts only while all of it lies in the window: at the edge, rather too few.
         let requests: u64 = self
             .requests
@@ -57,17 +73,17 @@ impl Budget {
             .map(|slot| slot & 0xFFFF_FFFF)
             .sum();
         let floor = (floor as usize).saturating_mul(WINDOW as usize);
-        let allowed = ((requests as f64 * ratio) as usize).saturating_add(floor);
-        // Nothing in this block can panic, so a poisoned lock is as good as any.
+        ((requests as f64 * ratio) as usize).saturating_add(floor)
+    }
+
+    /// Those of the window that ends now.
+    fn retries(&self, now: Instant) -> MutexGuard<'_, VecDeque<Instant>> {
+        // Each change is one step: a poisoned lock is as good as any.
         let mut retries = self.retries.lock().unwrap_or_else(PoisonError::into_inner);
-        while retries.front().is_some_and(|granted| now - *granted >= Duration::from_secs(WINDOW)) {
+        while retries.front().is_some_and(|sent| now - *sent >= Duration::from_secs(WINDOW)) {
             retries.pop_front();
         }
-        let granted = retries.len() < allowed;
-        if granted {
-            retries.push_back(now);
-        }
-        granted
+        retries
     }
 }
 

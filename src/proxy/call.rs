@@ -18,6 +18,8 @@ pub(super) struct Call {
     pub forward: Option<Forward>,
     /// What it says, if its answer may be a transition refusal.
     pub sent: Option<Sent>,
+    /// It is for a connection that no request was on before: it met one that was closed already.
+    pub fresh: bool,
 }
 
 /// Marks a request of a client that knows this proxy as a proxy, not as the API itself: the client's own

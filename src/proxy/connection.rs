@@ -25,7 +25,7 @@ use hyper::service::Service;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::sync::mpsc;
-use tokio::time::{Instant, sleep, timeout, timeout_at};
+use tokio::time::{Instant, sleep, sleep_until, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
 
 use self::first::{PREFACE, first_bytes};
@@ -76,7 +76,7 @@ const READS: usize = 16;
 pub(super) struct TakesOver(pub mpsc::Sender<Box<dyn Stream>>);
 
 /// How connections are served.
-pub(super) struct Protocols {
+struct Protocols {
     http1: http1::Builder,
     http2: http2::Builder<Streams>,
     head: Duration,
@@ -134,27 +134,59 @@ impl Protocols {
     }
 }
 
+/// What a configuration makes of connections and requests.
+pub(super) struct Served<H> {
+    pub stack: H,
+    protocols: Arc<Protocols>,
+}
+
+impl<H> Served<H> {
+    pub fn new(stack: H, config: &Config) -> Self {
+        Self { stack, protocols: Arc::new(Protocols::new(config)) }
+    }
+}
+
 /// What serves connections.
 pub(super) struct Serving<H> {
-    /// Looked up by each request, so that a reload reaches connections that are open.
-    pub stack: Arc<ArcSwap<H>>,
-    pub protocols: Arc<Protocols>,
+    /// Looked up by each request, and whenever a connection was silent, so that a reload reaches those that are open.
+    served: Arc<ArcSwap<Served<H>>>,
+    /// By which the connection is served now.
+    protocols: Arc<Protocols>,
     pub metrics: Arc<Metrics>,
     pub stop: CancellationToken,
     /// Connections close after their answer; `stop` implies it.
     pub drain: CancellationToken,
 }
 
+impl<H> Serving<H> {
+    pub fn new(
+        served: Arc<ArcSwap<Served<H>>>,
+        metrics: Arc<Metrics>,
+        stop: CancellationToken,
+        drain: CancellationToken,
+    ) -> Self {
+        let protocols = Arc::clone(&served.load().protocols);
+        Self { served, protocols, metrics, stop, drain }
+    }
+}
+
 impl<H> Clone for Serving<H> {
     fn clone(&self) -> Self {
         Self {
-            stack: Arc::clone(&self.stack),
+            served: Arc::clone(&self.served),
             protocols: Arc::clone(&self.protocols),
             metrics: Arc::clone(&self.metrics),
             stop: self.stop.clone(),
             drain: self.drain.clone(),
         }
     }
+}
+
+/// A connection on which nothing is to do.
+struct Silent<T> {
+    stream: T,
+    /// There was something to do before.
+    was_asked: bool,
 }
 
 /// How hyper's part of an HTTP/1 connection came to its end.
@@ -172,13 +204,16 @@ where
     H: Handle<Arrived, Response = Response<Observed>, Error = Infallible>,
 {
     /// A connection until its end, or until it becomes a tunnel. Whether its client ever said a word.
-    pub async fn connection<T>(self, mut stream: T, peer: Peer) -> bool
+    pub async fn connection<T>(mut self, mut stream: T, peer: Peer) -> bool
     where
         T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
         let (peer, mut spoke) = (Arc::new(peer), false);
+        let (mut since, mut asked) = (Instant::now(), false);
         loop {
-            let Some(start) = self.next_bytes(&mut stream, spoke).await else {
+            self.protocols = Arc::clone(&self.served.load().protocols);
+            let limit = if asked { self.protocols.keep_alive } else { self.protocols.head };
+            let Some(start) = self.next_bytes(&mut stream, since + limit).await else {
                 // Writes what is put off of an answer, and tells a TLS client that nothing was cut off.
                 let _ = timeout(self.protocols.idle, stream.shutdown()).await;
                 return spoke;
@@ -189,26 +224,32 @@ where
                 Box::pin(self.http2(stream, start, peer)).await;
                 return true;
             }
-            match Box::pin(self.http1(stream, start, Arc::clone(&peer))).await {
-                Some(silent) => stream = silent,
-                None => return true,
+            let Some(silent) = Box::pin(self.http1(stream, start, Arc::clone(&peer))).await else {
+                return true;
+            };
+            stream = silent.stream;
+            // Lines that are empty put nothing off.
+            if silent.was_asked {
+                (since, asked) = (Instant::now(), true);
             }
         }
     }
 
     /// Waits for a request to begin: `None` if there will be none.
-    async fn next_bytes<T>(&self, stream: &mut T, spoke: bool) -> Option<Bytes>
+    async fn next_bytes<T>(&self, stream: &mut T, end: Instant) -> Option<Bytes>
     where
         T: AsyncRead + Unpin,
     {
-        let limit = if spoke { self.protocols.keep_alive } else { self.protocols.head };
         let since = Instant::now();
+        if since >= end {
+            return None;
+        }
         let mut reading = pin!(first_bytes(stream));
         tokio::select! {
             // What has come already is served, even if the proxy is to stop.
             biased;
             bytes = &mut reading => bytes,
-            () = sleep(limit) => None,
+            () = sleep_until(end) => None,
             // A client that was busy a moment ago, or has just connected, may have sent its next request already.
             () = self.stop.cancelled() => timeout_at(since + ON_ITS_WAY, reading).await.ok().flatten(),
         }
@@ -216,11 +257,11 @@ where
 
     fn exchanges(&self, peer: Arc<Peer>, streams: Option<Arc<Activity>>) -> Exchanges<H> {
         let end = Arc::new(Ends { taken: OnceLock::new(), drain: self.drain.clone() });
-        Exchanges { stack: Arc::clone(&self.stack), peer, end, streams }
+        Exchanges { served: Arc::clone(&self.served), peer, end, streams }
     }
 
     /// Serves HTTP/1 until the connection falls silent, and gives it back then.
-    async fn http1<T>(&self, stream: T, start: Bytes, peer: Arc<Peer>) -> Option<T>
+    async fn http1<T>(&self, stream: T, start: Bytes, peer: Arc<Peer>) -> Option<Silent<T>>
     where
         T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
@@ -255,7 +296,10 @@ where
                     io.rewind(parts.read_buf);
                     begun = true;
                 }
-                End::Silent => return Some(io.into_inner()),
+                // Who has waited for one head has been asked nothing.
+                End::Silent => {
+                    return Some(Silent { stream: io.into_inner(), was_asked: head.count() > 1 });
+                }
                 End::Late => {
                     let mut stream = io.into_inner();
                     self.refuse(&mut stream, Error::HeadTimeout, client).await;
@@ -436,7 +480,7 @@ async fn linger<T: AsyncRead + Unpin>(stream: &mut T) {
 
 /// The exchanges of one connection.
 struct Exchanges<H> {
-    stack: Arc<ArcSwap<H>>,
+    served: Arc<ArcSwap<Served<H>>>,
     peer: Arc<Peer>,
     end: Arc<Ends>,
     /// Of HTTP/2.
@@ -460,7 +504,7 @@ where
     type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Infallible>> + Send>>;
 
     fn call(&self, mut request: Request<Incoming>) -> Self::Future {
-        let stack = self.stack.load_full();
+        let served = self.served.load_full();
         let (peer, end) = (Arc::clone(&self.peer), Arc::clone(&self.end));
         if let Some(streams) = &self.streams {
             streams.begin();
@@ -469,7 +513,7 @@ where
             let is_http1 = request.version() < Version::HTTP_2;
             let is_stream = request.method() == Method::CONNECT && !is_http1;
             let upgrade = is_stream.then(|| hyper::upgrade::on(&mut request));
-            let mut response = stack.handle(Arrived { request, peer }).await?;
+            let mut response = served.stack.handle(Arrived { request, peer }).await?;
             streams::got_on();
             if let Some(takes) = response.extensions_mut().remove::<TakesOver>() {
                 match upgrade {

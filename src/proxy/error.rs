@@ -113,7 +113,7 @@ pub(crate) struct Problem {
 impl Error {
     /// The upstream never saw the request, as far as can be told: whoever may send it again does so once.
     pub fn is_stale(&self) -> bool {
-        matches!(self, Self::Upstream(error) if [Fault::Stale, Fault::Unprocessed].contains(&error.fault))
+        matches!(self, Self::Upstream(error) if error.fault == Fault::Stale)
     }
 
     pub fn problem(&self) -> Problem {

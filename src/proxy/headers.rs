@@ -6,11 +6,11 @@ use std::sync::Arc;
 use http::header::{
     CONNECTION, CONTENT_LENGTH, CONTENT_LOCATION, COOKIE, EXPECT, HOST, LOCATION, TE, TRAILER, VIA,
 };
-use http::uri::{Authority, Scheme};
+use http::uri::Authority;
 use http::{HeaderMap, HeaderName, HeaderValue, Response, Version};
 
 use super::body::Body;
-use super::call::{Call, Forward};
+use super::call::Call;
 use super::error::Error;
 use super::stage::{Handle, Stage};
 use crate::config::Config;
@@ -40,19 +40,6 @@ impl Headers {
     }
 }
 
-impl Headers {
-    /// Whether a `Host` names the upstream in other words.
-    fn is_upstreams(&self, host: &HeaderValue) -> bool {
-        let upstream = &self.config.upstream;
-        let default = if upstream.scheme == Scheme::HTTPS { 443 } else { 80 };
-        Authority::try_from(host.as_bytes()).is_ok_and(|host| {
-            host.host().eq_ignore_ascii_case(upstream.authority.host())
-                && host.port_u16().unwrap_or(default)
-                    == upstream.authority.port_u16().unwrap_or(default)
-        })
-    }
-}
-
 impl<S> Stage<Box<Call>, S> for Headers
 where
     S: Handle<Box<Call>, Response = Response<Body>, Error = Error>,
@@ -62,21 +49,13 @@ where
 
     async fn handle(&self, mut call: Box<Call>, inner: &S) -> Result<Response<Body>, Error> {
         let Call { request, forward, .. } = &mut *call;
-        // The client's own address of the proxy: what a Location must come back as. A client of the forward
-        // proxy knows the API by its own name.
+        // The client's own address of the proxy, if it said so: what a Location must come back as. A client of the forward proxy
+        // knows the API by its own name.
         let downstream = match forward {
             None => request.headers_mut().insert(HOST, self.host.clone()),
-            Some(Forward::Api) => {
-                // HTTP/2 names the authority beside Host, and the two must not differ by a port alone.
-                let is_upstreams =
-                    request.headers().get(HOST).is_some_and(|it| self.is_upstreams(it));
-                if is_upstreams {
-                    request.headers_mut().insert(HOST, self.host.clone());
-                }
-                None
-            }
-            Some(Forward::Elsewhere(_)) => None,
+            Some(_) => None,
         };
+        let downstream = downstream.filter(|host| !host.is_empty());
 
         let asked = strip_hop_by_hop(request.headers_mut());
         if asked.takes_trailers {

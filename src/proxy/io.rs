@@ -10,7 +10,6 @@ use std::time::{Duration, Instant};
 
 use bytes::{Buf, Bytes};
 use http::StatusCode;
-use hyper_util::client::legacy::connect::Connection;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf, Take};
 use tokio::time::Sleep;
 
@@ -284,40 +283,22 @@ impl<T: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Downstream<T> {
     }
 }
 
-/// What is known of an upstream connection when a request on it fails.
+/// Whether anything was read of an upstream connection since the last request on it was begun.
 #[derive(Debug, Clone, Default)]
-pub(super) struct History(Arc<Counts>);
-
-#[derive(Debug)]
-struct Counts {
-    /// Requests that were begun on this connection.
-    requests: AtomicU32,
-    /// Something was read since the last of them was begun.
-    answered: AtomicBool,
-}
-
-impl Default for Counts {
-    fn default() -> Self {
-        // As if an answer had just ended: the next write begins a request.
-        Self { requests: AtomicU32::new(0), answered: AtomicBool::new(true) }
-    }
-}
+pub(super) struct History(Arc<AtomicBool>);
 
 impl History {
-    /// The connection had been used before, and the last request on it got not a byte of an answer:
-    /// the upstream had closed it while it was idle, and never saw that request.
-    pub fn was_stale(&self) -> bool {
-        self.0.requests.load(Ordering::Acquire) > 1 && !self.0.answered.load(Ordering::Acquire)
+    /// A request begins, of which nothing is answered.
+    pub fn begin(&self) {
+        self.0.store(false, Ordering::Release);
     }
 
-    fn wrote(&self) {
-        if self.0.answered.swap(false, Ordering::AcqRel) {
-            self.0.requests.fetch_add(1, Ordering::AcqRel);
-        }
+    pub fn is_answered(&self) -> bool {
+        self.0.load(Ordering::Acquire)
     }
 
     fn read(&self) {
-        self.0.answered.store(true, Ordering::Release);
+        self.0.store(true, Ordering::Release);
     }
 }
 
@@ -353,13 +334,6 @@ impl<T: AsyncRead> Remembering<T> {
     }
 }
 
-impl<T: AsyncRead + Connection> Remembering<T> {
-    /// Whether HTTP/2 was agreed on (RFC 7301).
-    pub fn is_http2(&self) -> bool {
-        self.inner.get_ref().connected().is_negotiated_h2()
-    }
-}
-
 impl<T: AsyncRead + Unpin> AsyncRead for Remembering<T> {
     fn poll_read(
         mut self: Pin<&mut Self>,
@@ -382,7 +356,6 @@ impl<T: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Remembering<T> {
         cx: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        self.history.wrote();
         Pin::new(self.inner.get_mut()).poll_write(cx, bytes)
     }
 
@@ -391,7 +364,6 @@ impl<T: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Remembering<T> {
         cx: &mut Context<'_>,
         slices: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        self.history.wrote();
         Pin::new(self.inner.get_mut()).poll_write_vectored(cx, slices)
     }
 

@@ -17,7 +17,7 @@ use tokio_util::task::TaskTracker;
 
 use super::budget::Budget;
 use super::connect::{Connect, Open, Opened, Peer, how_to_trust};
-use super::connection::{ON_ITS_WAY, Protocols, Serving};
+use super::connection::{ON_ITS_WAY, Served, Serving};
 use super::control::{Control, Wanted};
 use super::socket::{Socket, Watch};
 use super::stack::{Arrived, Observed, stack};
@@ -195,18 +195,13 @@ impl Server {
                     opened: opened.clone(),
                     room: Arc::clone(&room),
                 };
-                stack(config, &metrics, journal.as_ref(), upstream, connect, &budget)
+                let stack = stack(config, &metrics, journal.as_ref(), upstream, connect, &budget);
+                Served::new(stack, config)
             }
         };
-        let (stack, mut changes, _heeding) = control.heed(assemble);
+        let (served, mut changes, _heeding) = control.heed(assemble);
         let mut config = Arc::clone(&changes.borrow().config);
-        let mut serving = Serving {
-            stack,
-            protocols: Arc::new(Protocols::new(&config)),
-            metrics: Arc::clone(&metrics),
-            stop: stop.clone(),
-            drain: drain.clone(),
-        };
+        let serving = Serving::new(served, Arc::clone(&metrics), stop.clone(), drain.clone());
         let open = |permit| Open::new(Arc::clone(&metrics), cut.clone(), permit);
         let mut full = Seldom::default();
         loop {
@@ -232,7 +227,6 @@ impl Server {
                 }
                 Ok(()) = changes.changed() => {
                     config = Arc::clone(&changes.borrow_and_update().config);
-                    serving.protocols = Arc::new(Protocols::new(&config));
                     continue;
                 }
                 // The channel's other end is in the stack.

@@ -1,4 +1,4 @@
-//! Connections to upstreams, kept for the next request (RFC 9112 section 9.3, RFC 9113 section 9.1).
+//! Connections to upstreams, kept for the next request (RFC 9112 section 9.3).
 //!
 //! What a general client does beside that, it does for each request: it hashes where the request goes to, and lets two
 //! futures race for a connection. Most requests go to one origin and find one. Done without, a request that is passed on
@@ -11,13 +11,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::task::Poll;
 use std::time::Duration;
 
-use http::header::{CONNECTION, Entry, HOST};
 use http::uri::{Authority, PathAndQuery, Scheme};
-use http::{HeaderValue, Request, Response, Uri};
+use http::{Request, Response, Uri};
 use hyper::body::Incoming;
-use hyper::client::conn::{http1, http2};
-use hyper_util::client::legacy::connect::Connection as Negotiated;
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper::client::conn::http1;
+use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::{Instant, Sleep, sleep};
 
@@ -25,15 +23,10 @@ use super::body::{Body, Progress};
 use super::io::{History, Remembering};
 use super::wakes::filtered;
 
-/// How often an HTTP/2 connection is asked whether it lives, and how long it may take to say so. A shared connection
-/// is never idle for long: only this tells that its path died.
-const PING_INTERVAL: Duration = Duration::from_secs(10);
-const PING_TIMEOUT: Duration = Duration::from_secs(5);
-
 /// Opens connections.
 pub(super) trait Connect: Send + Sync + 'static {
     /// What it opens.
-    type Stream: AsyncRead + AsyncWrite + Negotiated + Send + Unpin + 'static;
+    type Stream: AsyncRead + AsyncWrite + Send + Unpin + 'static;
 
     /// Opens one to the origin of `uri`.
     fn connect(
@@ -89,27 +82,12 @@ pub(super) struct Origin {
 }
 
 impl Origin {
-    /// What stands at `path` there.
-    fn uri(&self, path: Option<&PathAndQuery>) -> Uri {
+    fn uri(&self) -> Uri {
         let mut parts = http::uri::Parts::default();
         parts.scheme = Some(self.scheme.clone());
         parts.authority = Some(self.authority.clone());
-        parts.path_and_query = Some(path.cloned().unwrap_or(PathAndQuery::from_static("/")));
+        parts.path_and_query = Some(PathAndQuery::from_static("/"));
         Uri::from_parts(parts).expect("it has all three parts")
-    }
-
-    /// Makes a request one of HTTP/2's: the server's name stands in `:authority`, and in no `Host` beside it, and the connection
-    /// has no fields (RFC 9113 section 8.2.2 and 8.3.1).
-    fn make_http2(&self, request: &mut Request<Body>) {
-        let named = request.headers_mut().remove(HOST);
-        let named = named.and_then(|host| Authority::try_from(host.as_bytes()).ok());
-        // A request that another connection has handed back has its name there already.
-        let named = named.or_else(|| request.uri().authority().cloned());
-        let authority = named.unwrap_or_else(|| self.authority.clone());
-        let origin = Self { scheme: self.scheme.clone(), authority };
-        *request.uri_mut() = origin.uri(request.uri().path_and_query());
-        // It names `TE`, which hyper would drop with it.
-        request.headers_mut().remove(CONNECTION);
     }
 }
 
@@ -122,7 +100,7 @@ pub(super) struct Pool<C> {
 }
 
 struct Kept {
-    /// The longest unused first, but for HTTP/2's.
+    /// The longest unused first.
     connections: Vec<Connection>,
     /// The most of them. To close what is used again in a moment costs more than to keep it: of 1,000 clients at once, two
     /// requests of three opened a connection where 64 were kept.
@@ -131,21 +109,15 @@ struct Kept {
     is_watched: bool,
 }
 
-/// A connection with room for one more request.
+/// A connection without a request on it.
 struct Connection {
     origin: Origin,
-    sender: Sender,
+    sender: http1::SendRequest<Body>,
     history: History,
     last_used: Instant,
-    /// Ends the wait for an answer. With HTTP/1 it goes on to the next request: to put a timer off costs next to nothing,
-    /// to set one and to take it back costs two locks.
+    /// Ends the wait for an answer. It goes on to the next request: to put a timer off costs next to nothing, to set one and to
+    /// take it back costs two locks.
     alarm: Pin<Box<Sleep>>,
-}
-
-enum Sender {
-    Http1(http1::SendRequest<Body>),
-    /// One of several at once.
-    Http2(http2::SendRequest<Body>),
 }
 
 impl<C: Connect> Pool<C> {
@@ -159,7 +131,8 @@ impl<C: Connect> Pool<C> {
     /// one has room for it twice, and each of those around it once or twice more, which was half of what is kept for an
     /// exchange.
     ///
-    /// A kept connection that was closed meanwhile hands a request back that it did not begin; another is found for it.
+    /// A kept connection that was closed meanwhile hands a request back that it did not begin; another is found for it. One that is
+    /// to be `fresh` gets a connection of its own: those that are kept may all be as stale as the one that it met before.
     ///
     /// # Errors
     /// If there is no connection, or no answer in time.
@@ -168,11 +141,14 @@ impl<C: Connect> Pool<C> {
         origin: &Origin,
         request: &mut Request<Body>,
         patience: Patience,
+        fresh: bool,
     ) -> Result<Response<Incoming>, PoolError> {
         let mut begun = Instant::now();
         loop {
-            let (mut connection, is_reused) = match self.take(origin, begun) {
-                Some(kept) => (kept, true),
+            let kept = if fresh { None } else { self.take(origin, begun) };
+            let is_reused = kept.is_some();
+            let mut connection = match kept {
+                Some(kept) => kept,
                 None => {
                     // Seldom, and large.
                     let connected = Box::pin(self.connect(origin)).await?;
@@ -187,7 +163,7 @@ impl<C: Connect> Pool<C> {
                 }
                 Err(Unanswered::Failed { is_unsent: true, .. }) if is_reused => {}
                 Err(Unanswered::Failed { source, .. }) => {
-                    let was_stale = connection.was_stale(is_reused, &source);
+                    let was_stale = is_reused && !connection.history.is_answered();
                     return Err(PoolError::Exchange { source, was_stale });
                 }
                 Err(Unanswered::Late) => return Err(PoolError::Late),
@@ -204,66 +180,39 @@ impl<C: Connect> Pool<C> {
         let mut at = connections.len();
         while let Some(before) = at.checked_sub(1) {
             at = before;
-            let connection = &mut connections[at];
+            let connection = &connections[at];
             if connection.is_over(now, self.keep_alive) {
                 over.push(connections.remove(at));
             } else if connection.origin == *origin {
-                connection.last_used = now;
-                return Some(connection.shared().unwrap_or_else(|| connections.remove(at)));
+                return Some(connections.remove(at));
             }
         }
         None
     }
 
-    /// A new connection, or one that another request has got meanwhile: whether it is such a one.
-    async fn connect(&self, origin: &Origin) -> Result<(Connection, bool), PoolError> {
-        let stream = self.connector.connect(origin.uri(None)).await.map_err(PoolError::Connect)?;
-        if stream.is_http2()
-            && let Some(shared) = self.take(origin, Instant::now())
-        {
-            // Of several requests at once this was not the first, and one connection takes them all.
-            return Ok((shared, true));
-        }
+    async fn connect(&self, origin: &Origin) -> Result<Connection, PoolError> {
+        let stream = self.connector.connect(origin.uri()).await.map_err(PoolError::Connect)?;
+        let history = stream.history();
+        let mut builder = http1::Builder::new();
+        builder.preserve_header_case(true);
+        let handshake = builder.handshake(TokioIo::new(stream)).await;
         let failed = |source| PoolError::Exchange { source, was_stale: false };
-        let (history, is_http2) = (stream.history(), stream.is_http2());
-        let stream = TokioIo::new(stream);
+        let (sender, driver) = handshake.map_err(failed)?;
         // How a connection ended, its last request is told.
-        let sender = if is_http2 {
-            let mut builder = http2::Builder::new(TokioExecutor::new());
-            builder
-                .timer(TokioTimer::new())
-                .keep_alive_interval(PING_INTERVAL)
-                .keep_alive_timeout(PING_TIMEOUT)
-                .keep_alive_while_idle(true);
-            let (sender, driver) = builder.handshake(stream).await.map_err(failed)?;
-            tokio::spawn(driver);
-            Sender::Http2(sender)
-        } else {
-            let mut builder = http1::Builder::new();
-            builder.preserve_header_case(true);
-            let (sender, driver) = builder.handshake(stream).await.map_err(failed)?;
-            tokio::spawn(filtered(driver));
-            Sender::Http1(sender)
-        };
-        let (origin, last_used) = (origin.clone(), Instant::now());
-        let connection = Connection { origin, sender, history, last_used, alarm: alarm() };
-        if let Some(shared) = connection.shared() {
-            keep(&self.kept, shared, self.keep_alive);
-        }
-        Ok((connection, false))
+        tokio::spawn(filtered(driver));
+        let (origin, last_used, alarm) = (origin.clone(), Instant::now(), alarm());
+        Ok(Connection { origin, sender, history, last_used, alarm })
     }
 
     /// Keeps a connection as soon as its answer is read.
     fn give_back(&self, mut connection: Connection) {
-        let Sender::Http1(sender) = &mut connection.sender else { return };
-        if sender.is_ready() {
+        if connection.sender.is_ready() {
             keep(&self.kept, connection, self.keep_alive);
             return;
         }
         let (kept, keep_alive) = (Arc::downgrade(&self.kept), self.keep_alive);
         tokio::spawn(async move {
-            let Sender::Http1(sender) = &mut connection.sender else { return };
-            if poll_fn(|cx| sender.poll_ready(cx)).await.is_ok()
+            if poll_fn(|cx| connection.sender.poll_ready(cx)).await.is_ok()
                 && let Some(kept) = kept.upgrade()
             {
                 keep(&kept, connection, keep_alive);
@@ -323,28 +272,14 @@ impl Connection {
         patience: &Patience,
         begun: Instant,
     ) -> Result<Response<Incoming>, Unanswered> {
-        let (alarm, end) = (self.alarm.as_mut(), || patience.end(begun));
-        let answer = match &mut self.sender {
-            Sender::Http1(sender) => {
-                // RFC 9112 section 3.2.1: an origin is sent no more than the path and query.
-                if let Some(authority) = request.uri().authority() {
-                    // One that a connection of HTTP/2 has handed back has its name there alone.
-                    let named = HeaderValue::from_str(authority.as_str());
-                    if let (Entry::Vacant(host), Ok(named)) =
-                        (request.headers_mut().entry(HOST), named)
-                    {
-                        host.insert(named);
-                    }
-                    let path = request.uri().path_and_query().cloned();
-                    *request.uri_mut() = path.map(Uri::from).unwrap_or_default();
-                }
-                in_time(alarm, end, sender.try_send_request(taken(request))).await
-            }
-            Sender::Http2(sender) => {
-                self.origin.make_http2(request);
-                in_time(alarm, end, sender.try_send_request(taken(request))).await
-            }
-        };
+        // RFC 9112 section 3.2.1: an origin is sent no more than the path and query.
+        if request.uri().authority().is_some() {
+            let path = request.uri().path_and_query().cloned();
+            *request.uri_mut() = path.map(Uri::from).unwrap_or_default();
+        }
+        self.history.begin();
+        let sending = self.sender.try_send_request(taken(request));
+        let answer = in_time(self.alarm.as_mut(), || patience.end(begun), sending).await;
         answer.ok_or(Unanswered::Late)?.map_err(|mut failed| {
             let unsent = failed.take_message();
             let is_unsent = unsent.is_some();
@@ -355,38 +290,9 @@ impl Connection {
         })
     }
 
-    /// The same once more, if it takes several requests at once.
-    fn shared(&self) -> Option<Self> {
-        let Sender::Http2(sender) = &self.sender else { return None };
-        Some(Self {
-            origin: self.origin.clone(),
-            sender: Sender::Http2(sender.clone()),
-            history: self.history.clone(),
-            last_used: self.last_used,
-            alarm: alarm(),
-        })
-    }
-
     /// It is closed, or may be at any moment.
     fn is_over(&self, now: Instant, keep_alive: Duration) -> bool {
-        let is_closed = match &self.sender {
-            Sender::Http1(sender) => sender.is_closed(),
-            Sender::Http2(sender) => sender.is_closed(),
-        };
-        is_closed || now.duration_since(self.last_used) >= keep_alive
-    }
-
-    /// Whether it was closed before it said a word on a request, and may have been so before that was sent. On a connection of
-    /// HTTP/2, others may have had their answers meanwhile.
-    fn was_stale(&self, is_reused: bool, error: &hyper::Error) -> bool {
-        match &self.sender {
-            Sender::Http1(_) => self.history.was_stale(),
-            Sender::Http2(_) => {
-                // What h2 says itself, it says of a connection that is there; and a ping that nobody answers tells of nothing.
-                let is_said = error.source().is_some_and(|cause| cause.is::<h2::Error>());
-                is_reused && !is_said && !error.is_timeout()
-            }
-        }
+        self.sender.is_closed() || now.duration_since(self.last_used) >= keep_alive
     }
 }
 

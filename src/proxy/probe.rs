@@ -64,6 +64,7 @@ pub async fn probe(
     }
     request.headers_mut().extend(headers);
     let origin = Origin { scheme, authority };
-    let (answer, _) = upstream.ask(&origin, &mut request).await.map_err(ProbeError)?.into_parts();
+    let (answer, _) =
+        upstream.ask(&origin, &mut request, false).await.map_err(ProbeError)?.into_parts();
     Ok(Probe { status: answer.status, headers: answer.headers })
 }

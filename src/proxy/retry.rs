@@ -88,7 +88,10 @@ where
     match inner.handle(call).await {
         Err(error) if error.is_stale() => match spare.and_then(replica) {
             // Seldom.
-            Some(again) => Box::pin(inner.handle(again)).await,
+            Some(mut again) => {
+                again.fresh = true;
+                Box::pin(inner.handle(again)).await
+            }
             None => Err(error),
         },
         answer => answer,
@@ -111,10 +114,7 @@ impl Retry {
             let next = spare.as_deref().filter(|it| !carries_nonce(&it.request)).and_then(replica);
             let pause = schedule.pause(attempt, answer.retry_after());
             let (Some(next), Some(pause)) = (next, pause) else { break };
-            if is_gone(exchange) {
-                break;
-            }
-            if !self.budget.withdraw(retry.budget, retry.budget_floor) {
+            if !self.budget.has(retry.budget, retry.budget_floor) {
                 exchange.budget_spent();
                 break;
             }
@@ -123,6 +123,11 @@ impl Retry {
                 tokio::time::sleep(pause).await;
             }
             if is_gone(exchange) {
+                break;
+            }
+            // Only now: it is of what the API gets in a time, not of what somebody waits for.
+            if !self.budget.withdraw(retry.budget, retry.budget_floor) {
+                exchange.budget_spent();
                 break;
             }
             exchange.attempted();
@@ -135,6 +140,10 @@ impl Retry {
                     // The client gets the last refusal that came whole.
                     if let Some(error) = next.response.body().broken() {
                         exchange.retry_broke(error);
+                        break;
+                    }
+                    if next.is_late {
+                        exchange.retry_overran();
                         break;
                     }
                     answer = next;
@@ -162,13 +171,13 @@ impl Retry {
     /// Looks whether an answer is a refusal, without taking anything from it.
     async fn judge(&self, response: Response<Body>, sent: Sent, deadline: Instant) -> Answer {
         if response.status() != StatusCode::BAD_REQUEST {
-            return Answer { response, verdict: None };
+            return Answer { response, verdict: None, is_late: false };
         }
         // An answer whose head came late, or with no deadline left, is judged all the same.
         let deadline = deadline.max(Instant::now() + GRACE);
-        let (response, start) = peek(response, deadline).await;
+        let Peeked { response, start, is_late } = peek(response, deadline).await;
         let text = start_of_answer(response.headers(), &start, INSPECTED);
-        Answer { response, verdict: self.config.retry.pattern.judge(&text, sent) }
+        Answer { response, verdict: self.config.retry.pattern.judge(&text, sent), is_late }
     }
 }
 
@@ -198,6 +207,8 @@ impl Drop for Retrying<'_> {
 struct Answer {
     response: Response<Body>,
     verdict: Option<Verdict>,
+    /// Not enough of it came in time to tell.
+    is_late: bool,
 }
 
 impl Answer {
@@ -257,7 +268,7 @@ fn is_idempotent(method: &Method) -> bool {
 
 /// The same request again. `None` if its body is gone once sent.
 fn replica(call: &Call) -> Option<Box<Call>> {
-    let Call { request, exchange, forward, sent } = call;
+    let Call { request, exchange, forward, sent, fresh } = call;
     let Body::Buffered(bytes) = request.body() else { return None };
     let mut replica = Request::new(Body::Buffered(bytes.clone()));
     *replica.method_mut() = request.method().clone();
@@ -266,31 +277,40 @@ fn replica(call: &Call) -> Option<Box<Call>> {
     *replica.headers_mut() = request.headers().clone();
     *replica.extensions_mut() = request.extensions().clone();
     let (exchange, forward) = (Arc::clone(exchange), forward.clone());
-    Some(Box::new(Call { request: replica, exchange, forward, sent: *sent }))
+    let (sent, fresh) = (*sent, *fresh);
+    Some(Box::new(Call { request: replica, exchange, forward, sent, fresh }))
 }
 
 /// Whether the request is signed by OAuth 1.0a, whose nonce the server takes only once (RFC 5849
 /// section 3.3).
 fn carries_nonce(request: &Request<Body>) -> bool {
-    let in_header = request.headers().get_all(AUTHORIZATION).into_iter().any(|value| {
-        let value = value.as_bytes();
-        value.get(..6).is_some_and(|scheme| scheme.eq_ignore_ascii_case(b"oauth "))
-            && memchr::memmem::find(value, b"oauth_nonce").is_some()
-    });
     let is_nonce = |parameter: &str| {
         let (name, _) = parameter.split_once('=').unwrap_or((parameter, ""));
-        percent_decode_str(name).eq(b"oauth_nonce".iter().copied())
+        percent_decode_str(name.trim()).eq(b"oauth_nonce".iter().copied())
     };
+    let in_header = request.headers().get_all(AUTHORIZATION).into_iter().any(|value| {
+        let value = String::from_utf8_lossy(value.as_bytes());
+        let oauth = value.split_once([' ', '\t']).filter(|it| it.0.eq_ignore_ascii_case("oauth"));
+        oauth.is_some_and(|(_, parameters)| parameters.split(',').any(is_nonce))
+    });
     in_header || request.uri().query().is_some_and(|query| query.split('&').any(is_nonce))
 }
 
-/// The start of a response's body, and the response as it was, body and all. An answer that dawdles
-/// beyond the deadline is relayed without a judgement.
-async fn peek(response: Response<Body>, deadline: Instant) -> (Response<Body>, Bytes) {
+/// The start of a response's body, and the response as it was, body and all.
+struct Peeked {
+    response: Response<Body>,
+    start: Bytes,
+    /// It dawdled beyond the deadline: this is not all that was to be seen.
+    is_late: bool,
+}
+
+async fn peek(response: Response<Body>, deadline: Instant) -> Peeked {
     let (parts, body) = response.into_parts();
     let Body::Streaming(mut stream) = body else {
-        return (Response::from_parts(parts, body), Bytes::new());
+        let response = Response::from_parts(parts, body);
+        return Peeked { response, start: Bytes::new(), is_late: false };
     };
+    let mut is_late = false;
     let mut start = Gathered::default();
     let mut trailers = None;
     let rest = loop {
@@ -305,10 +325,14 @@ async fn peek(response: Response<Body>, deadline: Instant) -> (Response<Body>, B
             Ok(None) => break Rest::End,
             // The client is to see that it broke off, after all that came before.
             Ok(Some(Err(error))) => break Rest::Broken(Broken::new(error)),
-            Err(_) => break Rest::Stream(stream),
+            Err(_) => {
+                is_late = true;
+                break Rest::Stream(stream);
+            }
         }
     };
-    let text = start.into_bytes();
-    let frames = Some(Frame::data(text.clone())).into_iter().chain(trailers).collect();
-    (Response::from_parts(parts, Body::resumed(frames, rest)), text)
+    let start = start.into_bytes();
+    let frames = Some(Frame::data(start.clone())).into_iter().chain(trailers).collect();
+    let response = Response::from_parts(parts, Body::resumed(frames, rest));
+    Peeked { response, start, is_late }
 }

@@ -272,10 +272,14 @@ pub(crate) fn own_host(headers: &HeaderMap) -> Option<&str> {
 /// The `charset` of the Content-Type (RFC 9110 section 8.3.2).
 fn charset(headers: &HeaderMap) -> Option<&str> {
     let value = headers.get(CONTENT_TYPE)?.to_str().ok()?;
+    let mut is_quoted = false;
     let (_, charset) = value
-        .split(';')
+        .split(|char| {
+            is_quoted ^= char == '"';
+            char == ';' && !is_quoted
+        })
         .skip(1)
         .filter_map(|parameter| parameter.split_once('='))
         .find(|(name, _)| name.trim().eq_ignore_ascii_case("charset"))?;
-    Some(charset.trim().trim_matches('"'))
+    Some(charset.trim().trim_matches(['"', '\''])).filter(|it| !it.is_empty())
 }

@@ -114,7 +114,9 @@ impl Observe {
         });
         let (metrics, journal) = (Arc::clone(&self.metrics), self.journal.clone());
         let exchange = Arc::new(Exchange::begin(&request, peer, metrics, journal));
-        let call = Call { request, exchange: Arc::clone(&exchange), forward: None, sent: None };
+        let (forward, sent) = (None, None);
+        let exchanged = Arc::clone(&exchange);
+        let call = Call { request, exchange: exchanged, forward, sent, fresh: false };
         (Box::new(call), Line { exchange, complete: false, sent: 0 })
     }
 

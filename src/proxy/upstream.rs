@@ -62,7 +62,7 @@ impl Upstream {
         let https = HttpsConnectorBuilder::new()
             .with_tls_config(tls)
             .https_or_http()
-            .enable_all_versions()
+            .enable_http1()
             .wrap_connector(http.map_response(socket as IntoSocket));
         let connector = Api { https, timeout: config.upstream.connect_timeout };
         let keep_alive = config.upstream.keep_alive;
@@ -73,13 +73,14 @@ impl Upstream {
         Self { api, origin, others, config }
     }
 
-    /// Sends a request to `origin` as if that were the API. It is taken out.
+    /// Sends a request to `origin` as if that were the API, on a `fresh` connection or any. It is taken out.
     pub async fn ask(
         &self,
         origin: &Origin,
         request: &mut Request<Body>,
+        fresh: bool,
     ) -> Result<Response<Body>, Error> {
-        let answer = self.through(&self.api, origin, request).await;
+        let answer = self.through(&self.api, origin, request, fresh).await;
         answer.map_err(|failed| failed.into_error(origin, true))
     }
 
@@ -88,10 +89,11 @@ impl Upstream {
         &self,
         target: &Target,
         request: &mut Request<Body>,
+        fresh: bool,
     ) -> Result<Response<Body>, Error> {
         let authority = target.to_string().parse().map_err(|_| Error::BadTarget)?;
         let origin = Origin { scheme: Scheme::HTTP, authority };
-        let answer = self.through(&self.others, &origin, request).await;
+        let answer = self.through(&self.others, &origin, request, fresh).await;
         answer.map_err(|failed| failed.into_error(&origin, false))
     }
 
@@ -100,12 +102,12 @@ impl Upstream {
         pool: &Pool<C>,
         origin: &Origin,
         request: &mut Request<Body>,
+        fresh: bool,
     ) -> Result<Response<Body>, Failed> {
         let progress = request.body_mut().stream().map(Streaming::watch);
         let limit = self.config.upstream.response_timeout;
         let patience = Patience { limit, progress: progress.clone() };
-        let answer = pool.request(origin, request, patience).await.map_err(|error| {
-            // HTTP/2 would tell only that the stream was reset, and not why.
+        let answer = pool.request(origin, request, patience, fresh).await.map_err(|error| {
             let body = progress.and_then(|progress| progress.error());
             body.map_or_else(|| Failed::from(error), Failed::RequestBody)
         })?;
@@ -130,10 +132,12 @@ impl Handle<Box<Call>> for Upstream {
     type Error = Error;
 
     async fn handle(&self, mut call: Box<Call>) -> Result<Response<Body>, Error> {
-        let Call { request, forward, .. } = &mut *call;
+        let Call { request, forward, fresh, .. } = &mut *call;
         match forward {
-            Some(Forward::Elsewhere(target)) => Box::pin(self.ask_other(target, request)).await,
-            Some(Forward::Api) | None => self.ask(&self.origin, request).await,
+            Some(Forward::Elsewhere(target)) => {
+                Box::pin(self.ask_other(target, request, *fresh)).await
+            }
+            Some(Forward::Api) | None => self.ask(&self.origin, request, *fresh).await,
         }
     }
 }
@@ -165,9 +169,6 @@ pub(crate) enum Fault {
     Terminated,
     /// The upstream had closed the connection before, and never saw the request.
     Stale,
-    /// It says that it did nothing about the request: of HTTP/2, a connection that it retires, or a stream that it refuses (RFC 9113
-    /// section 8.7).
-    Unprocessed,
 }
 
 impl Fault {
@@ -181,7 +182,7 @@ impl Fault {
             Self::Tls => "upstream-tls-failed",
             Self::ResponseTimeout => "upstream-response-timeout",
             Self::Garbage => "upstream-answer-malformed",
-            Self::Terminated | Self::Stale | Self::Unprocessed => "upstream-connection-closed",
+            Self::Terminated | Self::Stale => "upstream-connection-closed",
         }
     }
 
@@ -190,11 +191,9 @@ impl Fault {
             Self::Dns => "resolving the name",
             Self::ConnectTimeout | Self::Refused | Self::Unreachable => "connecting",
             Self::Certificate | Self::Tls => "TLS handshake",
-            Self::ResponseTimeout
-            | Self::Garbage
-            | Self::Terminated
-            | Self::Stale
-            | Self::Unprocessed => "waiting for the answer",
+            Self::ResponseTimeout | Self::Garbage | Self::Terminated | Self::Stale => {
+                "waiting for the answer"
+            }
         }
     }
 
@@ -208,7 +207,7 @@ impl Fault {
             Self::Tls => "tls_protocol_error",
             Self::ResponseTimeout => "http_response_timeout",
             Self::Garbage => "http_protocol_error",
-            Self::Terminated | Self::Stale | Self::Unprocessed => "connection_terminated",
+            Self::Terminated | Self::Stale => "connection_terminated",
         }
     }
 
@@ -232,7 +231,6 @@ impl Fault {
                  subjectAltNames."
             }
             Self::Tls => "Check that upstream.url speaks TLS 1.2 or later on that port.",
-            Self::Unprocessed => "It was not applied: it can be sent again.",
             Self::ResponseTimeout | Self::Garbage | Self::Terminated | Self::Stale => {
                 "It may have been applied all the same: look before sending a create again."
             }
@@ -273,16 +271,6 @@ impl From<PoolError> for Failed {
             }
             PoolError::Late => return Self::Fault(Fault::ResponseTimeout, error.to_string()),
             PoolError::Connect(_) | PoolError::Exchange { .. } => {}
-        }
-        if let Some(http2) = causes().find_map(|cause| cause.downcast_ref::<h2::Error>()) {
-            let fault = match is_unprocessed(http2) {
-                true => Fault::Unprocessed,
-                false => Fault::Terminated,
-            };
-            // Not in h2's words: those repeat what the upstream has written beside its reason.
-            let reason = http2.reason();
-            let reason = reason.as_ref().map_or(CLOSED, |reason| reason.description());
-            return Self::Fault(fault, format!("HTTP/2: {reason}"));
         }
         let tls = causes().find_map(|cause| cause.downcast_ref::<rustls::Error>());
         let message = match tls {
@@ -349,13 +337,6 @@ const CLOSED: &str = "the connection was closed";
 fn is_eof(error: &(dyn StdError + 'static)) -> bool {
     let error = error.downcast_ref::<io::Error>();
     error.is_some_and(|error| error.kind() == io::ErrorKind::UnexpectedEof)
-}
-
-/// Whether an upstream's word on a stream is that it did nothing about it. h2 takes GOAWAY for the word on those alone that the
-/// upstream has not looked at.
-fn is_unprocessed(error: &h2::Error) -> bool {
-    let is_refused = error.is_reset() && error.reason() == Some(h2::Reason::REFUSED_STREAM);
-    error.is_remote() && (error.is_go_away() || is_refused)
 }
 
 /// What is wrong with a certificate, without a word of what stands in it: whoever made it chose that.

@@ -1,6 +1,8 @@
 //! The configuration: its layers, and what is said about mistakes.
 
+use std::ffi::OsStr;
 use std::io::Write as _;
+use std::os::unix::ffi::OsStrExt as _;
 
 use optin_proxy::config::{Config, File, Layers};
 
@@ -308,6 +310,43 @@ fn variables_that_only_begin_like_ours_are_not_ours() {
     }
 }
 
+/// Regression: it was as if the variable were not there, so that what it guards stood open.
+#[test]
+fn a_variable_that_is_not_utf_8_is_an_error_and_not_repeated() {
+    for name in ["OPTIN_PROXY_LISTEN__PROXY_AUTH", "OPTIN_PROXY_SANITIZE__MODE"] {
+        let mut check = command(&["check"]);
+        check.env(name, OsStr::from_bytes(b"user:p\xe4ss"));
+        let output = run_command(check, b"");
+        assert_eq!(output.code, Some(2));
+        let expected = format!("environment variable {name}: its value is not UTF-8");
+        assert!(output.stderr.contains(&expected), "{}", output.stderr);
+        assert!(!output.stderr.contains("user:p"), "{}", output.stderr);
+    }
+}
+
+#[test]
+fn mistakes_of_syntax_name_line_and_key() {
+    for (text, expected) in [
+        (&b"listen.address = 127.0.0.1:8080"[..], "1: listen.address: "),
+        (b"[listen]\naddress \"x\"", "2: listen.address: "),
+        (b"[sanitize.aliases]\nFOO = ACTION_BY_CONTACT", "2: sanitize.aliases: "),
+        (b"# one\n# caf\xe9", "2: this is not UTF-8"),
+        (b"[limits]\nmax_requests = 9223372036854775807", "2: limits.max_requests: must be "),
+        (b"[listen]\ndrain_timeout = 25", "2: listen.drain_timeout: time unit needed"),
+        (b"[sanitize]\naliases = {A = \"B\"}", "2: sanitize.aliases.A: "),
+    ] {
+        let file = tempfile::NamedTempFile::new().expect("a file");
+        std::fs::write(file.path(), text).expect("ours");
+        let path = file.path().to_str().expect("UTF-8");
+        let output = run(&["check", "-c", path], b"");
+        assert_eq!(output.code, Some(2));
+        let expected = format!("optin-proxy: {path}:{expected}");
+        assert!(output.stderr.starts_with(&expected), "{} {}", output.stderr, expected);
+    }
+    let in_a_table = run(&["check", "--set", "sanitize.aliases={A=\"B\"}"], b"").stderr;
+    assert!(in_a_table.starts_with("optin-proxy: --set: sanitize.aliases.A: "), "{in_a_table}");
+}
+
 /// Regression: a secret without its quotes stood in the error, in the log at a reload, and in its answer.
 #[test]
 fn a_secret_that_is_no_text_is_not_repeated() {
@@ -317,6 +356,8 @@ fn a_secret_that_is_no_text_is_not_repeated() {
         ("admin", "token = 1234567890123456789"),
         ("admin", "token = 12345.6789"),
         ("listen", "proxy_auth = 1234567890123456789"),
+        ("listen", "proxy_auth = 98765432109812345678"),
+        ("admin", "token = {a = 98765432109812345678}"),
     ] {
         std::fs::write(&file, format!("[{section}]\n{line}\n")).expect("ours");
         let output = run(&["check", "-c", file.to_str().expect("UTF-8")], b"");

@@ -334,6 +334,7 @@ fn the_charset_of_the_header_counts() {
         ("US-ASCII", true),
         ("iso-8859-15", true),
         ("windows-1251", true),
+        ("EUC-JP", true),
         ("utf-16", false),
         ("Shift_JIS", false),
         ("iso-2022-jp", false),
@@ -369,15 +370,47 @@ fn a_stripped_node_may_carry_an_id() {
     assert_eq!(text(&contact), entry(&[C], &[None]));
 }
 
-/// A prefix beyond ASCII in a legacy charset can be told from no other such prefix.
+/// A name beyond ASCII in a legacy charset can be told from no other such name. Regression: a prefix that stood for another
+/// namespace took the place of the schema's, so that a contradiction passed for a declaration.
 #[test]
-fn a_prefix_that_cannot_be_read_is_not_guessed() {
-    let body = b"<\xe9:Contact xmlns:\xe9='http://ws.constantcontact.com/ns/1.0/'/>";
-    let sanitized = sanitize(&body[..].into(), &UPDATE, &Policy::default());
-    assert!(
-        matches!(sanitized, Sanitized::Uninspectable(Uninspectable::Encoding)),
-        "{sanitized:?}"
+fn names_that_cannot_be_read_are_not_guessed() {
+    let schema = "http://ws.constantcontact.com/ns/1.0/";
+    let plain = entry(&[C], &[Some(U)]);
+    for body in [
+        format!("<\u{e9}:Contact xmlns:\u{e9}='{schema}'/>"),
+        format!(
+            "<Contact xmlns='{schema}' xmlns:z='{schema}' xmlns:\u{e9}='urn:x'><OptInSource>{C}</OptInSource><z:OptInSource>{U}</z:OptInSource><ContactLists><ContactList><OptInSource>{U}</OptInSource></ContactList></ContactLists></Contact>"
+        ),
+        plain.replace("<ContactLists>", "<Caf\u{e9}></Caf\u{e8}><ContactLists>"),
+        plain.replace("<ContactLists>", "<Cafz></Caf\u{e8}><ContactLists>"),
+        plain.replace("<ContactLists>", "<ContactLists \u{e9}='x'>"),
+    ] {
+        let body: bytes::Bytes = body.chars().map(|char| char as u8).collect::<Vec<u8>>().into();
+        let sanitized = sanitize(&body, &UPDATE, &Policy::default());
+        assert!(
+            matches!(sanitized, Sanitized::Uninspectable(Uninspectable::Encoding)),
+            "{sanitized:?}"
+        );
+    }
+    // In a value of an attribute they are nobody's name.
+    let body = plain.replace("<ContactLists>", "<ContactLists x='\u{e9}\"' y=\"'\u{e9}\">");
+    let body: bytes::Bytes = body.chars().map(|char| char as u8).collect::<Vec<u8>>().into();
+    let sanitized = sanitize(&body, &UPDATE, &Policy::default());
+    assert!(matches!(sanitized, Sanitized::Contact(_)), "{sanitized:?}");
+}
+
+/// Regression: white space in it was taken off, as of a value.
+#[test]
+fn a_namespace_whose_name_ends_in_white_space_is_another_one() {
+    let foreign = format!(
+        "<x:OptInSource xmlns:x='http://ws.constantcontact.com/ns/1.0/&#32;'>{C}</x:OptInSource>"
     );
+    let ours = foreign.replace("/&#32;", "&#x2F;");
+    for (node, expected) in [(foreign, Kind::Undeclared), (ours, ListDiffers)] {
+        let body = entry(&[], &[Some(U)]).replace("<ContactLists>", &(node + "<ContactLists>"));
+        let contact = inspected(&body, &UPDATE, &Policy::default());
+        assert_eq!(kinds(&contact)[0].0, expected, "{body}");
+    }
 }
 
 /// Regression: an edit inside an element that another edit replaces as a whole cannot be spliced.

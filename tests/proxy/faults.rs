@@ -4,12 +4,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::sync::{Notify, oneshot};
+use tokio::net::TcpListener;
+use tokio::sync::Notify;
 
-use crate::support::clock::Clock;
+use crate::support::clock::{Clock, settle};
 use crate::support::origin::{Origin, Reply, read_head};
 use crate::support::proxy::Proxy;
-use crate::support::tls::Authority;
 use crate::support::{
     BARE, CONTACT, CONTACTS, RECIPE, RECIPE_OUT, REFUSAL, answer, no_content, put, request,
 };
@@ -228,6 +228,59 @@ async fn a_request_on_a_stale_connection_is_sent_again_if_its_method_is_idempote
     }
 }
 
+/// Regression: it was sent again on another kept connection, which the upstream had closed as well.
+#[tokio::test]
+async fn a_request_that_met_a_stale_connection_is_sent_again_on_a_new_one() {
+    let go_on = Arc::new(Notify::new());
+    let origin = Origin::start([
+        Reply::Pause(vec![], Arc::clone(&go_on), no_content()),
+        Reply::Pause(vec![], Arc::clone(&go_on), no_content()),
+        Reply::WriteAndClose(vec![]),
+        Reply::Write(no_content()),
+    ])
+    .await;
+    let proxy = Proxy::before(&origin, &[]).await;
+    let (mut one, mut other) = (proxy.client().await, proxy.client().await);
+    one.send(GET).await;
+    other.send(GET).await;
+    origin.arrived(2).await;
+    go_on.notify_waiters();
+    assert_eq!(one.answer(false).await.status, 204);
+    assert_eq!(other.answer(false).await.status, 204);
+    settle().await;
+    assert_eq!(one.ask(&put(RECIPE)).await.status, 204);
+    let connections: Vec<_> = origin.requests().iter().map(|it| it.connection).collect();
+    assert!(connections[2] < 2 && connections[3] == 2, "{connections:?}");
+}
+
+/// Regression: a part of the request that was written after the interim answer passed for the next request, and it was sent twice.
+#[tokio::test]
+async fn a_request_that_was_begun_on_a_new_connection_is_not_sent_again_whatever_came_in_the_midst_of_it()
+ {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+    let url = format!("http://{}", listener.local_addr().expect("bound"));
+    let proxy = Proxy::start(&url, &["sanitize.max_body=32MiB"]).await;
+    let padding = "<!-- -->".repeat(2 << 20);
+    let large = String::from_utf8(RECIPE.to_vec()).expect("UTF-8") + &padding;
+    let mut client = proxy.client().await;
+    let asked = put(large.as_bytes());
+    let sending = async { client.ask(&asked).await };
+    let serving = async {
+        let (mut upstream, _) = listener.accept().await.expect("a connection");
+        let mut read = Vec::new();
+        read_head(&mut upstream, &mut read).await.expect("a request");
+        upstream.write_all(b"HTTP/1.1 100 Continue\r\n\r\n").await.expect("open");
+        let mut rest = vec![0; 1 << 20];
+        while !read.ends_with(b"-->") || read.len() < asked.len() - 2048 {
+            let more = upstream.read(&mut rest).await.expect("it goes on");
+            assert!(more > 0, "it was broken off");
+            read.extend_from_slice(&rest[..more]);
+        }
+    };
+    let (answer, ()) = tokio::join!(sending, serving);
+    assert_eq!((answer.status, answer.problem()), (502, "upstream-connection-closed".to_owned()));
+}
+
 #[tokio::test]
 async fn a_request_is_sent_again_once_only() {
     let ok = Reply::Write(answer("200 OK", "", b"ok"));
@@ -431,45 +484,4 @@ async fn a_client_that_stops_reading_is_let_go() {
     while proxy.metric("optin_proxy_connections") > 0.0 {
         tokio::task::yield_now().await;
     }
-}
-
-#[tokio::test]
-async fn http_2_is_spoken_to_an_upstream_that_offers_it() {
-    let authority = Authority::new();
-    let (address, serving) = authority.http_2_origin().await;
-    let ca_file = format!("upstream.ca_file={}", authority.file().display());
-    let proxy = Proxy::start(&format!("https://localhost:{}", address.port()), &[&ca_file]).await;
-    let answer = proxy.ask(&put(RECIPE)).await;
-    assert_eq!((answer.status, answer.outcome()), (200, "rewritten"));
-    let head = String::from_utf8_lossy(&answer.body).into_owned();
-    assert_eq!(head, format!("HTTP/2.0 {} {}", crate::support::CONTACT, RECIPE_OUT.len()));
-    serving.abort();
-}
-
-#[tokio::test]
-async fn an_http_2_connection_whose_path_died_is_noticed_by_its_pings() {
-    let authority = Authority::new();
-    let acceptor = authority.acceptor("localhost", &["h2"]);
-    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a free port");
-    let url = format!("https://localhost:{}", listener.local_addr().expect("bound").port());
-    let (send, sent) = oneshot::channel();
-    tokio::spawn(async move {
-        let (stream, _) = listener.accept().await.expect("a connection");
-        let mut stream = acceptor.accept(stream).await.expect("TLS");
-        // Its settings, and not a word more.
-        stream.write_all(&[0, 0, 0, 4, 0, 0, 0, 0, 0]).await.expect("a socket");
-        // The preface, the settings and the request.
-        stream.read_exact(&mut [0; 24 + 9]).await.expect("it comes");
-        send.send(()).expect("the test waits");
-        while matches!(stream.read(&mut [0; 1024]).await, Ok(1..)) {}
-    });
-    let ca_file = format!("upstream.ca_file={}", authority.file().display());
-    let proxy = Proxy::start(&url, &[&ca_file, "upstream.response_timeout=60s"]).await;
-    let clock = Clock::hold();
-    let mut client = proxy.client().await;
-    client.send(GET).await;
-    sent.await.expect("the proxy connects");
-    let answer = clock.until(client.answer(false)).await;
-    // Without pings it would be 504, a minute after the request.
-    assert_eq!((answer.status, answer.problem()), (502, "upstream-connection-closed".to_owned()));
 }

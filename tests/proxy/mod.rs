@@ -14,4 +14,3 @@ mod secrets;
 mod smuggling;
 mod streaming;
 mod tls;
-mod upstream_http2;

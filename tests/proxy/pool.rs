@@ -1,15 +1,9 @@
 //! Connections to the upstream, kept for the next request.
 
 use std::collections::BTreeSet;
-use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
-use http_body_util::Full;
-use hyper::server::conn::http2;
-use hyper::service::service_fn;
-use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 use tokio::sync::Notify;
@@ -19,7 +13,7 @@ use crate::support::clock::{Clock, settle};
 use crate::support::origin::{Origin, Reply, read_head};
 use crate::support::proxy::Proxy;
 use crate::support::tls::Authority;
-use crate::support::{CONTACT, RECIPE, RECIPE_OUT, answer, no_content, put};
+use crate::support::{answer, no_content};
 
 const GET: &[u8] = b"GET /x HTTP/1.1\r\nHost: p\r\n\r\n";
 
@@ -186,64 +180,4 @@ async fn as_many_connections_are_kept_as_there_were_requests_and_64_to_hosts_of_
         let connections: BTreeSet<_> = origin.requests().iter().map(|it| it.connection).collect();
         assert_eq!(connections.len(), opened);
     }
-}
-
-#[tokio::test]
-async fn one_http_2_connection_takes_all_requests() {
-    let authority = Authority::new();
-    // It accepts one.
-    let (address, serving) = authority.http_2_origin().await;
-    let ca_file = format!("upstream.ca_file={}", authority.file().display());
-    let proxy = Proxy::start(&format!("https://localhost:{}", address.port()), &[&ca_file]).await;
-    let mut client = proxy.client().await;
-    let expected = format!("HTTP/2.0 {CONTACT} {}", RECIPE_OUT.len());
-    assert_eq!(client.ask(&put(RECIPE)).await.body, expected.as_bytes());
-    let mut clients = Vec::new();
-    for _ in 0..3 {
-        let mut client = proxy.client().await;
-        client.send(&put(RECIPE)).await;
-        clients.push(client);
-    }
-    for client in &mut clients {
-        assert_eq!(client.answer(false).await.body, expected.as_bytes());
-    }
-    serving.abort();
-}
-
-#[tokio::test]
-async fn requests_that_come_at_once_share_an_http_2_connection_from_the_start() {
-    let authority = Authority::new();
-    let acceptor = authority.acceptor("localhost", &["h2"]);
-    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
-    let url = format!("https://localhost:{}", listener.local_addr().expect("bound").port());
-    // Answers with the number of the connection.
-    tokio::spawn(async move {
-        for number in 0.. {
-            let (stream, _) = listener.accept().await.expect("a connection");
-            let acceptor = acceptor.clone();
-            tokio::spawn(async move {
-                let Ok(stream) = acceptor.accept(stream).await else { return };
-                let answer = move |_| async move {
-                    let body = Full::new(Bytes::from(format!("{number}")));
-                    Ok::<_, Infallible>(http::Response::new(body))
-                };
-                let _ = http2::Builder::new(TokioExecutor::new())
-                    .serve_connection(TokioIo::new(stream), service_fn(answer))
-                    .await;
-            });
-        }
-    });
-    let ca_file = format!("upstream.ca_file={}", authority.file().display());
-    let proxy = Proxy::start(&url, &[&ca_file]).await;
-    let mut clients = Vec::new();
-    for _ in 0..8 {
-        let mut client = proxy.client().await;
-        client.send(GET).await;
-        clients.push(client);
-    }
-    let mut connections = BTreeSet::new();
-    for client in &mut clients {
-        connections.insert(client.answer(false).await.body);
-    }
-    assert_eq!(connections.len(), 1, "{connections:?}");
 }

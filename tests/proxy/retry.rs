@@ -132,6 +132,7 @@ async fn a_create_is_never_sent_twice() {
 async fn a_request_with_a_nonce_is_never_sent_twice() {
     for (headers, target) in [
         ("Authorization: OAuth realm=\"x\", oauth_nonce=\"abc\"\r\n", CONTACT.to_owned()),
+        ("Authorization: oauth\toauth%5Fnonce=\"abc\"\r\n", CONTACT.to_owned()),
         ("", format!("{CONTACT}?oauth_nonce=abc")),
         ("", format!("{CONTACT}?x=1&oauth%5Fnonce=abc")),
         ("", format!("{CONTACT}?%6Fauth%5F%6Eonce=abc")),
@@ -496,4 +497,81 @@ async fn a_retry_whose_refusal_breaks_off_yields_the_last_one_that_came_whole() 
         assert_eq!(origin.requests().len(), 2);
         assert_eq!(proxy.metric("optin_proxy_retries_total{outcome=\"failed\"}"), 1.0);
     }
+}
+
+/// Regression: it took the place of the refusal before it, and the client got a part of it long after the deadline.
+#[tokio::test]
+async fn a_retry_whose_refusal_dawdles_in_its_body_ends_at_the_deadline_with_the_last_one_that_came_whole()
+ {
+    let clock = Clock::hold();
+    for text in ["", REFUSAL] {
+        let begun = format!("HTTP/1.1 400 Bad Request\r\nContent-Length: 500\r\n\r\n{text}");
+        let dawdling = Reply::Pause(begun.into_bytes(), Arc::default(), Vec::new());
+        let origin = Origin::start([Reply::Write(refusal()), dawdling]).await;
+        let settings = ["retry.deadline=1h", "limits.idle_timeout=10h"];
+        let proxy = Proxy::before(&origin, &settings).await;
+        let mut client = proxy.client().await;
+        let asked = Instant::now();
+        client.send(&put(BARE)).await;
+        let answer = clock.until(client.answer(false)).await;
+        assert_eq!((answer.status, answer.outcome(), answer.broken), (400, "exhausted", false));
+        assert_eq!(answer.body, REFUSAL.as_bytes());
+        assert!((3600..3700).contains(&asked.elapsed().as_secs()), "{:?}", asked.elapsed());
+        assert_eq!(proxy.metric("optin_proxy_retries_total{outcome=\"failed\"}"), 1.0);
+    }
+}
+
+/// Regression: a retry counted when its wait began, so that those of two windows could reach the API in one.
+#[tokio::test]
+async fn the_budget_is_of_what_the_api_gets_within_ten_seconds_however_long_it_was_waited_for() {
+    let later = answer("400 Bad Request", "Retry-After: 60\r\n", REFUSAL.as_bytes());
+    let script = std::iter::repeat_n(Reply::Write(later), 10).chain([Reply::Write(refusal())]);
+    let origin = Origin::start(script).await;
+    let settings = ["budget=0", "budget_floor=1", "max_attempts=2", "base_delay=0s", "deadline=1h"];
+    let settings = settings.map(|setting| format!("retry.{setting}"));
+    let proxy = Proxy::before(&origin, &settings.each_ref().map(String::as_str)).await;
+    let clock = Clock::hold();
+    let mut clients = Vec::new();
+    for _ in 0..10 {
+        let mut client = proxy.client().await;
+        client.send(&put(BARE)).await;
+        clients.push(client);
+    }
+    clock.until(origin.arrived(20)).await;
+    // A minute after the first refusals, and the moment after their retries.
+    for client in &mut clients {
+        assert_eq!(client.answer(false).await.outcome(), "exhausted");
+        client.send(&put(BARE)).await;
+    }
+    for client in &mut clients {
+        assert_eq!(client.answer(false).await.outcome(), "exhausted");
+    }
+    assert_eq!(origin.requests().len(), 30);
+}
+
+/// Regression: who left before a retry had taken it from the others.
+#[tokio::test]
+async fn a_client_that_leaves_takes_nothing_of_the_budget() {
+    let origin = Origin::start([Reply::Write(refusal())]).await;
+    let settings = ["budget=0", "budget_floor=1", "max_attempts=2", "base_delay=2s", "deadline=1h"];
+    let settings = settings.map(|setting| format!("retry.{setting}"));
+    let proxy = Proxy::before(&origin, &settings.each_ref().map(String::as_str)).await;
+    let clock = Clock::hold();
+    let mut leaving = Vec::new();
+    for _ in 0..10 {
+        let mut client = proxy.client().await;
+        client.send(&put(BARE)).await;
+        leaving.push(client);
+    }
+    while proxy.metric("optin_proxy_refusals_total{verdict=\"transient\"}") < 10.0 {
+        tokio::task::yield_now().await;
+    }
+    drop(leaving);
+    while proxy.metric("optin_proxy_requests_total") < 10.0 {
+        tokio::task::yield_now().await;
+    }
+    let mut patient = proxy.client().await;
+    patient.send(&put(BARE)).await;
+    assert_eq!(clock.until(patient.answer(false)).await.outcome(), "exhausted");
+    assert_eq!(origin.requests().len(), 12);
 }

@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 pub const DATA: u8 = 0;
@@ -80,8 +80,8 @@ pub fn fields(fields: &[(&str, &str)]) -> Vec<u8> {
     block
 }
 
-pub struct Http2<S = TcpStream> {
-    pub stream: S,
+pub struct Http2 {
+    pub stream: TcpStream,
 }
 
 impl Http2 {
@@ -93,26 +93,6 @@ impl Http2 {
         client.stream.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n").await.expect("it reads");
         client.send(SETTINGS, 0, 0, &[&[0, 4][..], &window.to_be_bytes()].concat()).await;
         client
-    }
-}
-
-impl<S: AsyncRead + AsyncWrite + Unpin> Http2<S> {
-    /// The server's end.
-    pub async fn accept(mut stream: S) -> Self {
-        stream.read_exact(&mut [0; 24]).await.expect("the preface");
-        let mut server = Self { stream };
-        server.send(SETTINGS, 0, 0, &[]).await;
-        server
-    }
-
-    /// The stream of the next request that has come whole; `None` at the end of the connection.
-    pub async fn request(&mut self) -> Option<u32> {
-        loop {
-            let frame = self.next().await?;
-            if matches!(frame.kind, HEADERS | DATA) && frame.flags & END_STREAM != 0 {
-                return Some(frame.stream);
-            }
-        }
     }
 
     /// Sends a frame, if the proxy still reads.

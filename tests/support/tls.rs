@@ -1,21 +1,15 @@
 //! A certificate authority of the test's own.
 
-use std::net::SocketAddr;
 use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 
-use bytes::Bytes;
-use http_body_util::{BodyExt, Full};
-use hyper_util::rt::{TokioExecutor, TokioIo};
 use rcgen::{BasicConstraints, Certificate, CertificateParams, IsCa, Issuer, KeyPair};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::{ClientConfig, RootCertStore, ServerConfig};
 use tempfile::NamedTempFile;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::TcpListener;
-use tokio::task::JoinHandle;
 use tokio_rustls::client::TlsStream;
 use tokio_rustls::{TlsAcceptor, TlsConnector};
 
@@ -91,28 +85,6 @@ impl Authority {
         change(&mut params);
         let leaf = params.signed_by(&key, &self.issuer).expect("a certificate");
         serving(&leaf, &key, protocols)
-    }
-
-    /// An HTTP/2 origin that answers with the version, path and length of what it got.
-    pub async fn http_2_origin(&self) -> (SocketAddr, JoinHandle<()>) {
-        let acceptor = self.acceptor("localhost", &["h2"]);
-        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
-        let address = listener.local_addr().expect("bound");
-        let serving = tokio::spawn(async move {
-            let (stream, _) = listener.accept().await.expect("a connection");
-            let stream = acceptor.accept(stream).await.expect("TLS");
-            let answer = |request: http::Request<hyper::body::Incoming>| async move {
-                let line = format!("{:?} {}", request.version(), request.uri().path());
-                let length = request.into_body().collect().await.expect("a body").to_bytes().len();
-                Ok::<_, std::convert::Infallible>(http::Response::new(Full::new(Bytes::from(
-                    format!("{line} {length}"),
-                ))))
-            };
-            let _ = hyper::server::conn::http2::Builder::new(TokioExecutor::new())
-                .serve_connection(TokioIo::new(stream), hyper::service::service_fn(answer))
-                .await;
-        });
-        (address, serving)
     }
 }
 

@@ -8,6 +8,7 @@ use std::ops::Range;
 
 use quick_xml::NsReader;
 use quick_xml::errors::{IllFormedError, SyntaxError};
+use quick_xml::escape::unescape;
 use quick_xml::events::attributes::Attributes;
 use quick_xml::events::{BytesDecl, BytesStart, Event};
 use quick_xml::name::{NamespaceResolver, ResolveResult};
@@ -30,9 +31,16 @@ pub(super) fn read(
         let end = reader.buffer_position() as usize;
         let in_root = !walk.open.is_empty();
         match event {
-            Event::Start(tag) => open(&mut walk, text, &tag, start..end, reader.resolver(), false)?,
-            Event::Empty(tag) => open(&mut walk, text, &tag, start..end, reader.resolver(), true)?,
-            Event::End(_) => walk.end(start..end)?,
+            Event::Start(tag) => {
+                open(&mut walk, text, bytes, &tag, start..end, reader.resolver(), false)?
+            }
+            Event::Empty(tag) => {
+                open(&mut walk, text, bytes, &tag, start..end, reader.resolver(), true)?
+            }
+            Event::End(_) => {
+                check_names(&text[start..end], &bytes[start..end])?;
+                walk.end(start..end)?;
+            }
             Event::Text(text) if in_root || text.bytes().all(value::is_space) => {}
             Event::CData(_) if in_root => {}
             Event::GeneralRef(name) if in_root && value::is_reference_name(name.as_bytes()) => {}
@@ -51,12 +59,14 @@ pub(super) fn read(
 fn open(
     walk: &mut Walk<'_>,
     text: &str,
+    bytes: &[u8],
     tag: &BytesStart<'_>,
     span: Range<usize>,
     namespaces: &NamespaceResolver,
     self_closing: bool,
 ) -> Result<(), Uninspectable> {
     check_tag(text[span.clone()].as_bytes())?;
+    check_names(&text[span.clone()], &bytes[span.clone()])?;
     let qname = tag.name();
     let name = span.start + 1..span.start + 1 + qname.as_ref().len();
     let (local, end) = (name.end - qname.local_name().as_ref().len(), name.end);
@@ -73,10 +83,7 @@ fn is_ours(resolved: &ResolveResult<'_>) -> bool {
     let ResolveResult::Bound(namespace) = resolved else { return false };
     let name = namespace.as_ref();
     // quick-xml resolves no references in a namespace's name.
-    name == NAMESPACE
-        || (name.contains('&')
-            && value::read(name.as_bytes(), 0)
-                .is_some_and(|name| *name.text == *NAMESPACE.as_bytes()))
+    name == NAMESPACE || (name.contains('&') && unescape(name).is_ok_and(|it| it == NAMESPACE))
 }
 
 /// Refuses what would make a tag mean something else than it seems to: a name that is none (a bare
@@ -96,6 +103,25 @@ fn check_tag(tag: &[u8]) -> Result<(), Uninspectable> {
             && memchr::memchr(b';', rest).is_some_and(|end| value::is_reference_name(&rest[..end]));
         if !reference {
             return Err(Uninspectable::Malformed);
+        }
+    }
+    Ok(())
+}
+
+/// Refuses a tag with a name in which letters of a legacy charset stand: the reader was shown the same letter for all of them, so
+/// that it would take names for one another.
+fn check_names(text: &str, bytes: &[u8]) -> Result<(), Uninspectable> {
+    // In UTF-8 nothing was changed.
+    if text.as_bytes() == bytes {
+        return Ok(());
+    }
+    let mut quote = None;
+    for &byte in bytes {
+        match quote {
+            None if !byte.is_ascii() => return Err(Uninspectable::Encoding),
+            None if matches!(byte, b'"' | b'\'') => quote = Some(byte),
+            Some(opened) if opened == byte => quote = None,
+            _ => {}
         }
     }
     Ok(())

@@ -9,7 +9,7 @@ mod general;
 mod plain;
 mod walk;
 
-use encoding_rs::Encoding;
+use encoding_rs::{EUC_JP, Encoding, UTF_8};
 
 use super::edit::{Bridge, Edit, Span, With};
 use super::{ID_ORIGIN, NAMESPACE, Source, Uninspectable, value};
@@ -220,8 +220,8 @@ fn read_generally(
     match std::str::from_utf8(bytes) {
         Ok(text) => general::read(text, bytes, base, own_host),
         // Some legacy charset. Markup is ASCII in all that are inspected, so the reader may see a
-        // letter in the place of bytes beyond ASCII: one that is in no name that matters. Spans stay
-        // the same, and values are read from the body itself.
+        // letter in the place of bytes beyond ASCII, which it refuses in names. Spans stay the same, and values
+        // are read from the body itself.
         Err(_) => {
             let masked: String = bytes
                 .iter()
@@ -238,11 +238,11 @@ fn has_wide_characters(body: &[u8]) -> bool {
     starts.iter().any(|start| body.starts_with(start))
 }
 
-/// Whether every ASCII byte of a text in this charset is that ASCII character. Multi-byte charsets
-/// other than UTF-8 are out: their second bytes can look like markup.
+/// Whether every ASCII byte of a text in this charset is that ASCII character. Other multi-byte charsets are out: their second
+/// bytes can look like markup.
 fn is_inspectable_charset(label: &str) -> bool {
     Encoding::for_label(label.as_bytes()).is_some_and(|encoding| {
-        encoding == encoding_rs::UTF_8
+        [UTF_8, EUC_JP].contains(&encoding)
             || (encoding.is_single_byte() && encoding.is_ascii_compatible())
     })
 }

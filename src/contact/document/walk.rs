@@ -151,12 +151,6 @@ impl<'t> Walk<'t> {
         };
         if !sealed {
             self.classify(&tag, &mut open, parent, is_ours);
-            if open.kind != Element::Other
-                && self.bytes[tag.name.clone()] != *self.text[tag.name.clone()].as_bytes()
-            {
-                // A prefix that only looks like another, and that could not be written.
-                return Err(Uninspectable::Encoding);
-            }
             let replaceable = matches!(open.kind, Element::Source | Element::Time);
             if (open.kind == Element::List || (self.own_host.is_some() && !replaceable))
                 && let Some(id) = id()

@@ -65,13 +65,8 @@ fn serving(config: &Config) -> (Serving<Unasked>, Peer) {
     let metrics = Arc::new(Metrics::default());
     let open = Open::new(Arc::clone(&metrics), CancellationToken::new(), None);
     let peer = Peer::new(([127, 0, 0, 1], 1).into(), Watch::default(), open);
-    let serving = Serving {
-        stack: Arc::new(ArcSwap::from_pointee(Unasked)),
-        protocols: Arc::new(Protocols::new(config)),
-        metrics,
-        stop: CancellationToken::new(),
-        drain: CancellationToken::new(),
-    };
+    let served = Arc::new(ArcSwap::from_pointee(Served::new(Unasked, config)));
+    let serving = Serving::new(served, metrics, CancellationToken::new(), CancellationToken::new());
     (serving, peer)
 }
 
