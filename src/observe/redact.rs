@@ -37,7 +37,7 @@ pub struct Value<'a>(pub &'a Was);
 const LONGEST: usize = 128;
 
 /// What values are called that nobody may read, wherever they stand.
-const CREDENTIALS: [&str; 17] = [
+const CREDENTIALS: [&str; 20] = [
     "oauth_",
     "access_token",
     "api_key",
@@ -55,10 +55,13 @@ const CREDENTIALS: [&str; 17] = [
     "jwt=",
     "jwt:",
     "session=",
+    "sid=",
+    "signature=",
+    "credential=",
 ];
 
-/// Authentication schemes (RFC 7617, RFC 6750, RFC 7616, RFC 5849): what follows is a secret.
-const SCHEMES: [&str; 4] = ["basic", "bearer", "digest", "oauth"];
+/// Authentication schemes (RFC 7617, RFC 6750, RFC 7616, RFC 5849, RFC 4559): what follows is a secret.
+const SCHEMES: [&str; 5] = ["basic", "bearer", "digest", "oauth", "negotiate"];
 
 const UNPRINTABLE: &str = "(unprintable)";
 const UNKNOWN: &str = "(unknown)";
@@ -108,9 +111,24 @@ fn holds_unescaped(text: &str, names: &[&str]) -> bool {
     let text = text.as_bytes();
     // Nearly all letters begin none.
     let places = text.iter().enumerate().filter(|(_, byte)| {
-        matches!(**byte | 0x20, b'a' | b'b' | b'd' | b'j' | b'o' | b'p' | b's' | b't')
+        let letter = **byte | 0x20;
+        matches!(letter, b'a' | b'b' | b'c' | b'd' | b'j' | b'n' | b'o' | b'p' | b's' | b't')
     });
     places.map(|(at, _)| &text[at..]).any(|rest| names.iter().any(|name| starts(rest, name)))
+}
+
+/// Whether a word names an authentication scheme, and is no product with its version.
+fn names_scheme(word: &str) -> bool {
+    let word = word.trim_start_matches(|char: char| !char.is_ascii_alphanumeric());
+    SCHEMES.iter().any(|scheme| {
+        let start = word.get(..scheme.len());
+        start.is_some_and(|start| start.eq_ignore_ascii_case(scheme))
+            && match word.as_bytes()[scheme.len()..] {
+                [b'/', next, ..] => !next.is_ascii_digit(),
+                [next, ..] => !next.is_ascii_alphanumeric(),
+                [] => true,
+            }
+    })
 }
 
 fn is_made_of(text: &str, extra: &str) -> bool {
@@ -124,7 +142,9 @@ impl<'a> Account<'a> {
         if is_address(self.0) {
             return "(e-mail address)";
         }
-        if is_made_of(self.0, "-_.~+%") { self.0 } else { UNPRINTABLE }
+        // Of what is escaped, it is the meaning that may be printed: there are passwords, too, in what some paste into a path.
+        let meant = percent_decode_str(self.0).decode_utf8_lossy();
+        if self.0.len() <= LONGEST && is_made_of(&meant, "-_.~+") { self.0 } else { UNPRINTABLE }
     }
 }
 
@@ -206,9 +226,7 @@ impl fmt::Display for Agent<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut printed = 0;
         for (position, word) in self.0.split([' ', '\t']).enumerate() {
-            let bare = word.trim_matches(|char: char| !char.is_ascii_alphanumeric());
-            let is_scheme = SCHEMES.iter().any(|scheme| bare.eq_ignore_ascii_case(scheme));
-            if is_scheme || holds(word, &CREDENTIALS) {
+            if names_scheme(word) || holds(word, &CREDENTIALS) {
                 // How much of what follows belongs to it, nobody can say.
                 let before = if position > 0 { " " } else { "" };
                 return write!(f, "{before}(credentials)");
@@ -323,6 +341,13 @@ mod tests {
             ("x X-Api-Key: S3CRET", "x (credentials)"),
             ("x token%3DS3CRET", "x (credentials)"),
             ("x jwt=S3CRET session=S3CRET", "x (credentials)"),
+            ("x Bearer:S3CRET", "x (credentials)"),
+            ("x Bearer%20S3CRET", "x (credentials)"),
+            ("x (Bearer/S3CRET)", "x (credentials)"),
+            ("x \"Basic\",\"S3CRET\"", "x (credentials)"),
+            ("x Negotiate S3CRET", "x (credentials)"),
+            ("x credential=S3CRET", "x (credentials)"),
+            ("Bearers/1 basically 2", "Bearers/1 basically 2"),
             ("Visual Basic/6.0 x", "Visual Basic/6.0 x"),
             (
                 "Tokenizer/2 (Secrets 1.0; password manager)",
@@ -335,6 +360,25 @@ mod tests {
         ] {
             assert_eq!(Agent(agent).to_string(), printed);
             assert_eq!(Agent(agent).printed(), printed);
+        }
+    }
+
+    /// Regression: what some paste into a path beside the account, or instead, was printed, since it was escaped.
+    #[test]
+    fn of_an_account_only_what_makes_up_names_is_printed() {
+        for name in ["joesflowers", "joe%73-flowers_2", "jo~e%2Bs"] {
+            assert_eq!(Account(name).to_string(), name);
+        }
+        for other in [
+            "0f1e2d3c-APIKEY%25joesflowers",
+            "APIKEY%25jo%3AS3CRET",
+            "access_token%3DS3CRET",
+            "jo%%34%30example.org",
+            "jo%u0040example.org",
+            "jo%20roe",
+            "",
+        ] {
+            assert_eq!(Account(other).to_string(), UNPRINTABLE);
         }
     }
 

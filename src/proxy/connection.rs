@@ -6,6 +6,7 @@
 //! the answer to an unreadable head into our hands.
 
 mod first;
+mod protocols;
 
 use std::convert::Infallible;
 use std::future::{Future, poll_fn};
@@ -20,24 +21,25 @@ use bytes::Bytes;
 use http::header::{CONNECTION, CONTENT_LENGTH, DATE};
 use http::{HeaderValue, Method, Request, Response, StatusCode, Version};
 use hyper::body::Incoming;
-use hyper::server::conn::{http1, http2};
+use hyper::server::conn::http1;
 use hyper::service::Service;
-use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep, sleep_until, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
 
 use self::first::{PREFACE, first_bytes};
+use self::protocols::Protocols;
+pub(super) use self::protocols::Served;
 use super::body::Body;
 use super::connect::{Peer, Stream};
 use super::error::Error;
 use super::io::{Downstream, Head, HeadTimer, READ};
 use super::stack::{Arrived, Observed};
 use super::stage::Handle;
-use super::streams::{self, Activity, Streams};
+use super::streams::{self, Activity};
 use super::wakes::WakeFilter;
-use crate::config::Config;
 use crate::intercept::tunnel::Rewound;
 use crate::observe::exchange::cut;
 use crate::observe::metrics::Metrics;
@@ -49,24 +51,11 @@ pub(super) const ON_ITS_WAY: Duration = Duration::from_secs(1);
 /// busy client, which shall not pay for it.
 const SILENCE: Duration = Duration::from_millis(50);
 
-/// Connections that fall silent within the same of these are taken back at once, since a thread that has little to do is woken
-/// for each: by 1,000 that are silent for half a second before each update, an update takes 7 % less CPU time, that of fewer
-/// wakes of the journal's thread included.
-const TOGETHER: Duration = Duration::from_millis(8);
-
-const _: () = assert!(1_000_000_000 % TOGETHER.subsec_nanos() == 0, "counted within a second");
-
 /// How long, and for how many bytes, a client that was refused is listened to: closing at once would reset the
 /// connection under the answer (RFC 9112 section 9.6).
 const LINGER: Duration = Duration::from_secs(1);
 const LINGER_BYTES: usize = 1024 * 1024;
 const LINGER_BUFFER: usize = 8 * 1024;
-
-/// hyper takes no longer targets, whatever `limits.max_target` says.
-const HYPER_MAX_TARGET: usize = 65_534;
-
-/// hyper's own limit, for which it needs no allocation.
-const HYPER_MAX_HEADERS: usize = 100;
 
 /// How often a connection is read from before others have their turn, if each time more has come than is read at once.
 const READS: usize = 16;
@@ -74,77 +63,6 @@ const READS: usize = 16;
 /// Marks the answer to a CONNECT: what takes the connection over once that was sent.
 #[derive(Clone)]
 pub(super) struct TakesOver(pub mpsc::Sender<Box<dyn Stream>>);
-
-/// How connections are served.
-struct Protocols {
-    http1: http1::Builder,
-    http2: http2::Builder<Streams>,
-    head: Duration,
-    keep_alive: Duration,
-    idle: Duration,
-    whole: Duration,
-    max_target: usize,
-    max_head: usize,
-    /// What may be kept of a body, in bytes.
-    max_body: usize,
-    /// What [`TOGETHER`] is counted from.
-    since: Instant,
-}
-
-impl Protocols {
-    pub fn new(config: &Config) -> Self {
-        let limits = &config.limits;
-        let mut http1 = http1::Builder::new();
-        http1
-            // The deadline itself is kept by `Serving::http1`; without one, hyper would not say when it waits.
-            .header_read_timeout(limits.header_timeout)
-            .max_header_size(limits.max_head)
-            // What is read at once. By the 16 KiB of a head, an upload took a third more CPU time.
-            .max_buf_size(limits.max_head.max(READ))
-            .preserve_header_case(true);
-        if limits.max_headers != HYPER_MAX_HEADERS {
-            http1.max_headers(limits.max_headers);
-        }
-        let streams = Streams { whole: limits.request_timeout, stall: limits.idle_timeout };
-        let mut http2 = http2::Builder::new(streams);
-        http2
-            .timer(TokioTimer::new())
-            .max_header_list_size(u32::try_from(limits.max_head).unwrap_or(u32::MAX))
-            .keep_alive_interval(limits.header_timeout)
-            .keep_alive_timeout(limits.header_timeout);
-        Self {
-            http1,
-            http2,
-            head: limits.header_timeout,
-            keep_alive: config.listen.keep_alive,
-            idle: limits.idle_timeout,
-            whole: limits.request_timeout,
-            max_target: limits.max_target.min(HYPER_MAX_TARGET),
-            max_head: limits.max_head,
-            max_body: config.sanitize.max_body,
-            since: Instant::now(),
-        }
-    }
-
-    /// The first moment after `end` that others have in common with it, at most [`TOGETHER`] later.
-    fn together(&self, end: Instant) -> Instant {
-        let since = end.saturating_duration_since(self.since).subsec_nanos();
-        let beyond = since % TOGETHER.subsec_nanos();
-        end + TOGETHER - Duration::from_nanos(beyond.into())
-    }
-}
-
-/// What a configuration makes of connections and requests.
-pub(super) struct Served<H> {
-    pub stack: H,
-    protocols: Arc<Protocols>,
-}
-
-impl<H> Served<H> {
-    pub fn new(stack: H, config: &Config) -> Self {
-        Self { stack, protocols: Arc::new(Protocols::new(config)) }
-    }
-}
 
 /// What serves connections.
 pub(super) struct Serving<H> {
@@ -211,7 +129,7 @@ where
         let (peer, mut spoke) = (Arc::new(peer), false);
         let (mut since, mut asked) = (Instant::now(), false);
         loop {
-            self.protocols = Arc::clone(&self.served.load().protocols);
+            self.update();
             let limit = if asked { self.protocols.keep_alive } else { self.protocols.head };
             let Some(start) = self.next_bytes(&mut stream, since + limit).await else {
                 // Writes what is put off of an answer, and tells a TLS client that nothing was cut off.
@@ -233,6 +151,15 @@ where
                 (since, asked) = (Instant::now(), true);
             }
         }
+    }
+
+    /// From now on this connection is served by the last configuration.
+    fn update(&mut self) {
+        self.protocols = Arc::clone(&self.served.load().protocols);
+    }
+
+    fn is_outdated(&self) -> bool {
+        !Arc::ptr_eq(&self.protocols, &self.served.load().protocols)
     }
 
     /// Waits for a request to begin: `None` if there will be none.
@@ -261,7 +188,7 @@ where
     }
 
     /// Serves HTTP/1 until the connection falls silent, and gives it back then.
-    async fn http1<T>(&self, stream: T, start: Bytes, peer: Arc<Peer>) -> Option<Silent<T>>
+    async fn http1<T>(&mut self, stream: T, start: Bytes, peer: Arc<Peer>) -> Option<Silent<T>>
     where
         T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
@@ -293,6 +220,7 @@ where
             match end {
                 // Its head goes on where it was. Lines that are empty begin none (RFC 9112 section 2.2).
                 End::Silent if !parts.read_buf.iter().all(|it| b"\r\n".contains(it)) => {
+                    self.update();
                     io.rewind(parts.read_buf);
                     begun = true;
                 }
@@ -348,6 +276,10 @@ where
         let (mut seen, mut until) = (None, clock.deadline());
         let mut filter = WakeFilter::default();
         poll_fn(|cx| {
+            // What is read now is another configuration's.
+            if head.waits() && self.is_outdated() {
+                return Poll::Ready(Some(End::Silent));
+            }
             for _ in 0..READS {
                 let mut cx = Context::from_waker(filter.waker(cx.waker()));
                 if let Poll::Ready(ended) = Pin::new(&mut *connection).poll(&mut cx) {

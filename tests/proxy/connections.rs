@@ -134,6 +134,28 @@ async fn empty_lines_begin_no_head() {
     assert_eq!(proxy.metric("optin_proxy_malformed_requests_total"), 0.0);
 }
 
+/// Regression: each of them put the end off, so that five clients could keep all others out.
+#[tokio::test]
+async fn empty_lines_put_no_end_off() {
+    let origin = origin().await;
+    let settings = ["listen.keep_alive=2m", "limits.header_timeout=30s"];
+    let proxy = Proxy::before(&origin, &settings).await;
+    let clock = Clock::hold();
+    for (asks, limit) in [(false, 30), (true, 120)] {
+        let mut client = proxy.client().await;
+        if asks {
+            assert_eq!(client.ask(GET).await.status, 204);
+        }
+        let since = Instant::now();
+        while since.elapsed().as_secs() < limit - 10 {
+            client.send(b"\r\n").await;
+            pass(&clock, Duration::from_secs(7)).await;
+        }
+        assert!(clock.until(client.is_closed()).await);
+        assert!((limit - 1..limit + 20).contains(&since.elapsed().as_secs()), "{since:?}");
+    }
+}
+
 #[tokio::test]
 async fn what_is_no_request_gets_a_problem_document_and_is_counted() {
     let origin = origin().await;

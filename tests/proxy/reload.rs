@@ -108,6 +108,24 @@ async fn a_reload_reaches_connections_that_are_open_and_says_what_changed() {
     }
 }
 
+/// Regression: they were those of when the connection was accepted.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn limits_of_heads_reach_connections_that_are_open() {
+    let origin = Origin::start([Reply::Write(no_content())]).await;
+    let limited = |most| {
+        let base = config(&origin, "enforce", 3);
+        base + &format!("[limits]\nmax_head = \"{most}\"\nmax_headers = 100\n")
+    };
+    let served = Served::start(&limited("8KiB"));
+    let mut client = Client::connect(served.running.address).await;
+    let large = format!("GET / HTTP/1.1\r\nHost: p\r\nX: {}\r\n\r\n", "x".repeat(12 << 10));
+    assert_eq!(client.ask(&put(RECIPE)).await.status, 204);
+    served.reload(&limited("32KiB"), true).await;
+    assert_eq!(client.ask(large.as_bytes()).await.status, 204);
+    served.reload(&limited("8KiB"), true).await;
+    assert_eq!(client.ask(large.as_bytes()).await.status, 431);
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_bad_file_keeps_the_last_good_configuration_and_says_why() {
     let origin = Origin::start([Reply::Write(no_content())]).await;
