@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use http::uri::{Authority, Scheme};
 use ipnet::IpNet;
-use rustls::pki_types::CertificateDer;
+use rustls::pki_types::{CertificateDer, ServerName};
 use tokio::sync::Semaphore;
 
 pub use changes::Change;
@@ -263,6 +263,17 @@ impl Config {
         if file.sanitize.max_body.0 > Span::LONGEST_BODY {
             return Err(("sanitize.max_body", "must be less than 4GiB".into()));
         }
+        let mut hosts: Vec<Host> = Vec::new();
+        for host in &file.intercept.hosts.0 {
+            if ServerName::try_from(host).is_err() {
+                let why = format!("`{host}` cannot stand in a certificate: name hosts as DNS does");
+                return Err(("intercept.hosts", why));
+            }
+            // In other letters it is the same host.
+            if !hosts.contains(host) {
+                hosts.push(host.clone());
+            }
+        }
         if file.intercept.ports.0.contains(&0) {
             return Err(("intercept.ports", "a port is a number from 1 to 65535".into()));
         }
@@ -355,7 +366,7 @@ impl Config {
             },
             intercept: Intercept {
                 rules: Rules {
-                    hosts: file.intercept.hosts.0.clone(),
+                    hosts,
                     other_hosts: file.intercept.other_hosts,
                     ports: file.intercept.ports.0.clone(),
                     allow: file.intercept.allow.0.clone(),

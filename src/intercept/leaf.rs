@@ -27,6 +27,8 @@ pub(crate) struct Leaves {
 
 struct Minted {
     config: Arc<ServerConfig>,
+    /// When it was made, by a clock that may have been ahead then.
+    at: SystemTime,
     not_after: SystemTime,
 }
 
@@ -47,13 +49,14 @@ impl Leaves {
         // Whoever holds the lock mints for all who wait. What it guards is written in one step, so a
         // poisoned lock is as good as any.
         let mut minted = self.minted[position].lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(Minted { config, not_after }) = &*minted
+        if let Some(Minted { config, at, not_after }) = &*minted
+            && *at <= now
             && now + RENEWED_BEFORE < *not_after
         {
             return Ok(Arc::clone(config));
         }
         let (config, not_after) = self.mint(host, now)?;
-        *minted = Some(Minted { config: Arc::clone(&config), not_after });
+        *minted = Some(Minted { config: Arc::clone(&config), at: now, not_after });
         Ok(config)
     }
 
@@ -176,6 +179,16 @@ mod tests {
         assert!(Arc::ptr_eq(&first, &kept));
         let renewed = leaves.config(&host, now + 5 * day).expect("a leaf");
         assert!(!Arc::ptr_eq(&first, &renewed));
+    }
+
+    /// Regression: until its end or a restart, clients were served one that was not valid yet.
+    #[test]
+    fn a_leaf_that_was_made_by_a_clock_that_was_ahead_is_made_anew() {
+        let (_folder, leaves) = leaves();
+        let host = "api.example".parse().expect("a host");
+        let now = SystemTime::now();
+        let ahead = leaves.config(&host, now + Duration::from_secs(3600)).expect("a leaf");
+        assert!(!Arc::ptr_eq(&ahead, &leaves.config(&host, now).expect("a leaf")));
     }
 
     #[test]

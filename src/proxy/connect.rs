@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use http::header::USER_AGENT;
+use http::uri::Authority;
 use http::{HeaderValue, Request, Response, Version};
 use rustls::{AlertDescription, ServerConfig};
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -99,6 +100,24 @@ impl Drop for Open {
 pub(crate) struct Target {
     pub host: Host,
     pub port: u16,
+}
+
+impl Target {
+    /// What an authority names. Where it may be left out, `default` is the port of one that has none.
+    ///
+    /// # Errors
+    /// If its host or its port is none, or a user's name stands before it, which is meant for somebody else to see.
+    pub fn of(authority: &Authority, default: Option<u16>) -> Result<Self, Error> {
+        let host = authority.host().parse().map_err(|error| Error::BadAuthority(Some(error)))?;
+        let port = match authority.as_str().strip_prefix(authority.host()) {
+            Some("" | ":") => default,
+            Some(port) if port[1..].bytes().all(|byte| byte.is_ascii_digit()) => {
+                authority.port_u16().filter(|port| *port > 0)
+            }
+            _ => None,
+        };
+        Ok(Self { host, port: port.ok_or(Error::BadAuthority(None))? })
+    }
 }
 
 impl fmt::Display for Target {
@@ -196,16 +215,7 @@ fn target(request: &Request<Body>) -> Result<Target, Error> {
     if uri.scheme().is_some() || uri.path_and_query().is_some() {
         return Err(Error::BadAuthority(None));
     }
-    let authority = uri.authority().ok_or(Error::BadAuthority(None))?;
-    // A host with a user's name before it is meant for somebody else to see.
-    if authority.as_str().contains('@') {
-        return Err(Error::BadAuthority(None));
-    }
-    let host = authority.host().parse().map_err(|error| Error::BadAuthority(Some(error)))?;
-    let port = authority.port().filter(|it| it.as_str().bytes().all(|it| it.is_ascii_digit()));
-    let port = port.map(|it| it.as_u16()).filter(|port| *port > 0);
-    let port = port.ok_or(Error::BadAuthority(None))?;
-    Ok(Target { host, port })
+    Target::of(uri.authority().ok_or(Error::BadAuthority(None))?, None)
 }
 
 /// Why a host of the client's choosing could not be connected to.

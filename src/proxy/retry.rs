@@ -14,7 +14,7 @@ use tokio::time::Instant;
 
 use super::body::{Body, Broken, Rest};
 use super::budget::Budget;
-use super::call::Call;
+use super::call::{Call, Forward};
 use super::coding::start_of_answer;
 use super::error::Error;
 use super::gathered::Gathered;
@@ -48,7 +48,10 @@ where
 
     async fn handle(&self, call: Box<Call>, inner: &S) -> Result<Response<Body>, Error> {
         let started = Instant::now();
-        self.budget.deposit(started);
+        // What goes elsewhere is nothing to the API.
+        if !matches!(call.forward, Some(Forward::Elsewhere(_))) {
+            self.budget.deposit(started);
+        }
         let (exchange, sent) = (Arc::clone(&call.exchange), call.sent);
         exchange.attempted();
         let spare = is_idempotent(call.request.method()).then(|| replica(&call)).flatten();

@@ -27,7 +27,7 @@ use super::stage::{Handle, Stage, StageLayer};
 use super::streams;
 use super::upstream::Upstream;
 use crate::config::{Config, Limits};
-use crate::intercept::{Host, Way};
+use crate::intercept::Way;
 use crate::observe::exchange::{Exchange, Line};
 use crate::observe::ids::REQUEST_ID;
 use crate::observe::journal::Journal;
@@ -342,16 +342,18 @@ impl Admit {
             Some(scheme) if *scheme == Scheme::HTTPS => false,
             _ => return Err(Error::BadTarget),
         };
-        let host = authority.host().parse().map_err(|error| Error::BadAuthority(Some(error)))?;
         let default_port = if is_plain { 80 } else { 443 };
-        let target = Target { host, port: authority.port_u16().unwrap_or(default_port) };
+        let target = Target::of(authority, Some(default_port))?;
         exchange.concerns(&target);
         let rules = &self.config.intercept.rules;
         let way = rules.judge(&target.host, target.port, is_plain)?;
-        let upstream = &self.config.upstream.authority;
-        let is_upstream = authority.host().eq_ignore_ascii_case(upstream.host())
-            && (authority.port_u16() == upstream.port_u16()
-                || authority.port_u16().is_none_or(|port| port == 80));
+        let upstream = &self.config.upstream;
+        let default_port = if upstream.scheme == Scheme::HTTPS { 443 } else { 80 };
+        // By its own port or, where that is the default one, by http's: it is asked by https all the same.
+        let is_upstream = Target::of(&upstream.authority, Some(default_port)).is_ok_and(|api| {
+            let is_default = [80, 443].contains(&api.port) && [80, 443].contains(&target.port);
+            api.host == target.host && (api.port == target.port || is_default)
+        });
         match way {
             Way::Intercept => {
                 exchange.decided(Decision::Intercepted);
@@ -436,12 +438,9 @@ fn agree(tunnel: &Target, authority: Option<&Authority>, headers: &HeaderMap) ->
         (None, Some(host)) => Authority::try_from(host.as_bytes()).map_err(|_| Error::OtherHost)?,
         (None, None) => return Ok(()),
     };
-    let same_host = named.host().parse().is_ok_and(|host: Host| host == tunnel.host);
-    let same_port = named.port_u16().is_none_or(|port| port == tunnel.port);
-    if same_host && same_port && !named.as_str().contains('@') {
-        Ok(())
-    } else {
-        Err(Error::OtherHost)
+    match Target::of(&named, Some(tunnel.port)) {
+        Ok(named) if named == *tunnel => Ok(()),
+        _ => Err(Error::OtherHost),
     }
 }
 

@@ -17,8 +17,18 @@ type Answer = Response<Full<Bytes>>;
 /// The longest body that is taken, in bytes (assumed).
 const MAX_BODY: usize = 8 * 1024 * 1024;
 
-pub(super) async fn answer(world: &World, request: Request<Incoming>) -> Answer {
+/// Where a request was sent.
+struct Origin<'r> {
+    scheme: &'r str,
+    host: &'r str,
+}
+
+/// What a request over `scheme` is answered.
+pub(super) async fn answer(world: &World, scheme: &str, request: Request<Incoming>) -> Answer {
     let (parts, body) = request.into_parts();
+    // HTTP/2 names it in its target.
+    let host = parts.headers.get(HOST).and_then(|host| host.to_str().ok());
+    let host = parts.uri.authority().map(|it| it.as_str()).or(host).unwrap_or_default();
     if let Some(refused) = refuse_stranger(&parts.headers) {
         return refused;
     }
@@ -52,6 +62,7 @@ pub(super) async fn answer(world: &World, request: Request<Incoming>) -> Answer 
         world,
         method: &parts.method,
         headers: &parts.headers,
+        origin: &Origin { scheme, host },
         query: parts.uri.query().unwrap_or_default(),
         id,
         body: body.to_bytes(),
@@ -70,6 +81,7 @@ struct Call<'c> {
     world: &'c World,
     method: &'c Method,
     headers: &'c HeaderMap,
+    origin: &'c Origin<'c>,
     query: &'c str,
     id: Option<u64>,
     body: Bytes,
@@ -80,7 +92,7 @@ impl Call<'_> {
         match (self.method, self.id) {
             (&Method::GET | &Method::HEAD, Some(id)) => Ok(atom(self.world.state().detail(id)?)),
             (&Method::GET | &Method::HEAD, None) => {
-                let from = self.parameter("next").and_then(|next| next.parse().ok()).unwrap_or(0);
+                let from = self.next();
                 let address = self.parameter("email").map(|address| unescape(&address));
                 Ok(atom(self.world.state().feed(from, address.as_deref())?))
             }
@@ -109,7 +121,9 @@ impl Call<'_> {
 
     fn lists(self) -> Result<Answer, Refusal> {
         match (self.method, self.id) {
-            (&Method::GET | &Method::HEAD, id) => Ok(atom(self.world.state().lists(id)?)),
+            (&Method::GET | &Method::HEAD, id) => {
+                Ok(atom(self.world.state().lists(id, self.next())?))
+            }
             (&Method::POST, None) | (&Method::PUT, Some(_)) if !self.is_atom() => {
                 Ok(unsupported("application/atom+xml"))
             }
@@ -168,14 +182,13 @@ impl Call<'_> {
         }
     }
 
-    /// 201 with `Location` and the entry (documented). The location is under the host that was asked.
+    /// 201 with `Location` and the entry (documented). The location is where it was asked for.
     fn created(&self, collection: &str, id: u64, entry: String) -> Answer {
-        let host = self.headers.get(HOST).and_then(|host| host.to_str().ok()).unwrap_or_default();
+        let Origin { scheme, host } = self.origin;
         let mut answer = atom(entry);
         *answer.status_mut() = StatusCode::CREATED;
-        if let Ok(location) =
-            HeaderValue::from_str(&format!("http://{host}{}", path(collection, id)))
-        {
+        let location = format!("{scheme}://{host}{}", path(collection, id));
+        if let Ok(location) = HeaderValue::from_str(&location) {
             answer.headers_mut().insert(LOCATION, location);
         }
         answer
@@ -191,6 +204,11 @@ impl Call<'_> {
 
     fn is_atom(&self) -> bool {
         self.has_type("application/atom+xml")
+    }
+
+    /// Where a feed goes on.
+    fn next(&self) -> u64 {
+        self.parameter("next").and_then(|next| next.parse().ok()).unwrap_or(0)
     }
 
     fn parameter(&self, name: &str) -> Option<String> {

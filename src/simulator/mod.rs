@@ -143,6 +143,7 @@ impl Simulator {
             let tls = self.tls.clone();
             connections.spawn(async move {
                 let _ = stream.set_nodelay(true);
+                let scheme = if tls.is_some() { "https" } else { "http" };
                 let stream: Box<dyn Stream> = match tls {
                     None => Box::new(stream),
                     Some(tls) => match tokio::time::timeout(HANDSHAKE, tls.accept(stream)).await {
@@ -155,7 +156,11 @@ impl Simulator {
                 builder.http1().timer(TokioTimer::new());
                 let service = hyper::service::service_fn(move |request| {
                     let world = world.clone();
-                    async move { Ok::<_, std::convert::Infallible>(http::answer(&world, request).await) }
+                    async move {
+                        Ok::<_, std::convert::Infallible>(
+                            http::answer(&world, scheme, request).await,
+                        )
+                    }
                 });
                 let connection = builder.serve_connection(TokioIo::new(stream), service);
                 // What a client does to its connection is its own affair.

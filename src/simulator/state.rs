@@ -45,6 +45,8 @@ impl Collection {
 
 struct Contact {
     email: String,
+    /// Addresses that it had before.
+    former: Vec<String>,
     status: Status,
     /// Simple elements of the contact other than those with a meaning here, in their order.
     fields: Vec<(String, String)>,
@@ -107,6 +109,7 @@ impl State {
             let membership = |list| Membership { list, source: Source::Customer, since: 0 };
             let contact = Contact {
                 email: format!("contact{id}@example.com"),
+                former: Vec::new(),
                 status,
                 fields: vec![("FirstName".into(), format!("Contact {id}"))],
                 source: Source::Customer,
@@ -139,11 +142,7 @@ impl State {
         if sent.email.is_empty() {
             return Err(Refusal::BadRequest("Error 400: EmailAddress is required".into()));
         }
-        if self.by_address(&sent.email).is_some() {
-            // The wording is assumed.
-            let message = "Error 409: Email address already exists. Use PUT to update it.";
-            return Err(Refusal::Conflict(message.into()));
-        }
+        self.check_address(&sent.email, None)?;
         let lists = self.memberships(&sent, None)?;
         let id = self.next_id;
         self.next_id += 1;
@@ -151,6 +150,7 @@ impl State {
         let status = if lists.is_empty() { Status::Removed } else { Status::Active };
         let contact = Contact {
             email: sent.email,
+            former: Vec::new(),
             status,
             fields: sent.fields,
             source,
@@ -171,6 +171,8 @@ impl State {
         let (updates, status) = (contact.updates, contact.status);
         let sent = Sent::read(body)?;
         let lists = self.memberships(&sent, self.contacts.get(&id))?;
+        // Nobody documents what becomes of an update to another contact's address (assumed).
+        self.check_address(&sent.email, Some(id))?;
         let mut dice = self.dice(id, updates);
         // ASSUMED, our hypothesis for "randomly": the server evaluates one of all the values in the
         // body, wherever it stands. With none, the owner acts (inferred from the owner's being the
@@ -215,7 +217,8 @@ impl State {
         contact.source = sent.declared.unwrap_or(contact.source);
         contact.updated = clock;
         if !sent.email.is_empty() {
-            contact.email = sent.email;
+            let before = std::mem::replace(&mut contact.email, sent.email);
+            contact.former.push(before);
         }
         Ok(())
     }
@@ -262,17 +265,7 @@ impl State {
             }
             None => self.contacts.range(from..).take(PAGE + 1).collect(),
         };
-        let mut feed = String::from(
-            "<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n<feed xmlns=\"http://www.w3.org/2005/Atom\">\n",
-        );
-        let _ = writeln!(feed, "  <id>{ID_ORIGIN}{}</id>", path_of("contacts"));
-        if let Some((next, _)) = found.get(PAGE) {
-            let _ = writeln!(
-                feed,
-                "  <link href=\"{}?next={next}\" rel=\"next\"/>",
-                path_of("contacts")
-            );
-        }
+        let mut feed = begin_feed("contacts", found.get(PAGE).map(|(next, _)| **next));
         for (id, contact) in found.iter().take(PAGE) {
             let source = format!("\n      <OptInSource>{}</OptInSource>", contact.source);
             feed.push_str(&entry(**id, contact, &source, "<entry>"));
@@ -281,8 +274,8 @@ impl State {
         Ok(feed)
     }
 
-    /// `GET /lists` and `GET /lists/{id}`.
-    pub(super) fn lists(&self, id: Option<u64>) -> Result<String, Refusal> {
+    /// `GET /lists`, in pages as of contacts, and `GET /lists/{id}`.
+    pub(super) fn lists(&self, id: Option<u64>, from: u64) -> Result<String, Refusal> {
         let entry = |id: u64, name: &str, start: &str| {
             format!(
                 "{start}\n  <id>{ID_ORIGIN}{path}</id>\n  <title type=\"text\">{name}</title>\
@@ -298,11 +291,13 @@ impl State {
             let name = self.lists.get(&id).ok_or(Refusal::NotFound)?;
             return Ok(entry(id, name, alone));
         }
-        let entries: String =
-            self.lists.iter().map(|(id, name)| entry(*id, name, "<entry>")).collect();
-        Ok(format!(
-            "<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n<feed xmlns=\"http://www.w3.org/2005/Atom\">\n{entries}</feed>\n"
-        ))
+        let found: Vec<_> = self.lists.range(from..).take(PAGE + 1).collect();
+        let mut feed = begin_feed("lists", found.get(PAGE).map(|(next, _)| **next));
+        for (id, name) in found.iter().take(PAGE) {
+            feed.push_str(&entry(**id, name, "<entry>"));
+        }
+        feed.push_str("</feed>\n");
+        Ok(feed)
     }
 
     /// `POST /lists`
@@ -310,7 +305,7 @@ impl State {
         let name = list_name(body)?;
         let id = self.lists.keys().next_back().map_or(1, |last| last + 1);
         self.lists.insert(id, name);
-        Ok((id, self.lists(Some(id))?))
+        Ok((id, self.lists(Some(id), 0)?))
     }
 
     /// `PUT /lists/{id}`: 204, as of every update (documented).
@@ -343,6 +338,20 @@ impl State {
         self.stored.get(&(collection, id)).cloned().ok_or(Refusal::NotFound)
     }
 
+    /// Refuses an address that is known, but for one of the contact's own.
+    fn check_address(&self, address: &str, own: Option<u64>) -> Result<(), Refusal> {
+        let same = |known: &String| known.eq_ignore_ascii_case(address.trim());
+        let is_known = self.contacts.iter().any(|(id, contact)| {
+            Some(*id) != own && (same(&contact.email) || contact.former.iter().any(same))
+        });
+        if is_known {
+            // The wording is assumed.
+            let message = "Error 409: Email address already exists. Use PUT to update it.";
+            return Err(Refusal::Conflict(message.into()));
+        }
+        Ok(())
+    }
+
     fn by_address(&self, address: &str) -> Option<u64> {
         let same = |contact: &Contact| contact.email.eq_ignore_ascii_case(address.trim());
         self.contacts.iter().find(|(_, contact)| same(contact)).map(|(id, _)| *id)
@@ -354,7 +363,8 @@ impl State {
         sent: &Sent,
         before: Option<&Contact>,
     ) -> Result<Vec<Membership>, Refusal> {
-        sent.lists
+        let members: Result<Vec<Membership>, Refusal> = sent
+            .lists
             .iter()
             .map(|(id, source)| {
                 let list = id.trim_end_matches('/').rsplit('/').next().unwrap_or(id);
@@ -368,7 +378,12 @@ impl State {
                 let since = known.map_or(self.clock + 1, |member| member.since);
                 Ok(Membership { list, source, since })
             })
-            .collect()
+            .collect();
+        let mut members = members?;
+        // Who is named twice is a member once.
+        members.sort_by_key(|member| member.list);
+        members.dedup_by_key(|member| member.list);
+        Ok(members)
     }
 
     /// Randomness that depends on nothing but the seed, the contact and how often it was updated, so
@@ -382,6 +397,18 @@ impl State {
         dice.u64(..);
         dice
     }
+}
+
+/// The start of a feed, with a link to where it goes on, if it does.
+fn begin_feed(collection: &str, next: Option<u64>) -> String {
+    let path = path_of(collection);
+    let mut feed = format!(
+        "<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n<feed xmlns=\"http://www.w3.org/2005/Atom\">\n  <id>{ID_ORIGIN}{path}</id>\n"
+    );
+    if let Some(next) = next {
+        let _ = writeln!(feed, "  <link href=\"{path}?next={next}\" rel=\"next\"/>");
+    }
+    feed
 }
 
 /// The one message that is attested, word for word.

@@ -83,6 +83,19 @@ async fn a_create_is_answered_with_location_and_entry_and_an_address_is_taken_on
         409,
         "any address ever known"
     );
+    // Nor is one free that a contact had before, or has.
+    let (former, anew) = ("contact3@example.com", "anew@example.com");
+    assert_eq!(api.put(3, &body(anew, "CUSTOMER", &["CUSTOMER"])).await.status, 204);
+    for taken in [former, anew] {
+        let entry = body(taken, "CONTACT", &["-"]);
+        assert_eq!(api.ask("POST", "contacts", ATOM, &entry).await.status, 409, "{taken}");
+        assert_eq!(
+            api.put(6, &body(taken, "CUSTOMER", &["CUSTOMER"])).await.status,
+            409,
+            "{taken}"
+        );
+    }
+    assert_eq!(api.put(3, &body(former, "CUSTOMER", &["CUSTOMER"])).await.status, 204);
     let undeclared = body("other@example.com", "-", &["-"]);
     assert_eq!(api.ask("POST", "contacts", ATOM, &undeclared).await.status, 400);
 }
@@ -118,6 +131,20 @@ async fn feeds_have_fifty_entries_and_a_relative_next() {
     let rest = String::from_utf8(api.ask("GET", next, "", "").await.body).expect("UTF-8");
     assert_eq!(rest.matches("<entry>").count(), 10);
     assert!(!rest.contains("rel=\"next\""));
+    for number in 4..=51 {
+        let list = format!(
+            "<entry xmlns=\"http://www.w3.org/2005/Atom\"><content><ContactList xmlns=\"http://ws.constantcontact.com/ns/1.0/\"><Name>List {number}</Name></ContactList></content></entry>"
+        );
+        assert_eq!(api.ask("POST", "lists", ATOM, &list).await.status, 201);
+    }
+    let lists = String::from_utf8(api.ask("GET", "lists", "", "").await.body).expect("UTF-8");
+    assert_eq!(lists.matches("<entry>").count(), 50);
+    assert!(
+        lists.contains("<link href=\"/ws/customers/joesflowers/lists?next=51\" rel=\"next\"/>")
+    );
+    let rest =
+        String::from_utf8(api.ask("GET", "lists?next=51", "", "").await.body).expect("UTF-8");
+    assert_eq!((rest.matches("<entry>").count(), rest.contains("next")), (1, false));
 }
 
 #[tokio::test]

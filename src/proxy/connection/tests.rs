@@ -4,6 +4,7 @@ use super::super::connect::Open;
 use super::super::socket::Watch;
 use super::first::FIRST;
 use super::*;
+use crate::config::Config;
 
 /// Says something, and takes what it is answered, but needs its time to have it written: as a socket that has put it off
 /// while its peer reads slowly.
