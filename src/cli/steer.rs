@@ -1,6 +1,5 @@
 //! What changes a proxy while it runs: signals, the configuration file, and operators.
 
-use std::fmt::Display;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,7 +8,7 @@ use tokio::sync::mpsc;
 
 use super::ConfigArgs;
 use super::serve::{Signals, notify};
-use crate::config::{Change, Config, ConfigError, File};
+use crate::config::{Change, Config, ConfigError};
 use crate::observe::admin::{Asked, Order};
 use crate::observe::log;
 use crate::observe::metrics::Metrics;
@@ -93,10 +92,10 @@ impl Steering {
                 let done = match order {
                     Order::Reload => self.reload().await?,
                     Order::Mode(mode) => {
-                        self.apart(move |hand| hand.change(|file| file.sanitize.mode = mode)).await?
+                        self.apart(move |hand| hand.change(|it| it.with_mode(mode))).await?
                     }
                     Order::Level(level) => {
-                        self.apart(move |hand| hand.change(|file| file.log.level = level)).await?
+                        self.apart(move |hand| hand.change(|it| it.with_level(level))).await?
                     }
                 };
                 // Who asked may have gone.
@@ -161,19 +160,15 @@ impl Hand {
     }
 
     /// Changes one thing, until the next reload.
-    fn change(&self, change: impl FnOnce(&mut File)) -> Result<String, String> {
-        let mut file = self.control.config().resolved.clone();
-        change(&mut file);
-        let fault = |error: &dyn Display| format!("{error}; nothing was changed");
-        let config = Config::again(file).map_err(|error| fault(&error))?;
-        self.apply(config)
+    fn change(&self, change: impl FnOnce(Config) -> Config) -> Result<String, String> {
+        self.apply(change(Config::clone(&self.control.config())))
     }
 
     fn apply(&self, config: Config) -> Result<String, String> {
         let (before, config) = (self.control.config(), Arc::new(config));
         self.control.reload(Arc::clone(&config)).map_err(|error| error.to_string())?;
         self.level.set(&config.log);
-        let changes = before.resolved.changes(&config.resolved);
+        let changes = before.changes(&config);
         tracing::info!(changes = changes.len(), "configuration reloaded");
         let mut words = Vec::new();
         for Change { key, was, now, needs_restart } in changes {

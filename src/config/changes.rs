@@ -2,7 +2,7 @@
 
 use toml::{Table, Value};
 
-use super::File;
+use super::{Config, File};
 
 /// Keys that are heeded at start only.
 const AT_START: [&str; 10] = [
@@ -31,10 +31,10 @@ pub struct Change {
     pub needs_restart: bool,
 }
 
-impl File {
-    /// The keys that differ in `other`.
+impl Config {
+    /// The keys that differ in `other`, or what is in the files that they name.
     pub fn changes(&self, other: &Self) -> Vec<Change> {
-        let (before, after) = (keys(self), keys(other));
+        let (before, after) = (keys(&self.resolved), keys(&other.resolved));
         let change = |key: &str, was: String, now: String| {
             let needs_restart = AT_START.contains(&key);
             Change { key: key.to_owned(), was, now, needs_restart }
@@ -46,11 +46,12 @@ impl File {
             .map(|((key, was), (_, now))| change(key, was.to_string(), now.to_string()))
             .collect();
         // They look the same, whatever they are.
-        let secrets = [
+        let unseen = [
             ("listen.proxy_auth", self.listen.proxy_auth != other.listen.proxy_auth),
             ("admin.token", self.admin.token != other.admin.token),
+            ("upstream.ca_file", self.upstream.authorities != other.upstream.authorities),
         ];
-        for (key, differs) in secrets {
+        for (key, differs) in unseen {
             if differs && !changes.iter().any(|change| change.key == key) {
                 changes.push(change(key, "(hidden)".into(), "(hidden)".into()));
             }

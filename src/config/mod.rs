@@ -24,7 +24,7 @@ pub(crate) use values::check_address;
 use values::{ca_dir, load_authorities, load_credentials, load_token, parse_upstream};
 
 use crate::contact::refusal::Pattern;
-use crate::contact::{Policy, Source, Span};
+use crate::contact::{Mode, Policy, Source, Span};
 use crate::intercept::{Host, Rules};
 use crate::observe::admin::Token;
 use crate::proxy::Credentials;
@@ -216,12 +216,16 @@ pub struct Admin {
 }
 
 impl Config {
-    /// A configuration that was changed while it was in force.
-    ///
-    /// # Errors
-    /// The first value that cannot be meant.
-    pub(crate) fn again(file: File) -> Result<Self, String> {
-        Self::build(file).map_err(|(key, why)| format!("{key}: {why}"))
+    /// The same with another `sanitize.mode`.
+    pub(crate) fn with_mode(mut self, mode: Mode) -> Self {
+        (self.sanitize.policy.mode, self.resolved.sanitize.mode) = (mode, mode);
+        self
+    }
+
+    /// The same with another `log.level`.
+    pub(crate) fn with_level(mut self, level: LogLevel) -> Self {
+        (self.log.level, self.resolved.log.level) = (level, level);
+        self
     }
 
     /// Validates what was written.

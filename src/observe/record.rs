@@ -13,6 +13,7 @@ use super::finished::{Finished, Part};
 use super::found::{Found, Rows};
 use super::ids::Trace;
 use super::redact::{Account, Agent, Id};
+use crate::contact::Kind;
 use crate::proxy::route::{self, Resource};
 
 /// What a client of the forward proxy was given.
@@ -95,6 +96,9 @@ pub struct Record {
     pub rewritten: usize,
     /// What was found.
     pub findings: Rows<Found>,
+    /// A bit for each kind that was found, whether it stands in `findings` or not.
+    #[serde(skip)]
+    kinds: u8,
     /// Whether the client got all of the answer.
     pub complete: bool,
     /// From the head of the request to the end of the answer.
@@ -128,7 +132,16 @@ pub(super) fn rfc3339<S: Serializer>(time: &SystemTime, serializer: S) -> Result
     serializer.collect_str(&humantime::format_rfc3339_millis(*time))
 }
 
+const fn bit(kind: Kind) -> u8 {
+    1 << kind as u8
+}
+
 impl Record {
+    /// Whether a finding of this kind was among all that were.
+    pub(super) fn has(&self, kind: Kind) -> bool {
+        self.kinds & bit(kind) != 0
+    }
+
     /// How much memory it takes, in bytes, beside its own size; its texts as if each were of its usual length.
     pub(super) fn held(&self) -> usize {
         self.findings.held() + self.findings.rows().count() * 16
@@ -166,6 +179,7 @@ impl Record {
             found: finished.found.len(),
             rewritten: rewritten.map(|(_, lists)| lists.len()).sum(),
             findings: finished.found.first(most, |finding| Found::new(finding, policy)),
+            kinds: finished.found.rows().fold(0, |kinds, (finding, _)| kinds | bit(finding.kind)),
             complete: finished.is_complete,
             duration_ms: finished.duration.as_micros() as f64 / 1000.0,
         }

@@ -89,13 +89,7 @@ async fn a_create_is_answered_with_location_and_entry_and_an_address_is_taken_on
     for taken in [former, anew] {
         let entry = body(taken, "CONTACT", &["-"]);
         assert_eq!(api.ask("POST", "contacts", ATOM, &entry).await.status, 409, "{taken}");
-        assert_eq!(
-            api.put(6, &body(taken, "CUSTOMER", &["CUSTOMER"])).await.status,
-            409,
-            "{taken}"
-        );
     }
-    assert_eq!(api.put(3, &body(former, "CUSTOMER", &["CUSTOMER"])).await.status, 204);
     let undeclared = body("other@example.com", "-", &["-"]);
     assert_eq!(api.ask("POST", "contacts", ATOM, &undeclared).await.status, 400);
 }

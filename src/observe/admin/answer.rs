@@ -20,7 +20,7 @@ use tokio::sync::oneshot;
 use super::events::{self, Body};
 use super::guard::{self, Access, Ends, Refused};
 use super::{Asked, Desk, Order};
-use crate::contact::Mode;
+use crate::contact::{Kind, Mode};
 use crate::intercept::trust::Export;
 use crate::observe::record::Record;
 
@@ -363,9 +363,9 @@ impl<'q> Query<'q> {
 
     fn matches(&self, record: &Record) -> bool {
         self.outcome.is_none_or(|outcome| record.outcome == Some(outcome))
-            && self
-                .kind
-                .is_none_or(|kind| record.findings.rows().any(|(it, _)| it.kind.as_str() == kind))
+            && self.kind.is_none_or(|name| {
+                Kind::ALL.iter().any(|kind| kind.as_str() == name && record.has(*kind))
+            })
     }
 }
 

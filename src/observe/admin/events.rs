@@ -47,6 +47,11 @@ impl Body {
     pub const fn empty() -> Self {
         Self::Whole(None)
     }
+
+    /// Whether it goes on for as long as somebody takes it.
+    pub const fn is_stream(&self) -> bool {
+        matches!(self, Self::Pieces(_))
+    }
 }
 
 impl http_body::Body for Body {

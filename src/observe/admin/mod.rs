@@ -119,7 +119,8 @@ impl Admin {
                     async move {
                         place.is_busy.store(true, Ordering::Relaxed);
                         let answer = desk.handle(request, ends).await;
-                        place.is_busy.store(false, Ordering::Relaxed);
+                        // Who watches is being told for as long as the connection lasts.
+                        place.is_busy.store(answer.body().is_stream(), Ordering::Relaxed);
                         Ok::<_, Infallible>(answer)
                     }
                 });
