@@ -154,6 +154,25 @@ async fn what_is_no_contact_write_or_too_long_is_not_asked_for() {
     assert_eq!(answer.mode_override.expect("a mode").request_body_mode, BodySendMode::None as i32);
 }
 
+/// Regression: it had no report, and its line said that the API had been asked.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_rejected_says_so_as_serve_does() {
+    let running = serve(&["sanitize.max_body=64KiB", "sanitize.uninspectable=reject"]);
+    let mut client = client(&running).await;
+    let mut asking = Asking::begin(&mut client).await;
+    let fields = [(":method", "PUT"), (":path", CONTACT), ("content-length", "65537")];
+    asking.send(Ask::RequestHeaders(head(fields)));
+    let Some(Answer::ImmediateResponse(refusal)) = asking.next().await else {
+        panic!("it is not rejected")
+    };
+    assert_eq!(refusal.status.expect("a status").code, 413);
+    let fields =
+        refusal.headers.expect("fields").set_headers.into_iter().filter_map(|it| it.header);
+    let report = fields.into_iter().find(|field| field.key == "optin-proxy").expect("a report");
+    let expected = b"findings=0, rewritten=0, attempts=0, outcome=uninspected";
+    assert_eq!(report.raw_value, expected);
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn who_only_watches_gets_no_answer_and_is_counted_all_the_same() {
     let running = serve(&[]);

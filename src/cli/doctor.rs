@@ -9,7 +9,7 @@ use clap::Args;
 use http::header::{DATE, VIA};
 use http::{HeaderMap, StatusCode};
 
-use super::{ConfigArgs, Failure, env};
+use super::{ConfigArgs, Failure, env, healthcheck};
 use crate::config::Config;
 use crate::intercept::ca::{Authority, CaError, NEARLY_OVER};
 use crate::intercept::trust;
@@ -49,6 +49,7 @@ impl Doctor {
         let mut findings = vec![Finding::fine("configuration", "is valid"), authority(&config)];
         findings.extend(super::block_on(async {
             let mut findings = vec![listener(&config).await];
+            findings.extend(admin(&config).await);
             findings.extend(upstream(&config).await);
             findings
         })?);
@@ -151,6 +152,25 @@ async fn listener(config: &Arc<Config>) -> Finding {
             "Stop that program, or choose another address in listen.address.",
         ),
     }
+}
+
+/// Whether the listener for operators can be had, where somebody chose its address: the proxy would not start without.
+async fn admin(config: &Config) -> Option<Finding> {
+    const SUBJECT: &str = "admin listener";
+    let address = &config.admin.address;
+    let error = match config.admin.required {
+        true => tokio::net::TcpListener::bind(address).await.err()?,
+        false => return None,
+    };
+    // The one that runs has it.
+    if error.kind() == io::ErrorKind::AddrInUse && healthcheck::is_ours(address) {
+        return None;
+    }
+    Some(Finding::fault(
+        SUBJECT,
+        format!("{address}: {error}"),
+        "Stop the program that has it, or choose another address in admin.address.",
+    ))
 }
 
 /// Whether the proxy that runs has the authority that is in this command's folder.

@@ -46,6 +46,14 @@ impl Healthcheck {
     }
 }
 
+/// Whether an optin-proxy listens for operators there, ready or not.
+pub(super) fn is_ours(address: &str) -> bool {
+    ask(address).is_ok_and(|answer| {
+        let body = answer.split_once("\r\n\r\n").map_or("", |(_, body)| body);
+        ["ready\n", "draining\n"].contains(&body) || body.starts_with("certificate authority: ")
+    })
+}
+
 /// What `/readyz` answers.
 fn ask(address: &str) -> io::Result<String> {
     let mut resolved = address.to_socket_addrs()?;

@@ -1,5 +1,6 @@
 //! `optin-proxy sanitize`: the rewrite alone, for a body in a file.
 
+use std::borrow::Cow;
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::path::PathBuf;
@@ -166,9 +167,10 @@ impl Report {
             let colour = if *rewritten { 32 } else { 33 };
             write!(err, "{row}:{column}: \x1b[{colour}m{kind}\x1b[0m")?;
             if let Some(list) = &line.list_id {
-                write!(err, " in list {list}")?;
+                write!(err, " in list {}", visible(list))?;
             }
-            let was = if was.is_empty() { "nothing" } else { was };
+            let was = if was.is_empty() { "nothing".into() } else { visible(was) };
+            let now = visible(now);
             if *rewritten {
                 writeln!(err, ": {was} -> {now}")?;
             } else {
@@ -179,6 +181,18 @@ impl Report {
         let s = if found == 1 { "" } else { "s" };
         writeln!(err, "{found} finding{s}, {} rewritten", self.rewritten)
     }
+}
+
+/// What a terminal shows as it is: a line break would look like another finding, and there are worse.
+fn visible(text: &str) -> Cow<'_, str> {
+    if !text.contains(char::is_control) {
+        return Cow::Borrowed(text);
+    }
+    let escaped = text.chars().map(|char| match char.is_control() {
+        true => char.escape_default().to_string(),
+        false => char.to_string(),
+    });
+    Cow::Owned(escaped.collect())
 }
 
 impl Line {
@@ -260,7 +274,8 @@ pub(super) fn diff(before: &[u8], after: &[u8], before_name: &str, after_name: &
                 ChangeTag::Equal => (' ', ""),
             };
             let reset = if colour.is_empty() { "" } else { "\x1b[0m" };
-            let line = change.value().trim_end_matches(['\n', '\r']);
+            let line = change.value().trim_end_matches(['\n', '\r']).split('\t').map(visible);
+            let line = line.collect::<Vec<_>>().join("\t");
             let _ = writeln!(text, "{colour}{sign}{line}{reset}");
         }
     }

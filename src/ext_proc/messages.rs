@@ -147,9 +147,10 @@ pub(super) fn body(edited: Bytes, is_counted: bool, gone: Vec<String>) -> Proces
     }
 }
 
+const REPORT: HeaderName = HeaderName::from_static("optin-proxy");
+
 /// The answer to an answer's head.
 pub(super) fn report(report: Option<http::HeaderValue>) -> ProcessingResponse {
-    const REPORT: HeaderName = HeaderName::from_static("optin-proxy");
     let mutation = match report {
         Some(report) => HeaderMutation {
             set_headers: vec![set(&REPORT, report.as_bytes().to_vec())],
@@ -169,9 +170,10 @@ pub(super) fn report(report: Option<http::HeaderValue>) -> ProcessingResponse {
 }
 
 /// A problem in the place of the upstream's answer.
-pub(super) fn refusal(problem: Problem) -> ProcessingResponse {
+pub(super) fn refusal(problem: Problem, report: Option<http::HeaderValue>) -> ProcessingResponse {
     let details = format!("optin_proxy_{}", problem.name);
-    let (parts, body) = problem.into_response().into_parts();
+    let (mut parts, body) = problem.into_response().into_parts();
+    parts.headers.extend(report.map(|report| (REPORT, report)));
     let fields = |headers: &HeaderMap| {
         headers.iter().map(|(name, value)| set(name, value.as_bytes().to_vec())).collect()
     };

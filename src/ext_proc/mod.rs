@@ -370,12 +370,14 @@ impl Conversation {
     /// Answers in the upstream's place.
     fn refuse(&mut self, error: &Error) -> ProcessingResponse {
         let problem = error.problem();
-        let status = problem.status;
+        let mut report = None;
         if let Some(Begun { line, .. }) = &mut self.exchange {
+            line.exchange.unattempted();
             line.exchange.failed(problem.name, error);
-            line.exchange.answered(status);
+            line.exchange.answered(problem.status);
             line.complete = true;
+            report = line.exchange.report().filter(|_| self.config.log.report_header);
         }
-        messages::refusal(problem)
+        messages::refusal(problem, report)
     }
 }

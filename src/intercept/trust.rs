@@ -6,6 +6,7 @@
 
 use std::ffi::OsString;
 use std::io;
+use std::os::unix::ffi::OsStringExt as _;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
@@ -290,10 +291,13 @@ pub fn variables(
     // Newer Nodes read HTTPS_PROXY if told to; for older ones there is a file to load.
     all.push(("NODE_USE_ENV_PROXY", "1".into()));
     // Node splits at spaces, but for quotes.
-    let mut require = OsString::from("--require=\"");
-    require.push(&files.node);
-    require.push("\"");
-    all.push(("NODE_OPTIONS", appended("NODE_OPTIONS", " ", require)));
+    let mut require = b"--require=\"".to_vec();
+    for &byte in files.node.as_os_str().as_encoded_bytes() {
+        require.extend(matches!(byte, b'"' | b'\\').then_some(b'\\'));
+        require.push(byte);
+    }
+    require.push(b'"');
+    all.push(("NODE_OPTIONS", appended("NODE_OPTIONS", " ", OsString::from_vec(require))));
 
     if files.ruby.as_os_str().as_encoded_bytes().iter().any(u8::is_ascii_whitespace) {
         let file = files.ruby.display();
@@ -320,10 +324,17 @@ pub fn variables(
         });
         java.push(format!(" -Dhttp.nonProxyHosts={}", names.collect::<Vec<_>>().join("|")));
     }
-    java.push(" -Djavax.net.ssl.trustStore=\"");
-    java.push(&files.java);
-    java.push(format!("\" -Djavax.net.ssl.trustStorePassword={STORE_PASSWORD}"));
-    all.push(("JAVA_TOOL_OPTIONS", appended("JAVA_TOOL_OPTIONS", " ", java)));
+    if files.java.as_os_str().as_encoded_bytes().contains(&b'"') {
+        let file = files.java.display();
+        left_out.push(format!(
+            "Java is not led through the proxy: JAVA_TOOL_OPTIONS can name no path with quotes, like {file}"
+        ));
+    } else {
+        java.push(" -Djavax.net.ssl.trustStore=\"");
+        java.push(&files.java);
+        java.push(format!("\" -Djavax.net.ssl.trustStorePassword={STORE_PASSWORD}"));
+        all.push(("JAVA_TOOL_OPTIONS", appended("JAVA_TOOL_OPTIONS", " ", java)));
+    }
 
     // An empty entry is the folder that PHP was built with.
     let mut php = OsString::from(":");

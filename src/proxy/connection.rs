@@ -137,6 +137,8 @@ where
                 return spoke;
             };
             spoke = true;
+            // That may have been a long time.
+            self.update();
             // Boxed, so that a silent connection has no room for what serves a busy one.
             if start.starts_with(PREFACE) {
                 Box::pin(self.http2(stream, start, peer)).await;

@@ -23,6 +23,20 @@ fn xml_in_xml_out_and_findings_on_standard_error() {
     }
 }
 
+/// Regression: a line break in a value made two lines of a finding, and a terminal did what stood there.
+#[test]
+fn what_a_value_holds_is_shown_and_does_nothing_to_a_terminal() {
+    let body = entry(&["A\n1:1: forged\u{1b}[2J"], &[]);
+    let output = run(&["sanitize", "--check"], body.as_bytes());
+    assert_eq!(output.stderr.lines().count(), 2, "{}", output.stderr);
+    assert!(output.stderr.contains(r"A\n1:1: forged\u{1b}[2J"), "{}", output.stderr);
+    let value = "<OptInSource>\u{1b}[2J</OptInSource>";
+    let body = entry(&[C], &[Some(U)]).replace("<ContactLists>", &format!("{value}<ContactLists>"));
+    let diff = run(&["sanitize", "--diff", "--set", "sanitize.ambiguous=first"], body.as_bytes());
+    let diff = String::from_utf8(diff.stdout).expect("UTF-8");
+    assert!(diff.contains(r"\u{1b}[2J") && !diff.contains('\u{1b}'), "{diff}");
+}
+
 #[test]
 fn the_method_decides_whether_it_is_a_removal() {
     assert_ne!(run(&["sanitize"], REMOVAL).stdout, REMOVAL);

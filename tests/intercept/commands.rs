@@ -133,6 +133,19 @@ fn env_says_what_each_runtime_has_to_know() {
     }
 }
 
+/// Regression: Java and Node did not start where the path of their files had a quote in it.
+#[test]
+fn env_names_files_whose_paths_need_care_as_each_runtime_wants_it_or_not_at_all() {
+    let data = tempfile::tempdir().expect("a folder");
+    let files = data.path().join("q\"q\\s");
+    let files = files.to_str().expect("UTF-8");
+    let docker = ["env", "--shell", "docker", "--proxy", "127.0.0.1:9", "--files", files];
+    let output = run_in(data.path(), &docker);
+    let said = text(&output.stdout);
+    assert!(said.contains(r#"q\"q\\s"#) && !said.contains("JAVA_TOOL_OPTIONS"), "{said}");
+    assert!(output.stderr.contains("Java is not led"), "{}", output.stderr);
+}
+
 #[test]
 fn env_carries_the_proxys_credentials_and_nothing_else_does() {
     let data = tempfile::tempdir().expect("a folder");
@@ -244,6 +257,7 @@ async fn doctor_finds_the_common_faults_and_names_their_remedies() {
     let late = Origin::start([Reply::Write(answer("200 OK", late, b""))]).await;
     let late = format!("upstream.url={}", late.url());
     let taken = format!("listen.address={}", origin.address);
+    let operators = format!("admin.address={}", origin.address);
     let closed = format!("upstream.url=http://{}", {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         listener.local_addr().expect("bound")
@@ -252,6 +266,11 @@ async fn doctor_finds_the_common_faults_and_names_their_remedies() {
     for (settings, fault, remedy) in [
         ([late.as_str(), free], "FAULT clock", "Set this machine's clock"),
         ([&upstream, &taken], "FAULT listener", "choose another address in listen.address"),
+        (
+            [&upstream, &operators],
+            "FAULT admin listener",
+            "choose another address in admin.address",
+        ),
         ([&closed, free], "FAULT upstream", "Check that upstream.url is right"),
         (
             [&upstream, "intercept.ca_dir=/dev/null/x"],

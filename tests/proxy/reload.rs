@@ -119,11 +119,20 @@ async fn limits_of_heads_reach_connections_that_are_open() {
     let served = Served::start(&limited("8KiB"));
     let mut client = Client::connect(served.running.address).await;
     let large = format!("GET / HTTP/1.1\r\nHost: p\r\nX: {}\r\n\r\n", "x".repeat(12 << 10));
+    // One that was silent for long, and two that were not.
+    let mut silent = Client::connect(served.running.address).await;
+    assert_eq!(silent.ask(&put(RECIPE)).await.status, 204);
     assert_eq!(client.ask(&put(RECIPE)).await.status, 204);
     served.reload(&limited("32KiB"), true).await;
     assert_eq!(client.ask(large.as_bytes()).await.status, 204);
+    let pause = std::time::Instant::now();
+    while pause.elapsed().as_millis() < 60 {
+        assert_eq!(client.ask(&put(RECIPE)).await.status, 204);
+    }
     served.reload(&limited("8KiB"), true).await;
     assert_eq!(client.ask(large.as_bytes()).await.status, 431);
+    served.reload(&limited("32KiB"), true).await;
+    assert_eq!(silent.ask(large.as_bytes()).await.status, 204);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
