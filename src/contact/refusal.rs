@@ -62,7 +62,7 @@ impl Pattern {
     /// If it is no regular expression, or has no group named `actor`.
     pub fn new(pattern: &str) -> Result<Self, PatternError> {
         // But where there may be comments, which end with their line.
-        let folded = (!pattern.contains('#')).then(|| fold(pattern.as_bytes()));
+        let folded = (!has_comments(pattern)).then(|| fold(pattern.as_bytes()));
         let pattern = folded.as_deref().unwrap_or(pattern);
         let regex = RegexBuilder::new(pattern).case_insensitive(true).build()?;
         if !regex.capture_names().flatten().any(|name| name == "actor") {
@@ -85,6 +85,15 @@ impl Pattern {
             Verdict::Legitimate
         })
     }
+}
+
+/// Whether a `#` in a pattern may begin a comment: by the flag `x`.
+fn has_comments(pattern: &str) -> bool {
+    let flags = |(at, open): (usize, &str)| {
+        let letters = pattern[at + open.len()..].bytes();
+        letters.take_while(|byte| byte.is_ascii_alphabetic() || *byte == b'-').any(|it| it == b'x')
+    };
+    pattern.contains('#') && pattern.match_indices("(?").any(flags)
 }
 
 /// The text with every run of white space as one space.

@@ -378,20 +378,34 @@ fn remedy(reason: Uninspectable) -> &'static str {
     }
 }
 
+/// A problem document (RFC 9457), with the error token of RFC 9209.
+pub(crate) fn document(
+    status: StatusCode,
+    name: &str,
+    title: &str,
+    detail: &str,
+    token: &'static str,
+) -> Response<Bytes> {
+    let json = serde_json::json!({
+        "type": format!("urn:optin-proxy:problem:{name}"),
+        "title": title,
+        "status": status.as_u16(),
+        "detail": detail,
+    });
+    let mut response = Response::new(Bytes::from(json.to_string()));
+    *response.status_mut() = status;
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
+    let status = HeaderValue::from_str(&format!("optin-proxy; error={token}"));
+    headers.insert(PROXY_STATUS, status.expect("tokens are visible ASCII"));
+    response
+}
+
 impl Problem {
     pub fn into_response(self) -> Response<Body> {
-        let json = serde_json::json!({
-            "type": format!("urn:optin-proxy:problem:{}", self.name),
-            "title": self.title,
-            "status": self.status.as_u16(),
-            "detail": self.detail,
-        });
-        let mut response = Response::new(Body::Buffered(Bytes::from(json.to_string())));
-        *response.status_mut() = self.status;
+        let Self { status, name, title, detail, token } = &self;
+        let mut response = document(*status, name, title, detail, token).map(Body::Buffered);
         let headers = response.headers_mut();
-        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
-        let status = HeaderValue::from_str(&format!("optin-proxy; error={}", self.token));
-        headers.insert(PROXY_STATUS, status.expect("tokens are visible ASCII"));
         if self.status == StatusCode::METHOD_NOT_ALLOWED {
             let allowed = "GET, HEAD, POST, PUT, DELETE, OPTIONS, CONNECT";
             headers.insert(ALLOW, HeaderValue::from_static(allowed));

@@ -1,12 +1,13 @@
 //! What the listener answers to each path.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use http::header::{
-    ALLOW, CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, REFERRER_POLICY, WWW_AUTHENTICATE,
-    X_CONTENT_TYPE_OPTIONS, X_FRAME_OPTIONS,
+    ALLOW, CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, HOST, REFERRER_POLICY,
+    WWW_AUTHENTICATE, X_CONTENT_TYPE_OPTIONS, X_FRAME_OPTIONS,
 };
 use http::{HeaderValue, Method, Request, Response, StatusCode};
 use http_body_util::{BodyExt, Limited};
@@ -23,6 +24,7 @@ use super::{Asked, Desk, Order};
 use crate::contact::{Kind, Mode};
 use crate::intercept::trust::Export;
 use crate::observe::record::Record;
+use crate::proxy::error::document;
 
 /// The dashboard: files of their own, so that the page may run no script and no style but these.
 const PAGE: &str = include_str!("page/index.html");
@@ -138,7 +140,14 @@ impl Desk {
             );
         };
         let config = self.control.config();
-        if let Err(refused) = guard::judge(path.access(), request.headers(), ends, &config.admin) {
+        let mut headers = Cow::Borrowed(request.headers());
+        // A target in absolute form counts more (RFC 9112 section 3.2.2).
+        if let Some(named) = uri.authority()
+            && let Ok(host) = HeaderValue::from_str(named.as_str())
+        {
+            headers.to_mut().insert(HOST, host);
+        }
+        if let Err(refused) = guard::judge(path.access(), &headers, ends, &config.admin) {
             return refuse(refused);
         }
         if !path.methods().split(", ").any(|method| method == request.method().as_str()) {
@@ -404,13 +413,13 @@ fn usable(authority: Result<Option<SystemTime>, String>, now: SystemTime) -> Res
 
 /// RFC 9457.
 pub(super) fn problem(status: StatusCode, name: &str, detail: &str) -> Answer {
-    let value = json!({
-        "type": format!("urn:optin-proxy:problem:{name}"),
-        "title": status.canonical_reason(),
-        "status": status.as_u16(),
-        "detail": detail,
-    });
-    reply(status, "application/problem+json", value.to_string().into())
+    let token = match status {
+        StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => "http_request_denied",
+        status if status.is_client_error() => "http_request_error",
+        _ => "proxy_internal_error",
+    };
+    let title = status.canonical_reason().unwrap_or_default();
+    document(status, name, title, detail, token).map(Body::whole)
 }
 
 fn refuse(refused: Refused) -> Answer {
