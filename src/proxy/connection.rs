@@ -35,7 +35,7 @@ pub(super) use self::protocols::Served;
 use super::body::Body;
 use super::connect::{Peer, Stream};
 use super::error::Error;
-use super::io::{Downstream, Head, HeadTimer, READ};
+use super::io::{Downstream, Head, HeadTimer, READ, is_over};
 use super::stack::{Arrived, Observed};
 use super::stage::Handle;
 use super::streams::{self, Activity};
@@ -311,13 +311,7 @@ where
                     clock.as_mut().reset(until);
                 }
             }
-            while clock.as_mut().poll(cx).is_ready() {
-                if clock.deadline() >= until {
-                    return Poll::Ready(end);
-                }
-                clock.as_mut().reset(until);
-            }
-            Poll::Pending
+            if is_over(clock.as_mut(), cx, || until) { Poll::Ready(end) } else { Poll::Pending }
         })
         .await
     }

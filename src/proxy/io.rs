@@ -13,6 +13,22 @@ use http::StatusCode;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf, Take};
 use tokio::time::Sleep;
 
+/// Whether an end has come that may have moved; a timer that comes before it is set again.
+pub(super) fn is_over(
+    mut timer: Pin<&mut Sleep>,
+    cx: &mut Context<'_>,
+    end: impl Fn() -> tokio::time::Instant,
+) -> bool {
+    while timer.as_mut().poll(cx).is_ready() {
+        let end = end();
+        if end <= timer.deadline() {
+            return true;
+        }
+        timer.as_mut().reset(end);
+    }
+    false
+}
+
 /// What hyper does on an HTTP/1 connection, as far as it shows: told by the timer that it arms when, and only
 /// when, one message is over and the head of the next is to come.
 ///

@@ -20,7 +20,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::{Instant, Sleep, sleep};
 
 use super::body::{Body, Progress};
-use super::io::{History, Remembering};
+use super::io::{History, Remembering, is_over};
 use super::wakes::filtered;
 
 /// Opens connections.
@@ -248,14 +248,7 @@ async fn in_time<F: Future>(
         if let Poll::Ready(output) = future.as_mut().poll(cx) {
             return Poll::Ready(Some(output));
         }
-        while alarm.as_mut().poll(cx).is_ready() {
-            let end = end();
-            if end <= alarm.deadline() {
-                return Poll::Ready(None);
-            }
-            alarm.as_mut().reset(end);
-        }
-        Poll::Pending
+        if is_over(alarm.as_mut(), cx, &end) { Poll::Ready(None) } else { Poll::Pending }
     })
     .await
 }

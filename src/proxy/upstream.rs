@@ -172,43 +172,41 @@ pub(crate) enum Fault {
 }
 
 impl Fault {
-    pub const fn name(self) -> &'static str {
+    /// Its name, the phase in which it comes, and its token.
+    const fn facts(self) -> [&'static str; 3] {
+        const RESOLVING: &str = "resolving the name";
+        const CONNECTING: &str = "connecting";
+        const HANDSHAKE: &str = "TLS handshake";
+        const WAITING: &str = "waiting for the answer";
         match self {
-            Self::ConnectTimeout => "upstream-connect-timeout",
-            Self::Dns => "upstream-name-unresolved",
-            Self::Refused => "upstream-connection-refused",
-            Self::Unreachable => "upstream-unreachable",
-            Self::Certificate => "upstream-certificate-untrusted",
-            Self::Tls => "upstream-tls-failed",
-            Self::ResponseTimeout => "upstream-response-timeout",
-            Self::Garbage => "upstream-answer-malformed",
-            Self::Terminated | Self::Stale => "upstream-connection-closed",
-        }
-    }
-
-    pub const fn phase(self) -> &'static str {
-        match self {
-            Self::Dns => "resolving the name",
-            Self::ConnectTimeout | Self::Refused | Self::Unreachable => "connecting",
-            Self::Certificate | Self::Tls => "TLS handshake",
-            Self::ResponseTimeout | Self::Garbage | Self::Terminated | Self::Stale => {
-                "waiting for the answer"
+            Self::ConnectTimeout => ["upstream-connect-timeout", CONNECTING, "connection_timeout"],
+            Self::Dns => ["upstream-name-unresolved", RESOLVING, "dns_error"],
+            Self::Refused => ["upstream-connection-refused", CONNECTING, "connection_refused"],
+            Self::Unreachable => ["upstream-unreachable", CONNECTING, "destination_ip_unroutable"],
+            Self::Certificate => {
+                ["upstream-certificate-untrusted", HANDSHAKE, "tls_certificate_error"]
+            }
+            Self::Tls => ["upstream-tls-failed", HANDSHAKE, "tls_protocol_error"],
+            Self::ResponseTimeout => {
+                ["upstream-response-timeout", WAITING, "http_response_timeout"]
+            }
+            Self::Garbage => ["upstream-answer-malformed", WAITING, "http_protocol_error"],
+            Self::Terminated | Self::Stale => {
+                ["upstream-connection-closed", WAITING, "connection_terminated"]
             }
         }
     }
 
+    pub const fn name(self) -> &'static str {
+        self.facts()[0]
+    }
+
+    pub const fn phase(self) -> &'static str {
+        self.facts()[1]
+    }
+
     pub const fn token(self) -> &'static str {
-        match self {
-            Self::ConnectTimeout => "connection_timeout",
-            Self::Dns => "dns_error",
-            Self::Refused => "connection_refused",
-            Self::Unreachable => "destination_ip_unroutable",
-            Self::Certificate => "tls_certificate_error",
-            Self::Tls => "tls_protocol_error",
-            Self::ResponseTimeout => "http_response_timeout",
-            Self::Garbage => "http_protocol_error",
-            Self::Terminated | Self::Stale => "connection_terminated",
-        }
+        self.facts()[2]
     }
 
     pub const fn status(self) -> StatusCode {
