@@ -143,8 +143,11 @@ impl<'a> Account<'a> {
             return "(e-mail address)";
         }
         // Of what is escaped, it is the meaning that may be printed: there are passwords, too, in what some paste into a path.
-        let meant = percent_decode_str(self.0).decode_utf8_lossy();
-        if self.0.len() <= LONGEST && is_made_of(&meant, "-_.~+") { self.0 } else { UNPRINTABLE }
+        let is_name = match self.0.contains('%') {
+            true => is_made_of(&percent_decode_str(self.0).decode_utf8_lossy(), "-_.~+"),
+            false => is_made_of(self.0, "-_.~+"),
+        };
+        if is_name && self.0.len() <= LONGEST { self.0 } else { UNPRINTABLE }
     }
 }
 
