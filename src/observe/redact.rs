@@ -37,7 +37,7 @@ pub struct Value<'a>(pub &'a Was);
 const LONGEST: usize = 128;
 
 /// What values are called that nobody may read, wherever they stand.
-const CREDENTIALS: [&str; 20] = [
+const CREDENTIALS: Names = Names::new(&[
     "oauth_",
     "access_token",
     "api_key",
@@ -58,10 +58,43 @@ const CREDENTIALS: [&str; 20] = [
     "sid=",
     "signature=",
     "credential=",
-];
+]);
 
 /// Authentication schemes (RFC 7617, RFC 6750, RFC 7616, RFC 5849, RFC 4559): what follows is a secret.
-const SCHEMES: [&str; 5] = ["basic", "bearer", "digest", "oauth", "negotiate"];
+const SCHEMES: Names = Names::new(&["basic", "bearer", "digest", "oauth", "negotiate"]);
+
+/// Names to look for, in any case. Each begins with a letter.
+struct Names {
+    all: &'static [&'static str],
+    /// The letters that they begin with, a bit each: nearly all others begin none.
+    firsts: u32,
+}
+
+impl Names {
+    const fn new(all: &'static [&'static str]) -> Self {
+        let (mut firsts, mut at) = (0, 0);
+        while at < all.len() {
+            firsts |= Self::bit(all[at].as_bytes()[0]);
+            at += 1;
+        }
+        Self { all, firsts }
+    }
+
+    const fn bit(letter: u8) -> u32 {
+        if letter.is_ascii_alphabetic() { 1 << ((letter | 0x20) - b'a') } else { 0 }
+    }
+
+    fn are_in(&self, text: &[u8]) -> bool {
+        let begins = |rest: &[u8], name: &str| {
+            let name = name.as_bytes();
+            rest[0] | 0x20 == name[0]
+                && rest.get(..name.len()).is_some_and(|start| start.eq_ignore_ascii_case(name))
+        };
+        let places =
+            text.iter().enumerate().filter(|(_, byte)| self.firsts & Self::bit(**byte) != 0);
+        places.map(|(at, _)| &text[at..]).any(|rest| self.all.iter().any(|name| begins(rest, name)))
+    }
+}
 
 const UNPRINTABLE: &str = "(unprintable)";
 const UNKNOWN: &str = "(unknown)";
@@ -95,32 +128,18 @@ fn is_address(text: &str) -> bool {
     text.contains('@') || text.match_indices('%').any(|(percent, _)| escaped(percent))
 }
 
-/// Whether one of these is in it, in any case, its underscores escaped or not.
-fn holds(text: &str, names: &[&str]) -> bool {
+/// Whether one of these is in it, escaped or not.
+fn holds(text: &str, names: &Names) -> bool {
     if text.contains('%') {
-        let text = percent_decode_str(text).decode_utf8_lossy();
-        return holds_unescaped(&text, names);
+        return names.are_in(&percent_decode_str(text).collect::<Vec<u8>>());
     }
-    holds_unescaped(text, names)
-}
-
-fn holds_unescaped(text: &str, names: &[&str]) -> bool {
-    let starts = |rest: &[u8], name: &str| {
-        rest.get(..name.len()).is_some_and(|start| start.eq_ignore_ascii_case(name.as_bytes()))
-    };
-    let text = text.as_bytes();
-    // Nearly all letters begin none.
-    let places = text.iter().enumerate().filter(|(_, byte)| {
-        let letter = **byte | 0x20;
-        matches!(letter, b'a' | b'b' | b'c' | b'd' | b'j' | b'n' | b'o' | b'p' | b's' | b't')
-    });
-    places.map(|(at, _)| &text[at..]).any(|rest| names.iter().any(|name| starts(rest, name)))
+    names.are_in(text.as_bytes())
 }
 
 /// Whether a word names an authentication scheme, and is no product with its version.
 fn names_scheme(word: &str) -> bool {
     let word = word.trim_start_matches(|char: char| !char.is_ascii_alphanumeric());
-    SCHEMES.iter().any(|scheme| {
+    SCHEMES.all.iter().any(|scheme| {
         let start = word.get(..scheme.len());
         start.is_some_and(|start| start.eq_ignore_ascii_case(scheme))
             && match word.as_bytes()[scheme.len()..] {
