@@ -189,7 +189,12 @@ async fn an_address_that_never_answers_leaves_time_for_those_behind_it() {
     let listener = TcpListener::bind(("127.0.0.1", silent.port())).await.expect("a free port");
     let fine = listener.local_addr().expect("bound");
     let ports = format!("intercept.ports={}", fine.port());
-    let settings = ["intercept.allow_private=127.0.0.0/8", &ports, "upstream.connect_timeout=10h"];
+    let settings = [
+        "intercept.allow_private=127.0.0.0/8",
+        &ports,
+        "upstream.connect_timeout=5h",
+        "limits.request_timeout=24h",
+    ];
     let names = Names::that_say(vec![vec![silent, fine]]);
     let proxy = proxy(&names, &settings).await;
     let target = format!("name.example:{}", fine.port());

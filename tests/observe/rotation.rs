@@ -54,12 +54,7 @@ async fn the_chain_goes_on_over_restarts_and_rotations_and_the_oldest_files_go()
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_file_that_is_too_old_is_rotated() {
     let origin = origin().await;
-    for (hours, settings, count) in [
-        (2, &[][..], 0),
-        (25, &[], 1),
-        (2, &["audit.max_age=1h"], 1),
-        (25, &["audit.max_age=48h"], 0),
-    ] {
+    for (hours, settings, count) in [(2, &[][..], 0), (25, &[], 1), (2, &["audit.max_age=1h"], 1)] {
         let folder = tempfile::tempdir().expect("a folder");
         let path = folder.path().join("audit.jsonl");
         let (running, _) = start(&origin, &path, settings);
