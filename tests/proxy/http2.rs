@@ -43,6 +43,12 @@ async fn no_request_can_be_read_in_two_ways_and_none_harms_the_others_of_its_con
         ("one behind a field", [&[("x", "y")][..], &post].concat(), "", reset),
         ("a relative path", [&without(":path")[..], &[(":path", "up")]].concat(), "", bad),
         ("no host at all", without(":authority"), "", bad),
+        (
+            "a user in the authority",
+            [&without(":authority")[..], &[(":authority", "user@p")]].concat(),
+            "",
+            bad,
+        ),
         ("an empty path", [&without(":path")[..], &[(":path", "")]].concat(), "", bad),
         (
             "a path with a line break",
