@@ -15,7 +15,7 @@ use tonic::Streaming;
 use tonic::transport::Channel;
 
 use crate::support::binary::{Running, command};
-use crate::support::client::Client;
+use crate::support::client::{Client, closed};
 use crate::support::{CONTACT, RECIPE, RECIPE_OUT, UNDECLARED};
 
 fn serve(settings: &[&str]) -> Running {
@@ -263,9 +263,7 @@ async fn a_stop_lets_streams_come_to_their_end() {
     asking.head(Some(RECIPE.len())).await;
     running.signal("TERM");
     // The listener goes at once.
-    while tokio::net::TcpStream::connect(running.address).await.is_ok() {
-        tokio::task::yield_now().await;
-    }
+    closed(running.address).await;
     asking.body(RECIPE);
     assert!(edited(asking.next().await).is_some());
     assert!(asking.report("204").await.ends_with("outcome=rewritten"));

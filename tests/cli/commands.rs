@@ -34,6 +34,24 @@ fn the_demo_shows_both_faults_and_ends_well() {
 }
 
 #[test]
+fn the_demo_makes_as_many_updates_as_it_is_told_to() {
+    let output = run(&["demo", "--updates", "7"], b"");
+    let text = String::from_utf8(output.stdout).expect("UTF-8");
+    assert!(text.contains("7 updates each way"), "{text}");
+    let sent = |title: &str| -> usize {
+        let line = text.lines().find(|line| line.starts_with(title)).expect(title);
+        line[40..].split_whitespace().next().expect("a cell").parse().expect("a number")
+    };
+    let sent = [
+        "re-subscribed, old list sources echoed",
+        "re-subscribed, lists bare",
+        "owner's update of an active contact",
+    ]
+    .map(sent);
+    assert_eq!(sent.iter().sum::<usize>(), 7, "{text}");
+}
+
+#[test]
 fn the_demo_fails_if_a_proxied_update_does() {
     let output = run(&["demo", "--set", "sanitize.mode=off", "--updates", "30"], b"");
     assert_eq!(output.code, Some(1));
@@ -110,8 +128,8 @@ fn the_simulator_says_where_it_is_and_whose_account_it_has() {
     assert_eq!(running.finish().0.code(), Some(0));
 }
 
-#[test]
-fn healthcheck_says_whether_the_proxy_is_ready_and_why_not() {
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn healthcheck_says_whether_the_proxy_is_ready_and_why_not() {
     let mut serving = command(&["serve", "--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0"]);
     let mut running = Running::start(&mut serving);
     let admin = running.admin().to_string();
@@ -121,6 +139,16 @@ fn healthcheck_says_whether_the_proxy_is_ready_and_why_not() {
     let port = admin.rsplit(':').next().expect("a port");
     let ready = run(&["healthcheck", "--admin", &format!("0.0.0.0:{port}")], b"");
     assert_eq!(ready.code, Some(0), "{}", ready.stderr);
+    // Where it listens may be said as for the proxy itself.
+    let configured = format!("admin.address={admin}");
+    let ready = run(&["healthcheck", "--set", &configured], b"");
+    assert_eq!(ready.code, Some(0), "{}", ready.stderr);
+    let drain = b"POST /drain HTTP/1.1\r\nHost: localhost\r\nContent-Length: 0\r\n\r\n";
+    let address = admin.parse().expect("an address");
+    assert_eq!(Client::connect(address).await.ask(drain).await.status, 200);
+    let draining = run(&["healthcheck", "--set", &configured], b"");
+    assert_eq!(draining.code, Some(1));
+    assert!(draining.stderr.contains("says 503"), "{}", draining.stderr);
     drop(running);
     let none = run(&["healthcheck", "--admin", &admin], b"");
     assert_eq!(none.code, Some(1));

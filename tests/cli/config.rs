@@ -6,7 +6,10 @@ use std::os::unix::ffi::OsStrExt as _;
 
 use optin_proxy::config::{Config, File, Layers};
 
-use crate::support::binary::{command, run, run_command};
+use crate::support::binary::{Running, command, run, run_command};
+use crate::support::client::Client;
+use crate::support::origin::{Origin, Reply};
+use crate::support::{GET, no_content};
 
 const SHIPPED: &str = include_str!("../../proxy.toml");
 
@@ -132,6 +135,10 @@ fn mistakes_name_file_line_key_and_the_nearest_right_key() {
             "proxy.toml:2: upstream.url: has a query or a fragment",
         ),
         (
+            "[upstream]\nurl = 'http://user:s3cret@a.example:80'\n",
+            "proxy.toml:2: upstream.url: holds a user name, which belongs into the application's own requests",
+        ),
+        (
             "[upstream]\nurl = 'http://a.example:0'\n",
             "proxy.toml:2: upstream.url: has a port that is none",
         ),
@@ -177,6 +184,47 @@ fn arguments_go_over_environment_over_file_over_default() {
     assert_eq!(file.upstream.url, "http://localhost:1");
     let aliases: Vec<&String> = file.sanitize.aliases.keys().collect();
     assert_eq!(aliases, ["ACTION_BY_CLIENT", "By_Client", "OLD"]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn flags_go_over_the_environment() {
+    let origin = Origin::start([Reply::Write(no_content())]).await;
+    let url = origin.url();
+    let mut serving = command(&["serve", "--listen", "127.0.0.1:0", "--upstream", &url]);
+    serving.env("OPTIN_PROXY_UPSTREAM__URL", "http://127.0.0.1:9");
+    let running = Running::start(&mut serving);
+    assert_eq!(Client::connect(running.address).await.ask(GET).await.status, 204);
+}
+
+#[test]
+fn values_that_nobody_can_mean_are_refused() {
+    for setting in [
+        "retry.budget=-1",
+        "retry.budget=nan",
+        "intercept.ports=0,443",
+        "intercept.tunnel_idle_timeout=0s",
+        "limits.max_connections=0",
+        "limits.max_requests=0",
+        "limits.max_headers=0",
+        "limits.max_target=0B",
+        "limits.max_head=8191B",
+        "limits.header_timeout=0s",
+        "limits.body_timeout=0s",
+        "limits.request_timeout=0s",
+        "upstream.url=http://user@a.example",
+        "upstream.connect_timeout=0s",
+        "upstream.response_timeout=0s",
+        "audit.max_size=0B",
+        "audit.max_age=0s",
+        "admin.exchanges=1000001",
+        "admin.token=0123456789abcde",
+    ] {
+        let mut layers = Layers::default();
+        layers.set("test", setting);
+        let said = layers.build().expect_err(setting).to_string();
+        let key = setting.split('=').next().expect("a key");
+        assert!(said.starts_with(&format!("test: {key}")), "{setting}: {said}");
+    }
 }
 
 #[test]

@@ -267,7 +267,8 @@ async fn any_value_of_a_contradictory_body_may_decide_and_the_seed_says_which() 
         let mut api = Api::start(Options { seed, contacts: 90, ..Options::default() }).await;
         let mut statuses = Vec::new();
         for contact in (1..=90).filter(|contact| contact % 3 != 0) {
-            let echoed = body("a@example.com", "CONTACT", &["CUSTOMER", "CUSTOMER"]);
+            let own = format!("contact{contact}@example.com");
+            let echoed = body(&own, "CONTACT", &["CUSTOMER", "CUSTOMER"]);
             statuses.push(api.put(contact, &echoed).await.status);
         }
         runs.push(statuses);
@@ -294,7 +295,8 @@ async fn through_the_proxy_both_faults_are_gone() {
     let mut through = Api { client: proxy.client().await, ..api };
     for contact in (1..=60).filter(|contact| contact % 3 != 0) {
         let lists: &[&str] = if contact % 2 == 0 { &["CUSTOMER", "CUSTOMER"] } else { &["-"] };
-        let answer = through.put(contact, &body("a@example.com", "CONTACT", lists)).await;
+        let own = format!("contact{contact}@example.com");
+        let answer = through.put(contact, &body(&own, "CONTACT", lists)).await;
         assert_eq!(answer.status, 204, "{contact}: {}", answer.report());
         assert_eq!(through.world.status(contact), Some("Active"));
     }

@@ -155,10 +155,12 @@ fn ambiguous_can_be_settled_and_the_lists_follow() {
 
 #[test]
 fn ambiguous_is_not_settled_by_a_value_that_nobody_knows() {
-    let policy = with(|policy| policy.ambiguous = Ambiguous::First);
-    let (out, found) = run(&["X", C], &[None], &policy);
-    assert_eq!(out, entry(&["X", C], &[None]));
-    assert_eq!(found, [(Kind::Ambiguous, false), (UnknownValue, false)]);
+    for (setting, declared) in [(Ambiguous::First, ["X", C]), (Ambiguous::Last, [C, "X"])] {
+        let policy = with(|policy| policy.ambiguous = setting);
+        let (out, found) = run(&declared, &[None], &policy);
+        assert_eq!(out, entry(&declared, &[None]));
+        assert_eq!(found, [(Kind::Ambiguous, false), (UnknownValue, false)], "{setting:?}");
+    }
 }
 
 #[test]
@@ -189,6 +191,13 @@ fn a_create_without_lists_and_a_removal_by_the_owner_are_no_findings() {
     let contact = inspected(&entry(&[C], &[]), &CREATE, &Policy::default());
     assert!(contact.findings.is_empty());
     assert!(run(&[U], &[], &Policy::default()).1.is_empty());
+}
+
+#[test]
+fn a_list_anywhere_in_a_contact_makes_it_no_removal() {
+    let body = entry(&[C], &[]).replace("<ContactLists></ContactLists>", "<ContactList id='1'/>");
+    let contact = inspected(&body, &UPDATE, &Policy::default());
+    assert_eq!((kinds(&contact), text(&contact)), (vec![], body));
 }
 
 #[test]
@@ -240,6 +249,13 @@ fn an_alias_is_known_and_leaves_as_what_it_stands_for() {
     assert_eq!(found, [(UnknownValue, true), (ListDiffers, true), (UnknownValue, true)]);
     let (_, found) = run(&["action_by_client"], &[], &policy);
     assert_eq!(found, [(UnknownValue, false)], "aliases are case-sensitive");
+    let (out, found) = run(&[C, "ACTION_BY_CLIENT"], &[None], &policy);
+    assert_eq!(out, entry(&[C, C], &[None]), "they do not contradict each other");
+    assert_eq!(found, [(UnknownValue, true)]);
+    let policy = Policy { lists: Lists::Leave, ..policy };
+    let (out, found) = run(&[U], &[Some("ACTION_BY_CLIENT")], &policy);
+    assert_eq!(out, entry(&[U], &[Some(C)]), "though it differs, and is left so");
+    assert_eq!(found, [(UnknownValue, true)]);
 }
 
 #[test]
@@ -272,6 +288,14 @@ fn ids_under_the_proxys_own_origin_get_the_apis_back() {
         assert_eq!(text(&left), own);
         assert!(inspected(&own, &UPDATE, &Policy::default()).findings.is_empty());
     }
+}
+
+#[test]
+fn an_id_under_another_port_or_a_longer_name_is_under_another_origin() {
+    let ids = "<id>http://proxy.local:9999/x</id><id>http://proxy.local.x/</id><EmailAddress>";
+    let body = entry(&[U], &[]).replace("<EmailAddress>", ids);
+    let request = Request { own_host: Some("proxy.local"), ..UPDATE };
+    assert_eq!(kinds(&inspected(&body, &request, &Policy::default())), []);
 }
 
 #[test]
@@ -308,6 +332,13 @@ fn what_is_sent_is_known_to_claim_the_contact() {
     assert!(!claims(&["X"], &policy));
     let removal = inspected(&entry(&[C], &[]), &UPDATE, &policy);
     assert!(!removal.claims_contact, "it left as the owner's");
+    let observing = with(|policy| {
+        policy.mode = Mode::Observe;
+        policy.aliases.insert("ALIAS".into(), Source::Contact);
+    });
+    let removal = |declared| inspected(&entry(&[declared], &[]), &UPDATE, &observing);
+    assert!(removal(C).claims_contact, "it left as it was");
+    assert!(!removal("ALIAS").claims_contact, "the API does not know it");
 }
 
 #[test]

@@ -141,3 +141,20 @@ fn what_no_reader_here_can_be_sure_of_is_not_touched() {
     let found = sanitize(&declared("utf-8").into(), &request, &Policy::default());
     assert!(matches!(found, Sanitized::Uninspectable(Uninspectable::Encoding)));
 }
+
+#[test]
+fn what_no_xml_may_hold_is_malformed_and_only_four_characters_are_white_space() {
+    let body = entry(&[C], &[Some(U)]);
+    for (name, body) in [
+        ("CDATA behind the root", format!("{body}<![CDATA[x]]>")),
+        ("a reference behind the root", format!("{body}&amp;")),
+        ("a reference to no character", entry(&[&format!("&#0;{C}")], &[Some(U)])),
+    ] {
+        let sanitized = sanitize(&body.into(), &UPDATE, &Policy::default());
+        let is_malformed = matches!(sanitized, Sanitized::Uninspectable(Uninspectable::Malformed));
+        assert!(is_malformed, "{name}: {sanitized:?}");
+    }
+    let fed = entry(&[&format!("\u{c}{C}")], &[Some(U)]);
+    let contact = inspected(&fed, &UPDATE, &Policy::default());
+    assert_eq!(kinds(&contact), [(Kind::UnknownValue, false)]);
+}

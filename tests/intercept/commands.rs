@@ -61,6 +61,25 @@ fn init_makes_an_authority_once_and_show_describes_it() {
 }
 
 #[test]
+fn the_authority_is_where_the_configuration_says_and_else_under_the_users_data() {
+    let home = tempfile::tempdir().expect("a folder");
+    let mut init = command(&["ca", "init"]);
+    init.env_remove("XDG_DATA_HOME").env("HOME", home.path());
+    let made = run_command(init, b"");
+    assert_eq!(made.code, Some(0), "{}", made.stderr);
+    assert!(home.path().join(".local/share/optin-proxy/ca.pem").exists());
+    let data = tempfile::tempdir().expect("a folder");
+    let elsewhere = data.path().join("elsewhere");
+    let setting = format!("intercept.ca_dir={}", elsewhere.display());
+    for command in ["init", "show"] {
+        let done = run_in(data.path(), &["ca", command, "--set", &setting]);
+        assert_eq!(done.code, Some(0), "{command}: {}", done.stderr);
+    }
+    assert!(elsewhere.join("ca.pem").exists());
+    assert!(!data.path().join("optin-proxy").exists());
+}
+
+#[test]
 fn export_writes_every_format() {
     let data = tempfile::tempdir().expect("a folder");
     let export = |format: &str| {

@@ -12,11 +12,11 @@ use crate::support::origin::{Origin, Reply};
 use crate::support::proxy::Proxy;
 use crate::support::{answer, no_content};
 
-const UPSTREAM: &str = "http://127.0.0.1:9";
+pub(super) const UPSTREAM: &str = "http://127.0.0.1:9";
 /// What these tests need to reach their own servers.
-const LOCAL: &str = "intercept.allow_private=127.0.0.0/8";
+pub(super) const LOCAL: &str = "intercept.allow_private=127.0.0.0/8";
 
-async fn listener() -> (TcpListener, SocketAddr, String) {
+pub(super) async fn listener() -> (TcpListener, SocketAddr, String) {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
     let address = listener.local_addr().expect("bound");
     (listener, address, format!("intercept.ports={}", address.port()))
@@ -128,6 +128,10 @@ async fn a_target_that_the_rules_refuse_gets_403_with_the_rule_and_its_key() {
         );
         let detail = String::from_utf8_lossy(&refused.body).into_owned();
         assert!(detail.contains(because), "{target}: {detail}");
+        if because.contains("address") {
+            let status = "optin-proxy; error=destination_ip_prohibited";
+            assert_eq!(refused.field("proxy-status"), Some(status), "{target}");
+        }
         assert_eq!(
             refused.field("connection"),
             Some("close"),
@@ -291,6 +295,8 @@ async fn a_request_that_was_here_before_gets_508() {
         let refused = proxy.ask(asked.as_bytes()).await;
         assert_eq!((refused.status, refused.problem()), (508, "loop".to_owned()));
     }
+    let tunnel = format!("CONNECT {API}:443 HTTP/1.1\r\nHost: x\r\nVia: 1.1 optin-proxy\r\n\r\n");
+    assert_eq!(proxy.client().await.ask(tunnel.as_bytes()).await.status, 508);
     let other =
         b"GET / HTTP/1.1\r\nHost: x\r\nVia: 1.1 optin-proxy-like, 1.1 x (optin-proxy)\r\n\r\n";
     assert_eq!(proxy.ask(other).await.status, 204);
@@ -357,6 +363,11 @@ async fn only_clients_of_the_networks_named_are_served() {
     let proxy = Proxy::before(&origin, &["listen.allow_from=10.0.0.0/8"]).await;
     let refused = proxy.ask(get).await;
     assert_eq!((refused.status, refused.problem()), (403, "client-denied".to_owned()));
+    // Nor are the others asked for credentials.
+    let settings = ["listen.allow_from=10.0.0.0/8", "listen.proxy_auth=a:b"];
+    let proxy = Proxy::before(&origin, &settings).await;
+    let refused = proxy.client().await.tunnel(&format!("{API}:443")).await.expect_err("refused");
+    assert_eq!((refused.status, refused.problem()), (403, "client-denied".to_owned()));
     assert_eq!(origin.requests().len(), 1);
 }
 
@@ -373,8 +384,9 @@ fn clients_that_open_tunnels_and_misbehave_leave_nothing_open() {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     runtime.expect("a runtime").block_on(async {
         let (listener, address, ports) = listener().await;
-        let (ports, limit) = (format!("{ports},443"), "limits.header_timeout=50ms");
-        let proxy = Proxy::start(UPSTREAM, &[LOCAL, &ports, limit]).await;
+        let ports = format!("{ports},443");
+        let proxy = Proxy::start(UPSTREAM, &[LOCAL, &ports]).await;
+        let clock = Clock::hold();
         // Closes whatever comes.
         tokio::spawn(async move { while listener.accept().await.is_ok() {} });
         let before = descriptors();
@@ -393,7 +405,8 @@ fn clients_that_open_tunnels_and_misbehave_leave_nothing_open() {
             silent.push(tunnel.expect("a tunnel"));
         }
         for mut tunnel in silent {
-            assert_eq!(tunnel.read(&mut [0]).await.unwrap_or(0), 0, "it is let go");
+            let end = clock.until(tunnel.read(&mut [0])).await;
+            assert_eq!(end.unwrap_or(0), 0, "it is let go");
         }
         while proxy.metric("optin_proxy_connections") > 0.0 {
             tokio::task::yield_now().await;
@@ -427,9 +440,10 @@ async fn a_target_in_absolute_form_leads_to_its_own_port_and_no_other() {
     let asked = format!("GET http://{}/x HTTP/1.1\r\nHost: p\r\n\r\n", other.address);
     assert_eq!(proxy.ask(asked.as_bytes()).await.status, 200);
     assert_eq!((api.requests().len(), other.requests().len()), (0, 1));
-    for port in ["99999", "65616", "0", "+80"] {
-        let asked = format!("GET http://127.0.0.1:{port}/x HTTP/1.1\r\nHost: p\r\n\r\n");
-        assert_eq!(proxy.ask(asked.as_bytes()).await.status, 400, "{port}");
+    let hosts = ["99999", "65616", "0", "+80"].map(|port| format!("127.0.0.1:{port}"));
+    for host in hosts.into_iter().chain([format!("user@{API}")]) {
+        let asked = format!("GET http://{host}/x HTTP/1.1\r\nHost: p\r\n\r\n");
+        assert_eq!(proxy.ask(asked.as_bytes()).await.status, 400, "{host}");
     }
 }
 

@@ -1,6 +1,7 @@
 mod authority;
 mod commands;
 mod connect;
+mod counts;
 mod names;
 mod open;
 

@@ -3,12 +3,15 @@
 use std::io;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use optin_proxy::intercept::Resolve;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
+use tokio::time::Instant;
 
 use crate::support::client::Answer;
+use crate::support::clock::Clock;
 use crate::support::origin::{Origin, Reply};
 use crate::support::proxy::Proxy;
 use crate::support::{answer, no_content};
@@ -155,4 +158,50 @@ async fn a_dead_address_leaves_those_behind_it_their_chance() {
     let proxy = self::proxy(&names, &settings).await;
     let refused = refusal(&proxy, &target).await;
     assert_eq!((refused.status, &*refused.problem()), (502, "upstream-name-unresolved"));
+}
+
+#[tokio::test]
+async fn a_name_for_an_address_that_is_denied_by_itself_is_denied_too() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+    let denied = listener.local_addr().expect("bound");
+    let ports = format!("intercept.ports={}", denied.port());
+    let settings = ["intercept.allow_private=127.0.0.0/8", &ports, "intercept.deny=127.0.0.1"];
+    let names = Names::that_say(vec![vec![denied]]);
+    let proxy = proxy(&names, &settings).await;
+    let refused = refusal(&proxy, &format!("name.example:{}", denied.port())).await;
+    assert_eq!((refused.status, &*refused.problem()), (403, "target-denied"));
+}
+
+#[tokio::test]
+async fn an_address_that_never_answers_leaves_time_for_those_behind_it() {
+    // The system takes no more connections than fit into this queue, and says nothing to the others.
+    let hanging = TcpSocket::new_v4().expect("a socket");
+    hanging.bind(address("127.0.0.3", 0)).expect("a free port");
+    let hanging = hanging.listen(1).expect("bound");
+    let silent = hanging.local_addr().expect("bound");
+    let clock = Clock::hold();
+    let mut waiting = Vec::new();
+    for _ in 0..4 {
+        let mut connecting = Box::pin(TcpStream::connect(silent));
+        let within = tokio::time::timeout(Duration::from_secs(1000), &mut connecting);
+        waiting.push((clock.until(within).await.is_ok(), connecting));
+    }
+    assert!(!waiting[3].0, "its queue is full");
+    let listener = TcpListener::bind(("127.0.0.1", silent.port())).await.expect("a free port");
+    let fine = listener.local_addr().expect("bound");
+    let ports = format!("intercept.ports={}", fine.port());
+    let settings = [
+        "intercept.allow_private=127.0.0.0/8",
+        &ports,
+        "upstream.connect_timeout=5h",
+        "limits.request_timeout=24h",
+    ];
+    let names = Names::that_say(vec![vec![silent, fine]]);
+    let proxy = proxy(&names, &settings).await;
+    let target = format!("name.example:{}", fine.port());
+    let asking = proxy.client().await.tunnel(&target);
+    let asked = Instant::now();
+    clock.until(asking).await.expect("the second address answers");
+    let waited = asked.elapsed().as_secs() / 3600;
+    assert!((2..5).contains(&waited), "half of the time, and not all of it: {waited} h");
 }

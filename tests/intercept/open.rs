@@ -13,7 +13,7 @@ use x509_parser::prelude::{FromDer, X509Certificate};
 
 use super::API;
 use crate::support::binary::{Running, command};
-use crate::support::client::Client;
+use crate::support::client::{Client, closed};
 use crate::support::clock::Clock;
 use crate::support::origin::{Origin, Reply};
 use crate::support::proxy::Proxy;
@@ -328,9 +328,7 @@ async fn tunnels_are_drained_and_those_that_do_not_end_are_cut() {
         let mut client = client.tunnel(&address.to_string()).await.expect("a tunnel");
         let (mut far, _) = server.accept().await.expect("the proxy connects");
         running.signal("TERM");
-        while TcpStream::connect(running.address).await.is_ok() {
-            tokio::task::yield_now().await;
-        }
+        closed(running.address).await;
         if ends {
             // What is in flight comes through.
             client.write_all(b"x").await.expect("open");
@@ -363,9 +361,7 @@ async fn who_was_promised_a_tunnel_gets_it_though_the_proxy_is_to_stop() {
     let address = proxy.address;
     let plain = std::net::TcpStream::connect(address).expect("it listens");
     let running = proxy.stop();
-    while TcpStream::connect(address).await.is_ok() {
-        tokio::task::yield_now().await;
-    }
+    closed(address).await;
     plain.set_nonblocking(true).expect("a socket");
     let plain = TcpStream::from_std(plain).expect("a socket");
     let (opened, connected, plain) = tokio::join!(

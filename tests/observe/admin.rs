@@ -1,24 +1,12 @@
 //! The listener for operators.
 
-use std::net::SocketAddr;
-
-use super::{ask, exchanges, get, json};
+use super::{ask, exchanges, get, json, serve};
 use crate::support::binary::{Running, command};
 use crate::support::client::Client;
 use crate::support::origin::{Origin, Reply};
 use crate::support::{
     BARE, CONTACT, CONTACTS, RECIPE, RECIPE_OUT, no_content, put, refusal, request,
 };
-
-fn serve(origin: &Origin, settings: &[&str]) -> (Running, SocketAddr) {
-    let url = origin.url();
-    let mut arguments = vec!["serve", "--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0"];
-    arguments.extend(["--upstream", &url, "--set", "retry.base_delay=0s"]);
-    arguments.extend(settings.iter().flat_map(|setting| ["--set", setting]));
-    let mut running = Running::start(&mut command(&arguments));
-    let admin = running.admin();
-    (running, admin)
-}
 
 async fn origin() -> Origin {
     Origin::start([Reply::Write(no_content())]).await
@@ -81,6 +69,23 @@ async fn all_that_is_promised_is_there_and_no_page_may_run_or_load_anything_else
     assert_eq!(client.ask(absolute.as_bytes()).await.status, 403);
     let tunnel = Client::connect(running.address).await.tunnel(&admin.to_string()).await;
     assert_eq!(tunnel.expect_err("it is refused").status, 403);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn this_listener_is_not_to_be_had_through_the_proxy_whatever_is_allowed() {
+    let free = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+    let admin = free.local_addr().expect("bound");
+    drop(free);
+    let (ports, admin) = (format!("intercept.ports={}", admin.port()), admin.to_string());
+    let mut serving = command(&["serve", "--listen", "127.0.0.1:0", "--admin", &admin]);
+    serving.args(["--set", &ports, "--set", "intercept.allow_private=127.0.0.0/8"]);
+    let running = Running::start(&mut serving);
+    let tunnel = Client::connect(running.address).await.tunnel(&admin).await;
+    assert_eq!(tunnel.expect_err("it is refused").status, 403);
+    let asked = format!(
+        "POST http://{admin}/quitquitquit HTTP/1.1\r\nHost: {admin}\r\nContent-Length: 0\r\n\r\n"
+    );
+    assert_eq!(Client::connect(running.address).await.ask(asked.as_bytes()).await.status, 403);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

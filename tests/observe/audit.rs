@@ -1,20 +1,20 @@
 //! The audit trail: what stands in it, what holds it together, and what a disk that fails costs.
 
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 
 use serde_json::Value;
 
 use super::{exchanges, get, json};
 use crate::support::binary::{Output, Running, command, run};
-use crate::support::client::Client;
+use crate::support::client::{Client, closed};
 use crate::support::origin::{Origin, Reply};
 use crate::support::{
-    BARE, CONTACT, RECIPE, RECIPE_OUT, UNDECLARED, no_content, put, refusal, request,
+    BARE, CONTACT, CONTACTS, RECIPE, RECIPE_OUT, UNDECLARED, no_content, put, refusal, request,
 };
 
-fn start(origin: &Origin, path: &Path, settings: &[&str]) -> (Running, SocketAddr) {
+pub(super) fn start(origin: &Origin, path: &Path, settings: &[&str]) -> (Running, SocketAddr) {
     let url = origin.url();
     let audit = format!("audit.path={}", path.display());
     let mut arguments = vec!["serve", "--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0"];
@@ -25,18 +25,18 @@ fn start(origin: &Origin, path: &Path, settings: &[&str]) -> (Running, SocketAdd
     (running, admin)
 }
 
-fn lines(path: &Path) -> Vec<Value> {
+pub(super) fn lines(path: &Path) -> Vec<Value> {
     let text = std::fs::read_to_string(path).expect("it is there");
     text.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect()
 }
 
-fn verify(paths: &[&Path]) -> Output {
+pub(super) fn verify(paths: &[&Path]) -> Output {
     let mut arguments = vec!["report", "--verify"];
     arguments.extend(paths.iter().map(|path| path.to_str().expect("UTF-8")));
     run(&arguments, b"")
 }
 
-async fn origin() -> Origin {
+pub(super) async fn origin() -> Origin {
     Origin::start([Reply::Write(no_content())]).await
 }
 
@@ -46,14 +46,14 @@ pub(super) fn sha256(bytes: &[u8]) -> String {
 }
 
 /// Sends this many updates, each of which is worth a line.
-async fn send(running: &Running, count: usize) {
+pub(super) async fn send(running: &Running, count: usize) {
     let mut client = Client::connect(running.address).await;
     for _ in 0..count {
         assert_eq!(client.ask(&put(RECIPE)).await.status, 204);
     }
 }
 
-fn stop(running: Running) -> String {
+pub(super) fn stop(running: Running) -> String {
     running.signal("TERM");
     let (status, log) = running.finish();
     assert_eq!(status.code(), Some(0), "{log}");
@@ -126,6 +126,28 @@ async fn a_line_for_each_write_with_a_finding_or_a_refusal_and_for_nothing_else(
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_line_names_the_verdict_what_was_declared_and_the_list() {
+    let origin = Origin::start([Reply::Write(refusal()), Reply::Write(no_content())]).await;
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("audit.jsonl");
+    let (running, _) = start(&origin, &path, &[]);
+    let mut client = Client::connect(running.address).await;
+    client.ask(&request("POST", CONTACTS, "", BARE)).await;
+    client.ask(&put(include_bytes!("../corpus/in/removal.xml"))).await;
+    let own = b"<Contact xmlns='http://ws.constantcontact.com/ns/1.0/'>\
+                <OptInSource>ACTION_BY_CUSTOMER</OptInSource>\
+                <ContactLists><ContactList id='http://proxy.local:8080/ws/lists/7'/></ContactLists></Contact>";
+    client.ask(&put(own)).await;
+    stop(running);
+    let written = lines(&path);
+    let [created, removed, listed] = &written[..] else { panic!("{written:?}") };
+    assert_eq!(created["outcome"], "refused");
+    assert_eq!(created["verdicts"], serde_json::json!(["legitimate"]));
+    assert_eq!(removed["findings"][0]["declared"], "ACTION_BY_CONTACT");
+    assert_eq!(listed["findings"][0]["list_id"], "7");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_was_taken_out_added_or_changed_shows() {
     let origin = origin().await;
     let folder = tempfile::tempdir().expect("a folder");
@@ -156,71 +178,6 @@ async fn what_was_taken_out_added_or_changed_shows() {
     let verified = verify(&[&spoiled]);
     assert_eq!(verified.code, Some(0));
     assert!(verified.stderr.contains("lines before 3 are in files that were not named"));
-}
-
-fn rotated(folder: &Path) -> Vec<PathBuf> {
-    let mut files: Vec<_> = folder
-        .read_dir()
-        .expect("it is there")
-        .map(|entry| entry.expect("a file").path())
-        .filter(|path| path.to_str().is_some_and(|path| path.contains("/audit.jsonl.")))
-        .collect();
-    files.sort();
-    files
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_chain_goes_on_over_restarts_and_rotations_and_the_oldest_files_go() {
-    let origin = origin().await;
-    let folder = tempfile::tempdir().expect("a folder");
-    let path = folder.path().join("audit.jsonl");
-    // Two lines fit, and a third does not.
-    let settings = ["audit.max_size=2300B", "audit.keep=3"];
-    for _ in 0..2 {
-        let (running, _) = start(&origin, &path, &settings);
-        send(&running, 3).await;
-        stop(running);
-    }
-    let files = rotated(folder.path());
-    assert_eq!(files.len(), 2, "six lines, two to a file: {files:?}");
-    for file in files.iter().chain([&path]) {
-        // Written at once or one by one.
-        assert!(std::fs::metadata(file).expect("a file").len() <= 2300);
-        assert_eq!(lines(file).len(), 2);
-    }
-    // In any order.
-    let verified = verify(&[&path, &files[1], &files[0]]);
-    assert_eq!(verified.code, Some(0), "{}", verified.stderr);
-    assert!(verified.stderr.contains("whole from line 1 to line 6"), "{}", verified.stderr);
-
-    let (running, _) = start(&origin, &path, &settings);
-    send(&running, 6).await;
-    stop(running);
-    let files = rotated(folder.path());
-    assert_eq!(files.len(), 3);
-    let all: Vec<&Path> = files.iter().map(PathBuf::as_path).chain([path.as_path()]).collect();
-    let verified = verify(&all);
-    assert_eq!(verified.code, Some(0), "{}", verified.stderr);
-    assert!(verified.stderr.contains("whole from line 5 to line 12"), "{}", verified.stderr);
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_file_that_is_too_old_is_rotated() {
-    let origin = origin().await;
-    let folder = tempfile::tempdir().expect("a folder");
-    let path = folder.path().join("audit.jsonl");
-    let (running, _) = start(&origin, &path, &[]);
-    send(&running, 1).await;
-    stop(running);
-    let text = std::fs::read_to_string(&path).expect("it is there");
-    let year: u32 = text[9..13].parse().expect("a year");
-    std::fs::write(&path, text.replacen(&year.to_string(), &(year - 1).to_string(), 1))
-        .expect("ours");
-    let (running, _) = start(&origin, &path, &[]);
-    send(&running, 1).await;
-    stop(running);
-    assert_eq!(rotated(folder.path()).len(), 1);
-    assert_eq!(lines(&path)[0]["seq"], 2);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -364,26 +321,6 @@ async fn who_waits_for_the_trail_does_not_begin_one_in_its_place() {
     assert_eq!(verified.code, Some(0), "{}", verified.stderr);
 }
 
-/// Regression: a rotation that was followed by no line began the chain anew, as if lines had been taken out.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_chain_goes_on_behind_a_rotation_that_nothing_followed() {
-    let origin = origin().await;
-    let folder = tempfile::tempdir().expect("a folder");
-    let path = folder.path().join("audit.jsonl");
-    let (running, _) = start(&origin, &path, &[]);
-    send(&running, 2).await;
-    stop(running);
-    let away = folder.path().join("audit.jsonl.20260101T000000000Z-00000002");
-    std::fs::rename(&path, &away).expect("ours");
-    std::fs::write(&path, "").expect("ours");
-    let (running, _) = start(&origin, &path, &[]);
-    send(&running, 1).await;
-    stop(running);
-    assert_eq!(lines(&path)[0]["seq"], 3);
-    let verified = verify(&[&path, &away]);
-    assert_eq!(verified.code, Some(0), "{}", verified.stderr);
-}
-
 /// Regression: a file without a line's end was emptied.
 #[test]
 fn a_file_that_is_no_trail_is_left_as_it_is() {
@@ -434,7 +371,7 @@ async fn what_the_end_cuts_is_recorded_too() {
         for number in 0..signals {
             if number > 0 {
                 // The first one has been heard.
-                while tokio::net::TcpStream::connect(running.address).await.is_ok() {}
+                closed(running.address).await;
             }
             running.signal("TERM");
         }

@@ -2,18 +2,32 @@
 
 mod admin;
 mod audit;
+mod counts;
 mod deploy;
 mod journal;
 #[cfg(feature = "otel")]
 mod otlp;
 mod report;
+mod rotation;
 mod stalled;
 
 use std::net::SocketAddr;
 
 use serde_json::Value;
 
+use crate::support::binary::{Running, command};
 use crate::support::client::{Answer, Client};
+use crate::support::origin::Origin;
+
+fn serve(origin: &Origin, settings: &[&str]) -> (Running, SocketAddr) {
+    let url = origin.url();
+    let mut arguments = vec!["serve", "--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0"];
+    arguments.extend(["--upstream", &url, "--set", "retry.base_delay=0s"]);
+    arguments.extend(settings.iter().flat_map(|setting| ["--set", setting]));
+    let mut running = Running::start(&mut command(&arguments));
+    let admin = running.admin();
+    (running, admin)
+}
 
 /// Asks the admin listener, as a program on this machine would.
 async fn ask(admin: SocketAddr, method: &str, path: &str, fields: &str, body: &str) -> Answer {

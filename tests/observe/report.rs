@@ -80,6 +80,17 @@ fn the_counts_are_those_of_the_lines_by_each_of_five() {
 }
 
 #[test]
+fn what_was_exhausted_is_counted_for_each_and_in_all() {
+    let line = json!({
+        "time": "2026-11-25T08:00:00.000Z", "seq": 1, "account": "a", "outcome": "exhausted", "findings": [],
+    });
+    let output = run(&["report", "-", "--format", "json"], line.to_string().as_bytes());
+    let report: Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    assert_eq!(report["all"]["exhausted"], 1);
+    assert_eq!(row(&report, "account", "a")["exhausted"], 1);
+}
+
+#[test]
 fn people_get_a_table_spreadsheets_a_csv_and_neither_runs_what_a_client_wrote() {
     let file = trail();
     let table = report(file.path(), &[]);

@@ -10,9 +10,7 @@ use tokio::time::Instant;
 use crate::support::clock::{Clock, settle};
 use crate::support::origin::{Origin, Reply, fields, read_exactly, read_head};
 use crate::support::proxy::Proxy;
-use crate::support::{CONTACT, answer, no_content};
-
-const GET: &[u8] = b"GET /x HTTP/1.1\r\nHost: p\r\n\r\n";
+use crate::support::{CONTACT, GET, answer, no_content};
 
 /// More than the silence after which the proxy keeps a connection without buffers.
 const A_WHILE: Duration = Duration::from_millis(100);

@@ -7,9 +7,7 @@ use hyper_util::rt::TokioExecutor;
 
 use crate::support::origin::{Origin, Reply};
 use crate::support::proxy::Proxy;
-use crate::support::{BARE, CONTACT, RECIPE, RECIPE_OUT, answer, no_content, put, request};
-
-const GET: &[u8] = b"GET /x HTTP/1.1\r\nHost: p\r\n\r\n";
+use crate::support::{BARE, CONTACT, GET, RECIPE, RECIPE_OUT, answer, no_content, put, request};
 
 #[tokio::test]
 async fn head_204_and_304_have_no_body_and_keep_their_length() {
@@ -175,9 +173,7 @@ async fn a_truncated_body_never_reaches_the_upstream_as_a_whole_one() {
     let whole = put(RECIPE);
     client.send(&whole[..whole.len() - 1]).await;
     drop(client);
-    while proxy.metric("optin_proxy_requests_total") == 0.0 {
-        tokio::task::yield_now().await;
-    }
+    proxy.finished(1).await;
     assert!(origin.requests().is_empty());
 }
 

@@ -2,7 +2,7 @@
 
 use crate::support::origin::{Origin, Reply};
 use crate::support::proxy::Proxy;
-use crate::support::{CONTACT, CONTACTS, RECIPE, answer, no_content, request};
+use crate::support::{CONTACT, CONTACTS, GET, RECIPE, answer, no_content, request};
 
 async fn origin() -> Origin {
     Origin::start([Reply::Write(answer("200 OK", "", b"ok"))]).await
@@ -30,7 +30,8 @@ async fn a_request_arrives_as_it_was_sent_but_for_host_and_via() {
 async fn hop_by_hop_fields_end_here_on_the_way_up() {
     let origin = origin().await;
     let proxy = Proxy::before(&origin, &[]).await;
-    let fields = "Connection: close, X-Nominated, Authorization, Content-Length\r\nX-Nominated: 1\r\n\
+    let fields = "Connection: close, X-Nominated, Authorization, Content-Length, Content-Type, Content-Encoding\r\n\
+                  X-Nominated: 1\r\nContent-Encoding: br\r\n\
                   Keep-Alive: timeout=5\r\nProxy-Connection: keep-alive\r\nProxy-Authorization: Basic eA==\r\n\
                   TE: deflate, gzip;q=0.3\r\nUpgrade: websocket\r\nAuthorization: Basic eQ==\r\n";
     proxy.ask(&request("PUT", CONTACT, fields, RECIPE)).await;
@@ -47,12 +48,11 @@ async fn hop_by_hop_fields_end_here_on_the_way_up() {
     ] {
         assert!(arrived.fields(gone).is_empty(), "{gone}: {}", arrived.head);
     }
-    assert_eq!(
-        arrived.fields("authorization"),
-        ["Basic eQ=="],
-        "no client can strip this by nomination"
-    );
+    // No client can strip these by nomination.
+    assert_eq!(arrived.fields("authorization"), ["Basic eQ=="]);
     assert_eq!(arrived.fields("content-length").len(), 1);
+    assert_eq!(arrived.fields("content-type"), ["application/atom+xml"]);
+    assert_eq!(arrived.fields("content-encoding"), ["br"]);
 }
 
 #[tokio::test]
@@ -205,4 +205,27 @@ async fn an_expectation_that_was_met_here_does_not_go_on_beside_another() {
     assert!(client.head().await.expect("an interim answer").starts_with("HTTP/1.1 100"));
     assert_eq!(client.answer(false).await.status, 200);
     assert!(origin.request().fields("expect").is_empty(), "{}", origin.request().head);
+}
+
+#[tokio::test]
+async fn an_answer_keeps_its_id_or_gets_the_requests_if_that_is_one() {
+    let theirs = answer("200 OK", "X-Request-Id: theirs\r\n", b"");
+    let origin = Origin::start([Reply::Write(theirs), Reply::Write(no_content())]).await;
+    let proxy = Proxy::before(&origin, &[]).await;
+    assert_eq!(proxy.ask(GET).await.field("x-request-id"), Some("theirs"));
+    for (length, kept) in [(7, false), (8, true), (64, true), (65, false)] {
+        let id = "a".repeat(length);
+        let asked = format!("GET / HTTP/1.1\r\nHost: p\r\nX-Request-Id: {id}\r\n\r\n");
+        let answer = proxy.ask(asked.as_bytes()).await;
+        assert_eq!(answer.field("x-request-id") == Some(&*id), kept, "{length}");
+    }
+}
+
+#[tokio::test]
+async fn a_method_that_is_not_served_is_told_which_are() {
+    let origin = origin().await;
+    let proxy = Proxy::before(&origin, &[]).await;
+    let refused = proxy.ask(b"TRACE / HTTP/1.1\r\nHost: p\r\n\r\n").await;
+    assert_eq!(refused.field("allow"), Some("GET, HEAD, POST, PUT, DELETE, OPTIONS, CONNECT"));
+    assert!(origin.requests().is_empty());
 }

@@ -12,7 +12,7 @@ use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use crate::support::binary::{Running, command, on_one_cpu};
-use crate::support::client::Client;
+use crate::support::client::{Client, closed};
 use crate::support::origin::{Origin, Reply};
 use crate::support::{BARE, RECIPE, RECIPE_OUT, answer, no_content, put, refusal};
 
@@ -51,9 +51,7 @@ async fn a_request_in_flight_is_finished_and_no_other_is_taken() {
     origin.arrived(1).await;
     running.signal("TERM");
     // The listener is closed once the signal is heard.
-    while tokio::net::TcpStream::connect(address).await.is_ok() {
-        tokio::task::yield_now().await;
-    }
+    closed(address).await;
     go_on.notify_one();
     let answer = client.answer(false).await;
     assert_eq!((answer.status, &answer.body[..]), (200, &b"whole"[..]));
@@ -76,9 +74,7 @@ async fn on_one_cpu_one_thread_serves_all_and_nobody_waits_for_another() {
     let threads = running.threads();
     assert!(!threads.iter().any(|name| name.starts_with("tokio")), "{threads:?}");
     running.signal("TERM");
-    while tokio::net::TcpStream::connect(running.address).await.is_ok() {
-        tokio::task::yield_now().await;
-    }
+    closed(running.address).await;
     go_on.notify_one();
     assert_eq!(held.answer(false).await.body, b"whole");
     assert_eq!(running.finish().0.code(), Some(0));
@@ -98,9 +94,7 @@ async fn a_retry_in_progress_is_finished_too() {
     origin.arrived(1).await;
     let address = running.address;
     running.signal("TERM");
-    while tokio::net::TcpStream::connect(address).await.is_ok() {
-        tokio::task::yield_now().await;
-    }
+    closed(address).await;
     go_on.notify_one();
     assert_eq!(client.answer(false).await.outcome(), "rescued");
     assert_eq!(running.finish().0.code(), Some(0));
@@ -131,9 +125,7 @@ async fn a_second_signal_cuts() {
         client.send(&put(BARE)).await;
         origin.arrived(1).await;
         running.signal("TERM");
-        while tokio::net::TcpStream::connect(address).await.is_ok() {
-            tokio::task::yield_now().await;
-        }
+        closed(address).await;
         running.signal(signal);
         assert_eq!(running.finish().0.code(), Some(code));
     }

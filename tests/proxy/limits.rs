@@ -11,9 +11,7 @@ use tokio::sync::Notify;
 use crate::support::clock::{Clock, settle};
 use crate::support::origin::{Origin, Reply};
 use crate::support::proxy::Proxy;
-use crate::support::{BARE, CONTACT, RECIPE, answer, no_content, put, request};
-
-const GET: &[u8] = b"GET /x HTTP/1.1\r\nHost: p\r\n\r\n";
+use crate::support::{BARE, CONTACT, GET, RECIPE, answer, no_content, put, request};
 
 #[tokio::test]
 async fn requests_beyond_the_limit_get_503_at_once_and_later_ones_are_served() {
@@ -40,9 +38,7 @@ async fn requests_beyond_the_limit_get_503_at_once_and_later_ones_are_served() {
     assert_eq!(origin.requests().len(), 1, "nothing of them was sent on");
     go_on.notify_one();
     assert_eq!(first.answer(false).await.body, b"late");
-    while proxy.metric("optin_proxy_requests_total") < 4.0 {
-        tokio::task::yield_now().await;
-    }
+    proxy.finished(4).await;
     assert_eq!(proxy.ask(GET).await.status, 204);
 }
 

@@ -6,12 +6,12 @@ use std::sync::mpsc;
 use serde_json::Value;
 
 use crate::support::binary::{Running, command};
-use crate::support::client::Client;
+use crate::support::client::{Client, closed};
 use crate::support::http2::{END_HEADERS, END_STREAM, Fate, HEADERS, Http2, fields};
 use crate::support::origin::{Origin, Reply};
-use crate::support::{BARE, CONTACT, CONTACTS, RECIPE, UNDECLARED, no_content, put, request};
-
-const GET: &[u8] = b"GET /x HTTP/1.1\r\nHost: p\r\n\r\n";
+use crate::support::{
+    BARE, CONTACT, CONTACTS, GET, RECIPE, UNDECLARED, no_content, put, refusal, request,
+};
 
 fn serve(origin: &Origin, settings: &[&str]) -> Running {
     let url = origin.url();
@@ -47,6 +47,65 @@ async fn a_mismatch_has_all_its_fields_whatever_is_known_of_it() {
         assert_eq!(lines[0].get(field), Some(&Value::Null), "{field}");
     }
     assert_eq!((&lines[0]["kind"], &lines[0]["was"]), (&"undeclared".into(), &"".into()));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_mismatch_says_what_was_there_and_what_is_and_an_uninspected_body_why() {
+    let origin = Origin::start([Reply::Write(no_content())]).await;
+    let running = serve(&origin, &[]);
+    let mut client = Client::connect(running.address).await;
+    client.ask(&put(RECIPE)).await;
+    client.ask(&put(b"<entry>")).await;
+    running.signal("TERM");
+    let (_, log) = running.finish();
+    let lines: Vec<Value> =
+        log.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();
+    let of =
+        |message: &str| lines.iter().filter(|line| line["message"] == message).collect::<Vec<_>>();
+    let mismatches = of("mismatch");
+    assert_eq!(mismatches.len(), 2);
+    for (mismatch, list) in mismatches.iter().zip(["12", "15"]) {
+        for (field, value) in [
+            ("kind", "list_differs"),
+            ("contact_id", "238"),
+            ("list_id", list),
+            ("was", "ACTION_BY_CUSTOMER"),
+            ("now", "ACTION_BY_CONTACT"),
+        ] {
+            assert_eq!(mismatch[field], value, "{field}");
+        }
+    }
+    let uninspected = of("uninspected");
+    assert_eq!(uninspected.len(), 1);
+    assert_eq!(uninspected[0]["reason"], "malformed");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn why_a_refusal_was_not_retried_to_an_end_is_logged() {
+    for (reply, settings, said) in [
+        (Reply::WriteAndClose(vec![]), &[][..], "retry failed"),
+        (Reply::Hang, &["retry.deadline=2s"], "no answer within retry.deadline"),
+        (Reply::Hang, &["retry.budget=0", "retry.budget_floor=0"], "retry budget exhausted"),
+    ] {
+        let origin = Origin::start([Reply::Write(refusal()), reply]).await;
+        let running = serve(&origin, &[&["retry.base_delay=0s"], settings].concat());
+        let answer = Client::connect(running.address).await.ask(&put(BARE)).await;
+        assert_eq!(answer.outcome(), "exhausted", "{said}");
+        running.signal("TERM");
+        let (_, log) = running.finish();
+        assert!(log.contains(said), "{said}: {log}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_log_of_errors_or_of_nothing_is_empty_where_all_is_well() {
+    let origin = Origin::start([Reply::Write(no_content())]).await;
+    for level in ["off", "error"] {
+        let running = serve(&origin, &[&format!("log.level={level}")]);
+        assert_eq!(Client::connect(running.address).await.ask(&put(RECIPE)).await.status, 204);
+        running.signal("TERM");
+        assert_eq!(running.finish().1, "", "{level}");
+    }
 }
 
 /// Regression: it was logged as one attempt, and CONNECT as none.
@@ -108,9 +167,7 @@ async fn a_client_that_goes_is_told_from_one_that_the_proxy_does_not_wait_for() 
         origin.arrived(1).await;
         if twice {
             running.signal("TERM");
-            while tokio::net::TcpStream::connect(running.address).await.is_ok() {
-                tokio::task::yield_now().await;
-            }
+            closed(running.address).await;
         }
         let lines = stop(running);
         assert_eq!(lines.len(), 1);

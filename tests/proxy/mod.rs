@@ -1,3 +1,5 @@
+mod backoff;
+mod budget;
 mod connections;
 mod faults;
 mod framing;

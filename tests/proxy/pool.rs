@@ -13,9 +13,7 @@ use crate::support::clock::{Clock, settle};
 use crate::support::origin::{Origin, Reply, read_head};
 use crate::support::proxy::Proxy;
 use crate::support::tls::Authority;
-use crate::support::{answer, no_content};
-
-const GET: &[u8] = b"GET /x HTTP/1.1\r\nHost: p\r\n\r\n";
+use crate::support::{GET, answer, no_content};
 
 /// A connection's alarm goes from request to request, and goes off unheard in between.
 #[tokio::test]

@@ -112,27 +112,44 @@ async fn a_reload_reaches_connections_that_are_open_and_says_what_changed() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn limits_of_heads_reach_connections_that_are_open() {
     let origin = Origin::start([Reply::Write(no_content())]).await;
-    let limited = |most| {
+    let limited = |most, fields| {
         let base = config(&origin, "enforce", 3);
-        base + &format!("[limits]\nmax_head = \"{most}\"\nmax_headers = 100\n")
+        base + &format!("[limits]\nmax_head = \"{most}\"\nmax_headers = {fields}\n")
     };
-    let served = Served::start(&limited("8KiB"));
+    let served = Served::start(&limited("8KiB", 100));
     let mut client = Client::connect(served.running.address).await;
     let large = format!("GET / HTTP/1.1\r\nHost: p\r\nX: {}\r\n\r\n", "x".repeat(12 << 10));
-    // One that was silent for long, and two that were not.
+    // One is silent for long.
     let mut silent = Client::connect(served.running.address).await;
     assert_eq!(silent.ask(&put(RECIPE)).await.status, 204);
     assert_eq!(client.ask(&put(RECIPE)).await.status, 204);
-    served.reload(&limited("32KiB"), true).await;
+    served.reload(&limited("32KiB", 100), true).await;
     assert_eq!(client.ask(large.as_bytes()).await.status, 204);
-    let pause = std::time::Instant::now();
-    while pause.elapsed().as_millis() < 60 {
-        assert_eq!(client.ask(&put(RECIPE)).await.status, 204);
-    }
-    served.reload(&limited("8KiB"), true).await;
+    served.reload(&limited("8KiB", 100), true).await;
     assert_eq!(client.ask(large.as_bytes()).await.status, 431);
-    served.reload(&limited("32KiB"), true).await;
+    served.reload(&limited("32KiB", 100), true).await;
     assert_eq!(silent.ask(large.as_bytes()).await.status, 204);
+    let mut client = Client::connect(served.running.address).await;
+    let fields = b"GET / HTTP/1.1\r\nHost: p\r\nX: 1\r\nY: 2\r\n\r\n";
+    assert_eq!(client.ask(fields).await.status, 204);
+    served.reload(&limited("8KiB", 2), true).await;
+    assert_eq!(client.ask(fields).await.status, 431);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_reload_reaches_the_time_to_drain() {
+    let origin = Origin::start([Reply::Hang]).await;
+    let draining = |time: &str| {
+        config(&origin, "enforce", 3) + &format!("[listen]\ndrain_timeout = '{time}'\n")
+    };
+    let served = Served::start(&draining("1h"));
+    let mut client = Client::connect(served.running.address).await;
+    client.send(&put(RECIPE)).await;
+    origin.arrived(1).await;
+    served.reload(&draining("100ms"), true).await;
+    served.running.signal("TERM");
+    // Long before the hour is over.
+    assert_eq!(served.running.finish().0.code(), Some(0));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -157,14 +174,28 @@ async fn a_bad_file_keeps_the_last_good_configuration_and_says_why() {
 async fn a_file_whose_content_has_changed_needs_no_signal_and_what_needs_a_restart_is_named() {
     let origin = Origin::start([Reply::Write(no_content())]).await;
     let served = Served::start(&config(&origin, "enforce", 3));
-    let more = "[limits]\nmax_connections = 7\n[listen]\nproxy_auth = 'jo:s3cr3t'\n[log]\nlevel = 'debug'\n";
+    let more = "[limits]\nmax_connections = 7\n[listen]\nproxy_auth = 'jo:s3cr3t'\n\
+                [log]\nlevel = 'debug'\nformat = 'json'\n[admin]\nexchanges = 3\n\
+                [audit]\nfsync = '2s'\nkeep = 2\nmax_age = '1h'\nmax_size = '1MiB'\npath = '/x'\n";
     served.reload(&(config(&origin, "observe", 3) + more), false).await;
     let mut client = Client::connect(served.running.address).await;
     assert_eq!(client.ask(&put(RECIPE)).await.outcome(), "observed");
     served.running.signal("TERM");
     let (_, log) = served.running.finish();
-    let line = log.lines().find(|line| line.contains("limits.max_connections"));
-    assert!(line.is_some_and(|line| line.contains("heeded at the next start only")), "{log}");
+    for key in [
+        "limits.max_connections",
+        "log.format",
+        "admin.exchanges",
+        "audit.fsync",
+        "audit.keep",
+        "audit.max_age",
+        "audit.max_size",
+        "audit.path",
+    ] {
+        let line = log.lines().find(|line| line.contains(key));
+        let is_named = line.is_some_and(|line| line.contains("heeded at the next start only"));
+        assert!(is_named, "{key}: {log}");
+    }
     assert!(log.contains("listen.proxy_auth") && !log.contains("s3cr3t"), "{log}");
 }
 

@@ -138,7 +138,9 @@ async fn compressed_bodies_are_edited_within_their_coding() {
         encoder.write_all(RECIPE).expect("in memory");
         encoder.finish().expect("in memory")
     };
-    for (coding, body) in [("gzip", gzip), ("deflate", zlib), ("Deflate", raw)] {
+    for (coding, body) in
+        [("x-gzip", gzip.clone()), ("gzip", gzip), ("deflate", zlib), ("Deflate", raw)]
+    {
         let origin = origin().await;
         let proxy = Proxy::before(&origin, &[]).await;
         let header = format!("Content-Encoding: {coding}\r\n");
@@ -150,7 +152,9 @@ async fn compressed_bodies_are_edited_within_their_coding() {
         let mut decoded = Vec::new();
         use std::io::Read;
         match coding {
-            "gzip" => flate2::read::GzDecoder::new(&arrived.body[..]).read_to_end(&mut decoded),
+            "gzip" | "x-gzip" => {
+                flate2::read::GzDecoder::new(&arrived.body[..]).read_to_end(&mut decoded)
+            }
             "deflate" => {
                 flate2::read::ZlibDecoder::new(&arrived.body[..]).read_to_end(&mut decoded)
             }
@@ -158,6 +162,42 @@ async fn compressed_bodies_are_edited_within_their_coding() {
         }
         .expect("well encoded");
         assert_eq!(decoded, RECIPE_OUT, "{coding}");
+    }
+}
+
+#[tokio::test]
+async fn a_body_is_inspected_however_its_fields_are_spelt_that_say_how_to_read_it() {
+    for field in [
+        "Content-Encoding: identity",
+        "Content-Encoding: identity, ",
+        "Content-Type: application/atom+xml; Charset=\"UTF-8\"",
+    ] {
+        let origin = origin().await;
+        let proxy = Proxy::before(&origin, &[]).await;
+        let length = RECIPE.len();
+        let head = format!(
+            "PUT {CONTACT} HTTP/1.1\r\nHost: p\r\n{field}\r\nContent-Length: {length}\r\n\r\n"
+        );
+        let answer = proxy.ask(&[head.as_bytes(), RECIPE].concat()).await;
+        assert_eq!(answer.outcome(), "rewritten", "{field}");
+        assert_eq!(origin.request().body, RECIPE_OUT, "{field}");
+    }
+}
+
+#[tokio::test]
+async fn what_follows_a_deflated_body_is_not_lost() {
+    let mut zlib = ZlibEncoder::new(Vec::new(), Compression::best());
+    zlib.write_all(RECIPE).expect("in memory");
+    let zlib = zlib.finish().expect("in memory");
+    let raw = &zlib[2..zlib.len() - 4];
+    for packed in [&zlib, raw] {
+        let body = [packed, b"behind"].concat();
+        let origin = origin().await;
+        let proxy = Proxy::before(&origin, &[]).await;
+        let answer =
+            proxy.ask(&request("PUT", CONTACT, "Content-Encoding: deflate\r\n", &body)).await;
+        assert_eq!(answer.outcome(), "uninspected");
+        assert_eq!(origin.request().body, body);
     }
 }
 
@@ -218,8 +258,20 @@ async fn what_cannot_be_inspected_is_passed_on_or_refused_and_counted_with_its_r
 }
 
 #[tokio::test]
+async fn who_only_observes_refuses_nothing() {
+    let origin = origin().await;
+    let settings = ["sanitize.mode=observe", "sanitize.uninspectable=reject"];
+    let proxy = Proxy::before(&origin, &settings).await;
+    let answer = proxy.ask(&put(b"<entry>")).await;
+    assert_eq!((answer.status, answer.outcome()), (204, "uninspected"));
+}
+
+#[tokio::test]
 async fn the_largest_body_is_inspected_and_one_byte_more_is_not() {
     let length = RECIPE.len();
+    let mut gzip = GzEncoder::new(Vec::new(), Compression::best());
+    gzip.write_all(RECIPE).expect("in memory");
+    let gzip = gzip.finish().expect("in memory");
     for (cap, outcome) in
         [(length, "rewritten"), (length + 1, "rewritten"), (length - 1, "uninspected")]
     {
@@ -238,6 +290,11 @@ async fn the_largest_body_is_inspected_and_one_byte_more_is_not() {
             let expected = if outcome == "rewritten" { RECIPE_OUT } else { RECIPE };
             assert_eq!(origin.request().body, expected, "{cap}");
         }
+        // What counts of a packed body is what it unpacks to.
+        let origin = origin().await;
+        let proxy = Proxy::before(&origin, &[&setting]).await;
+        let packed = request("PUT", CONTACT, "Content-Encoding: gzip\r\n", &gzip);
+        assert_eq!(proxy.ask(&packed).await.outcome(), outcome, "{cap}, packed");
     }
 }
 

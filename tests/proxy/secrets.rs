@@ -2,6 +2,7 @@
 
 use crate::support::binary::{Running, command, run_command};
 use crate::support::client::Client;
+use crate::support::http2::{END_HEADERS, END_STREAM, HEADERS, Http2, fields};
 use crate::support::origin::{Origin, Reply};
 use crate::support::tls::{Authority, connect};
 use crate::support::{REFUSAL, answer, no_content, refusal, request};
@@ -110,6 +111,31 @@ async fn planted_secrets_are_in_no_log_and_no_error() {
     assert_eq!(mismatches[0]["now"], "ACTION_BY_CONTACT");
     assert_eq!(mismatches[0]["user_agent"], "Shop/2 (e-mail address)");
     assert_eq!(mismatches[0]["request_id"], requests[0]["request_id"]);
+}
+
+/// The HTTP/2 library logs heads at a level of its own.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_secret_of_an_http_2_client_is_logged_at_any_level() {
+    let origin = Origin::start([Reply::Write(no_content())]).await;
+    let url = origin.url();
+    let arguments = ["serve", "--listen", "127.0.0.1:0", "--upstream", &url];
+    let running = Running::start(command(&arguments).args(["--set", "log.level=trace"]));
+    let mut client = Http2::connect(running.address, 65_535).await;
+    let head = [
+        (":method", "GET"),
+        (":scheme", "http"),
+        (":path", "/?access_token=s3cr3t-query"),
+        (":authority", "p"),
+        ("authorization", "Bearer s3cr3t-token"),
+        ("cookie", "s3cr3t-cookie"),
+    ];
+    client.send(HEADERS, END_HEADERS | END_STREAM, 1, &fields(&head)).await;
+    client.fate(1).await;
+    drop(client);
+    running.signal("TERM");
+    let (_, log) = running.finish();
+    assert_eq!(log.lines().find(|line| line.contains("s3cr3t")), None);
+    assert_eq!(log.lines().find(|line| line.contains("\"target\":\"h2")), None);
 }
 
 const API: &str = "api.constantcontact.com";

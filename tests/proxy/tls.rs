@@ -3,9 +3,7 @@
 use crate::support::origin::{Origin, Reply};
 use crate::support::proxy::Proxy;
 use crate::support::tls::{Authority, own_certificate};
-use crate::support::{RECIPE, RECIPE_OUT, no_content, put};
-
-const GET: &[u8] = b"GET /x HTTP/1.1\r\nHost: p\r\n\r\n";
+use crate::support::{GET, RECIPE, RECIPE_OUT, no_content, put};
 
 #[tokio::test]
 async fn a_private_authority_is_trusted_if_it_is_named_and_no_other() {

@@ -48,6 +48,13 @@ pub struct Client<S = TcpStream> {
     buffer: Vec<u8>,
 }
 
+/// Waits until nobody listens there any more.
+pub async fn closed(address: SocketAddr) {
+    while TcpStream::connect(address).await.is_ok() {
+        tokio::task::yield_now().await;
+    }
+}
+
 impl Client {
     pub async fn connect(address: SocketAddr) -> Self {
         let stream = TcpStream::connect(address).await.expect("the proxy listens");

@@ -9,6 +9,8 @@ pub mod origin;
 pub mod proxy;
 pub mod tls;
 
+pub const GET: &[u8] = b"GET /x HTTP/1.1\r\nHost: p\r\n\r\n";
+
 /// The documented recipe: CONTACT declared, CUSTOMER echoed twice.
 pub const RECIPE: &[u8] = include_bytes!("../corpus/in/recipe.xml");
 /// What becomes of it.

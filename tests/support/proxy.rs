@@ -76,4 +76,11 @@ impl Proxy {
         let line = text.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' '));
         line.unwrap_or("0").parse().expect("a number")
     }
+
+    /// Waits until so many requests are over.
+    pub async fn finished(&self, requests: u32) {
+        while self.metric("optin_proxy_requests_total") < f64::from(requests) {
+            tokio::task::yield_now().await;
+        }
+    }
 }
