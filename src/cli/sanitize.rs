@@ -183,12 +183,17 @@ impl Report {
     }
 }
 
-/// What a terminal shows as it is: a line break would look like another finding, and there are worse.
+/// What a terminal shows as it is: a line break would look like another finding, and there are worse, as what turns the
+/// direction of a text.
 fn visible(text: &str) -> Cow<'_, str> {
-    if !text.contains(char::is_control) {
+    let acts = |char: char| {
+        let turns = ['\u{200e}'..='\u{200f}', '\u{202a}'..='\u{202e}', '\u{2066}'..='\u{2069}'];
+        char.is_control() || turns.iter().any(|turns| turns.contains(&char))
+    };
+    if !text.contains(acts) {
         return Cow::Borrowed(text);
     }
-    let escaped = text.chars().map(|char| match char.is_control() {
+    let escaped = text.chars().map(|char| match acts(char) {
         true => char.escape_default().to_string(),
         false => char.to_string(),
     });

@@ -151,7 +151,11 @@ impl Steering {
 impl Hand {
     /// Takes effect whole, or not at all. One sentence on what came of it.
     fn reload(&self) -> Result<String, String> {
-        let applied = self.source.load_again().and_then(|config| self.apply(config));
+        let applied = self.source.load_again().and_then(|config| {
+            let (before, config) = (self.control.config(), Arc::new(config));
+            self.control.reload(Arc::clone(&config)).map_err(|error| error.to_string())?;
+            Ok(self.applied(&before, &config))
+        });
         self.metrics.reloaded(applied.is_ok());
         if let Err(error) = &applied {
             tracing::error!(%error, "configuration not reloaded: the last good one stays in force");
@@ -161,14 +165,16 @@ impl Hand {
 
     /// Changes one thing, until the next reload.
     fn change(&self, change: impl FnOnce(Config) -> Config) -> Result<String, String> {
-        self.apply(change(Config::clone(&self.control.config())))
+        let before = self.control.config();
+        let config = Arc::new(change(Config::clone(&before)));
+        self.control.adjust(Arc::clone(&config));
+        Ok(self.applied(&before, &config))
     }
 
-    fn apply(&self, config: Config) -> Result<String, String> {
-        let (before, config) = (self.control.config(), Arc::new(config));
-        self.control.reload(Arc::clone(&config)).map_err(|error| error.to_string())?;
+    /// Says what is another now.
+    fn applied(&self, before: &Config, config: &Config) -> String {
         self.level.set(&config.log);
-        let changes = before.changes(&config);
+        let changes = before.changes(config);
         tracing::info!(changes = changes.len(), "configuration reloaded");
         let mut words = Vec::new();
         for Change { key, was, now, needs_restart } in changes {
@@ -180,6 +186,6 @@ impl Hand {
                 words.push(format!("{key} is {now}"));
             }
         }
-        Ok(if words.is_empty() { "Nothing has changed.".into() } else { words.join(", ") })
+        if words.is_empty() { "Nothing has changed.".into() } else { words.join(", ") }
     }
 }

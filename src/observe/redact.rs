@@ -136,14 +136,20 @@ fn holds(text: &str, names: &Names) -> bool {
     names.are_in(text.as_bytes())
 }
 
+/// Whether it is a short row of digits and dots, perhaps before something else than a letter.
+fn is_version(text: &[u8]) -> bool {
+    let length = text.iter().take_while(|byte| byte.is_ascii_digit() || **byte == b'.').count();
+    (1..=12).contains(&length) && !text[length..].iter().any(u8::is_ascii_alphanumeric)
+}
+
 /// Whether a word names an authentication scheme, and is no product with its version.
 fn names_scheme(word: &str) -> bool {
     let word = word.trim_start_matches(|char: char| !char.is_ascii_alphanumeric());
     SCHEMES.all.iter().any(|scheme| {
         let start = word.get(..scheme.len());
         start.is_some_and(|start| start.eq_ignore_ascii_case(scheme))
-            && match word.as_bytes()[scheme.len()..] {
-                [b'/', next, ..] => !next.is_ascii_digit(),
+            && match &word.as_bytes()[scheme.len()..] {
+                [b'/', version @ ..] => !is_version(version),
                 [next, ..] => !next.is_ascii_alphanumeric(),
                 [] => true,
             }
@@ -366,6 +372,8 @@ mod tests {
             ("x Bearer:S3CRET", "x (credentials)"),
             ("x Bearer%20S3CRET", "x (credentials)"),
             ("x (Bearer/S3CRET)", "x (credentials)"),
+            ("x Bearer/9f86d081884c7d65", "x (credentials)"),
+            ("x Basic/1dXNlcjpwYXNz", "x (credentials)"),
             ("x \"Basic\",\"S3CRET\"", "x (credentials)"),
             ("x Negotiate S3CRET", "x (credentials)"),
             ("x credential=S3CRET", "x (credentials)"),

@@ -131,7 +131,7 @@ where
         loop {
             self.update();
             let limit = if asked { self.protocols.keep_alive } else { self.protocols.head };
-            let Some(start) = self.next_bytes(&mut stream, since + limit).await else {
+            let Some(start) = self.next_bytes(&mut stream, since, limit).await else {
                 // Writes what is put off of an answer, and tells a TLS client that nothing was cut off.
                 let _ = timeout(self.protocols.idle, stream.shutdown()).await;
                 return spoke;
@@ -148,9 +148,11 @@ where
                 return true;
             };
             stream = silent.stream;
-            // Lines that are empty put nothing off.
             if silent.was_asked {
                 (since, asked) = (Instant::now(), true);
+            } else if since.elapsed() >= limit {
+                // Lines that are empty put nothing off.
+                return true;
             }
         }
     }
@@ -165,20 +167,18 @@ where
     }
 
     /// Waits for a request to begin: `None` if there will be none.
-    async fn next_bytes<T>(&self, stream: &mut T, end: Instant) -> Option<Bytes>
+    ///
+    /// `since` there was none, and `limit` is how long that may be.
+    async fn next_bytes<T>(&self, stream: &mut T, since: Instant, limit: Duration) -> Option<Bytes>
     where
         T: AsyncRead + Unpin,
     {
-        let since = Instant::now();
-        if since >= end {
-            return None;
-        }
         let mut reading = pin!(first_bytes(stream));
         tokio::select! {
             // What has come already is served, even if the proxy is to stop.
             biased;
             bytes = &mut reading => bytes,
-            () = sleep_until(end) => None,
+            () = sleep_until(since + limit) => None,
             // A client that was busy a moment ago, or has just connected, may have sent its next request already.
             () = self.stop.cancelled() => timeout_at(since + ON_ITS_WAY, reading).await.ok().flatten(),
         }

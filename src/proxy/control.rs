@@ -1,5 +1,6 @@
 //! Steering a server that runs: another configuration, draining, and its end.
 
+use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
@@ -182,10 +183,24 @@ impl Control {
         if self.forwards && config.listen.is_open(self.address.ip()) {
             return Err(StartError::Open { address: self.address });
         }
+        self.change(|before| Wanted::new(config, Some(before), self.forwards))?;
+        Ok(())
+    }
+
+    /// The same for a configuration that differs in what is kept in no file, as the mode.
+    pub fn adjust(&self, config: Arc<Config>) {
+        let Ok(()) = self.change(|before| {
+            let Wanted { tls, leaves, authority, .. } = before;
+            let (tls, leaves, authority) = (tls.clone(), Arc::clone(leaves), authority.clone());
+            Ok::<_, Infallible>(Wanted { config, tls, leaves, authority })
+        });
+    }
+
+    fn change<E>(&self, make: impl FnOnce(&Wanted) -> Result<Wanted, E>) -> Result<(), E> {
         // Of two at once, the last one is in force everywhere. It may take its time, for which a server that ends does not wait.
         let _one = self.reloading.lock().unwrap_or_else(PoisonError::into_inner);
         let before = Arc::clone(&self.wanted.borrow());
-        let wanted = Arc::new(Wanted::new(config, Some(&before), self.forwards)?);
+        let wanted = Arc::new(make(&before)?);
         let apply = lock(&self.apply);
         self.wanted.send_replace(Arc::clone(&wanted));
         if let Some(apply) = &*apply {

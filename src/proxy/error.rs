@@ -354,7 +354,7 @@ impl Error {
                 status: StatusCode::BAD_REQUEST,
                 name: "target-malformed",
                 title: "The request target is malformed",
-                detail: "Write the target as a path that starts with a slash, and no user name before the host.".into(),
+                detail: "Write the target as a path that starts with a slash; before it, if at all, a host without a user name, and a port from 1 to 65535.".into(),
                 token: "http_request_error",
             },
         }

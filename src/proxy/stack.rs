@@ -343,16 +343,19 @@ impl Admit {
             _ => return Err(Error::BadTarget),
         };
         let default_port = if is_plain { 80 } else { 443 };
-        let target = Target::of(authority, Some(default_port))?;
+        let target = Target::of(authority, Some(default_port)).map_err(|error| match error {
+            Error::BadAuthority(None) => Error::BadTarget,
+            error => error,
+        })?;
         exchange.concerns(&target);
         let rules = &self.config.intercept.rules;
         let way = rules.judge(&target.host, target.port, is_plain)?;
         let upstream = &self.config.upstream;
-        let default_port = if upstream.scheme == Scheme::HTTPS { 443 } else { 80 };
+        let own_default = if upstream.scheme == Scheme::HTTPS { 443 } else { 80 };
         // By its own port or, where that is the default one, by http's: it is asked by https all the same.
-        let is_upstream = Target::of(&upstream.authority, Some(default_port)).is_ok_and(|api| {
-            let is_default = [80, 443].contains(&api.port) && [80, 443].contains(&target.port);
-            api.host == target.host && (api.port == target.port || is_default)
+        let is_upstream = Target::of(&upstream.authority, Some(own_default)).is_ok_and(|api| {
+            let is_port = api.port == target.port || (api.port == own_default && target.port == 80);
+            api.host == target.host && is_port
         });
         match way {
             Way::Intercept => {

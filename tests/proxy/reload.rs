@@ -419,3 +419,24 @@ async fn who_may_use_the_proxy_is_judged_anew_on_connections_that_are_open() {
         assert_eq!(client.ask(&put(RECIPE)).await.status, status, "{allowed}");
     }
 }
+
+/// Regression: a connection that is kept for no time was closed under a request that came right behind a reload.
+#[tokio::test]
+async fn what_comes_right_behind_a_reload_is_answered_however_short_connections_are_kept() {
+    let origin = Origin::start([Reply::Write(no_content())]).await;
+    let mut control = None;
+    let proxy = Proxy::start_with(&origin.url(), &["listen.keep_alive=0s"], |server| {
+        control = Some(server.control());
+    })
+    .await;
+    let control = control.expect("it was made ready");
+    // No connection falls silent.
+    let _clock = Clock::hold();
+    let mut client = proxy.client().await;
+    for mode in ["observe", "enforce", "observe"] {
+        assert_eq!(client.ask(&put(RECIPE)).await.status, 204);
+        let changed = ["listen.keep_alive=0s", &format!("sanitize.mode={mode}")];
+        control.reload(but(&control.config(), &changed)).expect("valid");
+    }
+    assert_eq!(client.ask(&put(RECIPE)).await.outcome(), "observed");
+}

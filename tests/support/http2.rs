@@ -1,4 +1,4 @@
-//! An end of an HTTP/2 connection that writes the frames that it is told, right or wrong (RFC 9113, RFC 7541).
+//! A client of HTTP/2 that writes the frames that it is told, right or wrong (RFC 9113, RFC 7541).
 
 use std::net::SocketAddr;
 

@@ -26,21 +26,18 @@ pub(super) fn read(
     let mut reader = NsReader::from_str(text);
     let mut walk = Walk::new(text, bytes, base, own_host);
     let mut start = 0;
+    let is_masked = text.as_bytes() != bytes;
     loop {
         let event = reader.read_event().map_err(|error| reason(&error))?;
         let end = reader.buffer_position() as usize;
         let in_root = !walk.open.is_empty();
+        if is_masked && matches!(event, Event::Start(_) | Event::Empty(_) | Event::End(_)) {
+            check_names(&bytes[start..end])?;
+        }
         match event {
-            Event::Start(tag) => {
-                open(&mut walk, text, bytes, &tag, start..end, reader.resolver(), false)?
-            }
-            Event::Empty(tag) => {
-                open(&mut walk, text, bytes, &tag, start..end, reader.resolver(), true)?
-            }
-            Event::End(_) => {
-                check_names(&text[start..end], &bytes[start..end])?;
-                walk.end(start..end)?;
-            }
+            Event::Start(tag) => open(&mut walk, text, &tag, start..end, reader.resolver(), false)?,
+            Event::Empty(tag) => open(&mut walk, text, &tag, start..end, reader.resolver(), true)?,
+            Event::End(_) => walk.end(start..end)?,
             Event::Text(text) if in_root || text.bytes().all(value::is_space) => {}
             Event::CData(_) if in_root => {}
             Event::GeneralRef(name) if in_root && value::is_reference_name(name.as_bytes()) => {}
@@ -59,14 +56,12 @@ pub(super) fn read(
 fn open(
     walk: &mut Walk<'_>,
     text: &str,
-    bytes: &[u8],
     tag: &BytesStart<'_>,
     span: Range<usize>,
     namespaces: &NamespaceResolver,
     self_closing: bool,
 ) -> Result<(), Uninspectable> {
     check_tag(text[span.clone()].as_bytes())?;
-    check_names(&text[span.clone()], &bytes[span.clone()])?;
     let qname = tag.name();
     let name = span.start + 1..span.start + 1 + qname.as_ref().len();
     let (local, end) = (name.end - qname.local_name().as_ref().len(), name.end);
@@ -110,13 +105,9 @@ fn check_tag(tag: &[u8]) -> Result<(), Uninspectable> {
 
 /// Refuses a tag with a name in which letters of a legacy charset stand: the reader was shown the same letter for all of them, so
 /// that it would take names for one another.
-fn check_names(text: &str, bytes: &[u8]) -> Result<(), Uninspectable> {
-    // In UTF-8 nothing was changed.
-    if text.as_bytes() == bytes {
-        return Ok(());
-    }
+fn check_names(tag: &[u8]) -> Result<(), Uninspectable> {
     let mut quote = None;
-    for &byte in bytes {
+    for &byte in tag {
         match quote {
             None if !byte.is_ascii() => return Err(Uninspectable::Encoding),
             None if matches!(byte, b'"' | b'\'') => quote = Some(byte),
