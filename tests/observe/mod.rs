@@ -19,6 +19,7 @@ use crate::support::binary::{Running, command};
 use crate::support::client::{Answer, Client};
 use crate::support::origin::Origin;
 
+/// The program, and where operators reach it.
 fn serve(origin: &Origin, settings: &[&str]) -> (Running, SocketAddr) {
     let url = origin.url();
     let mut arguments = vec!["serve", "--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0"];
