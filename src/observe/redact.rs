@@ -254,7 +254,8 @@ impl fmt::Display for Agent<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut printed = 0;
         for (position, word) in self.0.split([' ', '\t']).enumerate() {
-            if names_scheme(word) || holds(word, &CREDENTIALS) {
+            let mut parts = word.split(['=', ':']);
+            if parts.any(names_scheme) || holds(word, &CREDENTIALS) {
                 // How much of what follows belongs to it, nobody can say.
                 let before = if position > 0 { " " } else { "" };
                 return write!(f, "{before}(credentials)");
@@ -376,6 +377,7 @@ mod tests {
             ("x Basic/1dXNlcjpwYXNz", "x (credentials)"),
             ("x \"Basic\",\"S3CRET\"", "x (credentials)"),
             ("x Negotiate S3CRET", "x (credentials)"),
+            ("x auth=Bearer S3CRET", "x (credentials)"),
             ("x credential=S3CRET", "x (credentials)"),
             ("Bearers/1 basically 2", "Bearers/1 basically 2"),
             ("Visual Basic/6.0 x", "Visual Basic/6.0 x"),
