@@ -78,7 +78,7 @@ pub fn flush(limit: Duration) {
 /// Waits while there is little room for a line, as long as somebody takes them and `may_wait`.
 pub(super) fn await_room(may_wait: impl Fn() -> bool) {
     if let Some(Lines(Some(shared))) = LINES.get() {
-        shared.await_room(may_wait);
+        shared.await_room(may_wait, STUCK);
     }
 }
 
@@ -172,11 +172,11 @@ impl Shared {
         }
     }
 
-    fn await_room(&self, may_wait: impl Fn() -> bool) {
+    fn await_room(&self, may_wait: impl Fn() -> bool, stuck: Duration) {
         let mut waiting = self.waiting();
         let begun = Instant::now();
         while waiting.lines.len() > WAITING / 2 && !waiting.is_stuck && may_wait() {
-            waiting.is_stuck = begun.elapsed() > STUCK;
+            waiting.is_stuck = begun.elapsed() > stuck;
             waiting =
                 self.room.wait_timeout(waiting, TICK).unwrap_or_else(PoisonError::into_inner).0;
         }
@@ -304,7 +304,7 @@ mod tests {
         thread::spawn(move || thread.write_to(out));
         let line = [b"x".repeat(999), b"\n".to_vec()].concat();
         for _ in 0..5 * WAITING / line.len() {
-            shared.await_room(|| true);
+            shared.await_room(|| true, Duration::MAX);
             shared.take(&line);
         }
         shared.flush(Duration::from_secs(60));
@@ -315,9 +315,10 @@ mod tests {
     fn nobody_waits_for_room_while_nothing_is_taken() {
         let shared = Shared::default();
         shared.waiting().lines = vec![b'\n'; WAITING];
-        shared.await_room(|| false);
-        shared.waiting().is_stuck = true;
-        shared.await_room(|| true);
+        shared.await_room(|| false, Duration::MAX);
+        shared.await_room(|| true, Duration::ZERO);
+        // Whoever comes later does not wait either.
+        shared.await_room(|| true, Duration::MAX);
         shared.take(b"x\n");
         assert_eq!(shared.waiting().lost, 1);
     }

@@ -127,11 +127,15 @@ where
         T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
         let (peer, mut spoke) = (Arc::new(peer), false);
-        let (mut since, mut asked) = (Instant::now(), false);
+        let (mut since, mut asked, mut was_long) = (Instant::now(), false, false);
         loop {
             self.update();
             let limit = if asked { self.protocols.keep_alive } else { self.protocols.head };
-            let Some(start) = self.next_bytes(&mut stream, since, limit).await else {
+            let start = match was_long {
+                false => self.next_bytes(&mut stream, since, limit).await,
+                true => None,
+            };
+            let Some(start) = start else {
                 // Writes what is put off of an answer, and tells a TLS client that nothing was cut off.
                 let _ = timeout(self.protocols.idle, stream.shutdown()).await;
                 return spoke;
@@ -150,9 +154,9 @@ where
             stream = silent.stream;
             if silent.was_asked {
                 (since, asked) = (Instant::now(), true);
-            } else if since.elapsed() >= limit {
+            } else {
                 // Lines that are empty put nothing off.
-                return true;
+                was_long = since.elapsed() >= limit;
             }
         }
     }

@@ -1,9 +1,25 @@
 //! The budget of retries: what pays into it, what it is spent on, and who is told when it is spent.
 
+use crate::support::client::Client;
 use crate::support::clock::Clock;
 use crate::support::origin::{Origin, Reply};
 use crate::support::proxy::Proxy;
 use crate::support::{BARE, GET, REFUSAL, answer, no_content, put, refusal};
+
+/// One retry a second, and of each update.
+const ONE_A_SECOND: [&str; 4] =
+    ["retry.budget=0", "retry.budget_floor=1", "retry.max_attempts=2", "retry.deadline=1h"];
+
+/// Ten clients, each of which has sent an update.
+async fn ten_updates(proxy: &Proxy) -> Vec<Client> {
+    let mut clients = Vec::new();
+    for _ in 0..10 {
+        let mut client = proxy.client().await;
+        client.send(&put(BARE)).await;
+        clients.push(client);
+    }
+    clients
+}
 
 #[tokio::test]
 async fn the_budget_holds_under_a_storm_and_every_client_gets_its_refusal() {
@@ -12,9 +28,7 @@ async fn the_budget_holds_under_a_storm_and_every_client_gets_its_refusal() {
     let mut clients = tokio::task::JoinSet::new();
     for _ in 0..100 {
         let address = proxy.address;
-        clients.spawn(async move {
-            crate::support::client::Client::connect(address).await.ask(&put(BARE)).await
-        });
+        clients.spawn(async move { Client::connect(address).await.ask(&put(BARE)).await });
     }
     for answer in clients.join_all().await {
         assert_eq!((answer.status, answer.outcome()), (400, "exhausted"));
@@ -31,16 +45,10 @@ async fn the_budget_is_of_what_the_api_gets_within_ten_seconds_however_long_it_w
     let later = answer("400 Bad Request", "Retry-After: 60\r\n", REFUSAL.as_bytes());
     let script = std::iter::repeat_n(Reply::Write(later), 10).chain([Reply::Write(refusal())]);
     let origin = Origin::start(script).await;
-    let settings = ["budget=0", "budget_floor=1", "max_attempts=2", "base_delay=0s", "deadline=1h"];
-    let settings = settings.map(|setting| format!("retry.{setting}"));
-    let proxy = Proxy::before(&origin, &settings.each_ref().map(String::as_str)).await;
+    let proxy =
+        Proxy::before(&origin, &[&ONE_A_SECOND[..], &["retry.base_delay=0s"]].concat()).await;
     let clock = Clock::hold();
-    let mut clients = Vec::new();
-    for _ in 0..10 {
-        let mut client = proxy.client().await;
-        client.send(&put(BARE)).await;
-        clients.push(client);
-    }
+    let mut clients = ten_updates(&proxy).await;
     clock.until(origin.arrived(20)).await;
     // A minute after the first refusals, and the moment after their retries.
     for client in &mut clients {
@@ -57,16 +65,10 @@ async fn the_budget_is_of_what_the_api_gets_within_ten_seconds_however_long_it_w
 #[tokio::test]
 async fn a_client_that_leaves_takes_nothing_of_the_budget() {
     let origin = Origin::start([Reply::Write(refusal())]).await;
-    let settings = ["budget=0", "budget_floor=1", "max_attempts=2", "base_delay=2s", "deadline=1h"];
-    let settings = settings.map(|setting| format!("retry.{setting}"));
-    let proxy = Proxy::before(&origin, &settings.each_ref().map(String::as_str)).await;
+    let proxy =
+        Proxy::before(&origin, &[&ONE_A_SECOND[..], &["retry.base_delay=2s"]].concat()).await;
     let clock = Clock::hold();
-    let mut leaving = Vec::new();
-    for _ in 0..10 {
-        let mut client = proxy.client().await;
-        client.send(&put(BARE)).await;
-        leaving.push(client);
-    }
+    let leaving = ten_updates(&proxy).await;
     while proxy.metric("optin_proxy_refusals_total{verdict=\"transient\"}") < 10.0 {
         tokio::task::yield_now().await;
     }

@@ -98,7 +98,8 @@ impl Admin {
         self.address
     }
 
-    /// Serves for as long as the process lives: probes must be answered while it drains.
+    /// Serves for as long as the process lives: probes must be answered while it drains. To be told to end it, the process has to
+    /// heed SIGTERM.
     pub async fn run(self, desk: Desk) {
         let desk = Arc::new(desk);
         let places = Places::default();
