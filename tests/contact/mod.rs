@@ -1,3 +1,4 @@
+mod charset;
 mod corpus;
 mod properties;
 pub mod reference;

@@ -6,6 +6,7 @@
 use std::borrow::Cow;
 use std::ops::Range;
 
+use encoding_rs::{Encoding, UTF_8, WINDOWS_1252};
 use quick_xml::NsReader;
 use quick_xml::errors::{IllFormedError, SyntaxError};
 use quick_xml::escape::unescape;
@@ -16,21 +17,27 @@ use quick_xml::name::{NamespaceResolver, ResolveResult};
 use super::walk::{Name, Tag, Walk};
 use super::{Document, NAMESPACE, Uninspectable, is_inspectable_charset, value};
 
-/// Reads `text`, which stands for `bytes` and starts at `base` in the body.
+/// Reads `text`, which stands for `bytes` and starts at `base` in the body. Where it is not the same, `charset` is what the body was
+/// said to be in.
 pub(super) fn read(
     text: &str,
     bytes: &[u8],
     base: usize,
+    charset: Option<&str>,
     own_host: Option<&str>,
 ) -> Result<Document, Uninspectable> {
     let mut reader = NsReader::from_str(text);
     let mut walk = Walk::new(text, bytes, base, own_host);
-    let mut start = 0;
     let is_masked = text.as_bytes() != bytes;
+    walk.legacy = is_masked.then(|| legacy(charset));
+    let mut start = 0;
     loop {
         let event = reader.read_event().map_err(|error| reason(&error))?;
         let end = reader.buffer_position() as usize;
         let in_root = !walk.open.is_empty();
+        if matches!(event, Event::Start(_) | Event::Empty(_)) {
+            check_tag(&text.as_bytes()[start..end])?;
+        }
         if is_masked && matches!(event, Event::Start(_) | Event::Empty(_) | Event::End(_)) {
             check_names(&bytes[start..end])?;
         }
@@ -44,13 +51,26 @@ pub(super) fn read(
             Event::Text(_) | Event::CData(_) | Event::GeneralRef(_) => {
                 return Err(Uninspectable::Malformed);
             }
-            Event::Decl(declaration) => check_declared_encoding(&declaration)?,
+            Event::Decl(declaration) => {
+                check_declared_encoding(&declaration)?;
+                // RFC 7303 section 3: what the message says goes before what the document does.
+                if let (true, None, Some(Ok(label))) = (is_masked, charset, declaration.encoding())
+                {
+                    walk.legacy = Some(legacy(Some(&label)));
+                }
+            }
             Event::DocType(_) => return Err(Uninspectable::Doctype),
             Event::Comment(_) | Event::PI(_) => {}
             Event::Eof => return walk.finish(),
         }
         start = end;
     }
+}
+
+/// What bytes that are not UTF-8 are read as.
+fn legacy(label: Option<&str>) -> &'static Encoding {
+    let said = label.and_then(|label| Encoding::for_label(label.as_bytes()));
+    said.filter(|&encoding| encoding != UTF_8).unwrap_or(WINDOWS_1252)
 }
 
 fn open(
@@ -61,7 +81,6 @@ fn open(
     namespaces: &NamespaceResolver,
     self_closing: bool,
 ) -> Result<(), Uninspectable> {
-    check_tag(text[span.clone()].as_bytes())?;
     let qname = tag.name();
     let name = span.start + 1..span.start + 1 + qname.as_ref().len();
     let (local, end) = (name.end - qname.local_name().as_ref().len(), name.end);

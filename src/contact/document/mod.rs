@@ -218,7 +218,7 @@ fn read_generally(
     let base = if body.starts_with(UTF8_BOM) { UTF8_BOM.len() } else { 0 };
     let bytes = &body[base..];
     match std::str::from_utf8(bytes) {
-        Ok(text) => general::read(text, bytes, base, own_host),
+        Ok(text) => general::read(text, bytes, base, charset, own_host),
         // Some legacy charset. Markup is ASCII in all that are inspected, so the reader may see a
         // letter in the place of bytes beyond ASCII, which it refuses in names. Spans stay the same, and values
         // are read from the body itself.
@@ -227,7 +227,7 @@ fn read_generally(
                 .iter()
                 .map(|&byte| if byte.is_ascii() { byte as char } else { 'z' })
                 .collect();
-            general::read(&masked, bytes, base, own_host)
+            general::read(&masked, bytes, base, charset, own_host)
         }
     }
 }

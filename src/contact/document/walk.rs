@@ -3,6 +3,7 @@
 use std::borrow::Cow;
 use std::ops::Range;
 
+use encoding_rs::{Encoding, UTF_8};
 use quick_xml::events::attributes::Attributes;
 
 use super::{Contact, Document, Fit, List, MAX_DEPTH, Node, OwnId, Spelling, TagFit, Time};
@@ -86,6 +87,8 @@ pub(super) struct Walk<'t> {
     /// Where `text` starts in the body.
     base: usize,
     own_host: Option<&'t str>,
+    /// What the body is read as, if not as UTF-8.
+    pub legacy: Option<&'static Encoding>,
     pub open: Vec<Open>,
     roots: usize,
     found: Document,
@@ -103,6 +106,7 @@ impl<'t> Walk<'t> {
             bytes,
             base,
             own_host: own_host.filter(|host| !is_api(host)),
+            legacy: None,
             open: Vec::with_capacity(16),
             roots: 0,
             found: Document::default(),
@@ -366,8 +370,7 @@ impl<'t> Walk<'t> {
             Element::Source if open.has_children => {
                 let trimmed = value::trimmed(&self.bytes[content.clone()]);
                 let slot = content.start + trimmed.start..content.start + trimmed.end;
-                let spelling =
-                    Spelling::Other(String::from_utf8_lossy(&self.bytes[slot.clone()]).into());
+                let spelling = Spelling::Other(self.decoded(&self.bytes[slot.clone()]).into());
                 self.node(&open, tag.end, spelling, slot, Fit::Text(Bridge::None));
             }
             Element::Source => {
@@ -376,7 +379,7 @@ impl<'t> Walk<'t> {
                 let spelling = match Source::from_bytes(&value.text) {
                     Some(source) => Spelling::Known(source),
                     None if value.text.is_empty() => Spelling::Empty,
-                    None => Spelling::Other(String::from_utf8_lossy(&value.text).into()),
+                    None => self.other(raw, &value.text),
                 };
                 let nil = match spelling {
                     Spelling::Empty => self.without_nil(&open, open.content, tag.end),
@@ -392,6 +395,19 @@ impl<'t> Walk<'t> {
             _ => {}
         }
         Ok(())
+    }
+
+    /// What a value says that is none of the known ones. Two that differ in letters of a legacy charset differ, and each is the same as
+    /// if a reference stood for its letters.
+    fn other(&self, raw: &[u8], text: &[u8]) -> Spelling {
+        let decoded = self.decoded(raw);
+        let resolved = self.legacy.and_then(|_| value::read(decoded.as_bytes(), 0));
+        let text = resolved.as_ref().map_or(text, |value| &value.text);
+        Spelling::Other(String::from_utf8_lossy(text).into())
+    }
+
+    fn decoded<'b>(&self, raw: &'b [u8]) -> Cow<'b, str> {
+        self.legacy.unwrap_or(UTF_8).decode_without_bom_handling(raw).0
     }
 
     /// Where a value goes into an empty element that says `xsi:nil="true"`, whose start tag ends at `content` and which
