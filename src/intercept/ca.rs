@@ -197,7 +197,11 @@ impl Authority {
             return Err(CaError::Exposed { path, mode });
         }
         is_own(&path, &metadata)?;
-        is_own(folder, &fs::metadata(folder).map_err(fault)?)?;
+        // Of a link, what it leads to.
+        let real = fs::canonicalize(&path).map_err(fault)?;
+        for folder in [Some(folder), real.parent()].into_iter().flatten() {
+            is_own(folder, &fs::metadata(folder).map_err(fault)?)?;
+        }
         let text = Zeroizing::new(fs::read(&path).map_err(fault)?);
         let broken = |why: String| CaError::Broken { path: path.clone(), why };
         let authority = Self::parse(&text).map_err(broken)?;

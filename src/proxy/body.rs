@@ -214,6 +214,21 @@ impl http_body::Body for Body {
     }
 }
 
+/// Whether something is left of the body that a client of HTTP/1 is sending: for as long as it is, no other request can be read of
+/// its connection.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Unread(Arc<AtomicBool>);
+
+impl Unread {
+    pub fn is_some(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
+
+    fn set(&self, is_some: bool) {
+        self.0.store(is_some, Ordering::Relaxed);
+    }
+}
+
 /// A stream with a deadline for every silence in it, and perhaps a least rate.
 #[derive(Debug)]
 pub struct Streaming {
@@ -224,6 +239,7 @@ pub struct Streaming {
     silence: Option<Silence>,
     rate: Option<Rate>,
     progress: Option<Progress>,
+    unread: Option<Unread>,
 }
 
 #[derive(Debug)]
@@ -253,13 +269,20 @@ impl Rate {
 impl Streaming {
     /// A stream from `side` that may be silent for `idle` at most.
     pub fn new(incoming: Incoming, side: Side, idle: Duration) -> Self {
-        Self { incoming, side, idle, silence: None, rate: None, progress: None }
+        Self { incoming, side, idle, silence: None, rate: None, progress: None, unread: None }
     }
 
     /// Cuts a sender that stays below so many bytes a second once it was waited for as long as it may be silent;
     /// 0 for none.
     pub fn at_least(mut self, rate: usize) -> Self {
         self.rate = (rate > 0).then_some(Rate { least: rate, bytes: 0, waited: Duration::ZERO });
+        self
+    }
+
+    /// Says so there, until its end has come.
+    pub(super) fn telling(mut self, unread: &Unread) -> Self {
+        unread.set(true);
+        self.unread = Some(unread.clone());
         self
     }
 
@@ -295,6 +318,11 @@ impl http_body::Body for Streaming {
             }
             if let Some(progress) = &this.progress {
                 progress.made();
+            }
+            if let Some(unread) = &this.unread
+                && (frame.is_none() || this.incoming.is_end_stream())
+            {
+                unread.set(false);
             }
             let side = this.side;
             return Poll::Ready(frame.map(|frame| {

@@ -17,7 +17,7 @@ use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::body::Body;
+use super::body::{Body, Unread};
 use super::connection::TakesOver;
 use super::error::Error;
 use super::socket::Watch;
@@ -40,6 +40,8 @@ pub(crate) struct Peer {
     pub tunnel: Option<Arc<Target>>,
     /// Sees whether the client is still there.
     pub(super) watch: Watch,
+    /// What it is sending.
+    pub(super) unread: Unread,
     /// Whatever comes of the connection keeps it counted.
     pub(super) open: Arc<Open>,
 }
@@ -47,7 +49,7 @@ pub(crate) struct Peer {
 impl Peer {
     /// Who is at the other end of a connection that was just accepted.
     pub(super) fn new(address: SocketAddr, watch: Watch, open: Open) -> Self {
-        Self { address, tunnel: None, watch, open: Arc::new(open) }
+        Self { address, tunnel: None, watch, unread: Unread::default(), open: Arc::new(open) }
     }
 
     /// Whether the proxy has come to its end, and ends the connection with it.
@@ -305,7 +307,8 @@ impl Handshake {
         let agent = user_agent.as_ref().and_then(|agent| agent.to_str().ok());
         match accepted {
             Ok(stream) => {
-                let peer = Peer { tunnel: Some(Arc::new(target)), ..Peer::clone(&peer) };
+                let (tunnel, unread) = (Some(Arc::new(target)), Unread::default());
+                let peer = Peer { tunnel, unread, ..Peer::clone(&peer) };
                 let opened = Opened { stream: Box::new(stream), peer, user_agent };
                 // Fails only where the listener has ended.
                 let _ = self.opened.send(opened).await;

@@ -20,6 +20,7 @@ use arc_swap::ArcSwap;
 use bytes::Bytes;
 use http::header::{CONNECTION, CONTENT_LENGTH, DATE};
 use http::{HeaderValue, Method, Request, Response, StatusCode, Version};
+use http_body::Body as _;
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::Service;
@@ -32,7 +33,7 @@ use tokio_util::sync::CancellationToken;
 use self::first::{PREFACE, first_bytes};
 use self::protocols::Protocols;
 pub(super) use self::protocols::Served;
-use super::body::Body;
+use super::body::{Body, Unread};
 use super::connect::{Peer, Stream};
 use super::error::Error;
 use super::io::{Downstream, Head, HeadTimer, READ, is_over};
@@ -51,10 +52,10 @@ pub(super) const ON_ITS_WAY: Duration = Duration::from_secs(1);
 /// busy client, which shall not pay for it.
 const SILENCE: Duration = Duration::from_millis(50);
 
-/// How long, and for how many bytes, a client that was refused is listened to: closing at once would reset the
-/// connection under the answer (RFC 9112 section 9.6).
-const LINGER: Duration = Duration::from_secs(1);
-const LINGER_BYTES: usize = 1024 * 1024;
+/// How long a client that still sends after its answer is listened to, and how long between two pieces: closing at once would
+/// reset the connection under the answer (RFC 9112 section 9.6).
+const LINGER: Duration = Duration::from_secs(5);
+const LINGER_SILENCE: Duration = Duration::from_secs(1);
 const LINGER_BUFFER: usize = 8 * 1024;
 
 /// How often a connection is read from before others have their turn, if each time more has come than is read at once.
@@ -189,7 +190,8 @@ where
     }
 
     fn exchanges(&self, peer: Arc<Peer>, streams: Option<Arc<Activity>>) -> Exchanges<H> {
-        let end = Arc::new(Ends { taken: OnceLock::new(), drain: self.drain.clone() });
+        let (unread, drain) = (peer.unread.clone(), self.drain.clone());
+        let end = Arc::new(Ends { taken: OnceLock::new(), unread, drain });
         Exchanges { served: Arc::clone(&self.served), peer, end, streams }
     }
 
@@ -258,7 +260,7 @@ where
                         let _ = takes.try_send(Box::new(Rewound::new(parts.read_buf, stream)));
                         return None;
                     }
-                    linger(&mut stream).await;
+                    linger(&mut stream, service.end.unread.is_some()).await;
                     return None;
                 }
             }
@@ -386,25 +388,25 @@ where
     }
 }
 
-/// Lets a client that still sends read what it was told, before the connection closes.
-async fn linger<T: AsyncRead + Unpin>(stream: &mut T) {
+/// Lets a client that still sends, as it must if something is `unread`, read what it was told, before the connection closes.
+async fn linger<T: AsyncRead + Unpin>(stream: &mut T, unread: bool) {
     let mut byte = [0];
-    let unread = poll_fn(|cx| {
+    let more = poll_fn(|cx| {
         let mut buffer = ReadBuf::new(&mut byte);
         let polled = Pin::new(&mut *stream).poll_read(cx, &mut buffer);
-        Poll::Ready(polled.is_ready() && !buffer.filled().is_empty())
+        Poll::Ready(match polled.is_ready() {
+            true => !buffer.filled().is_empty(),
+            false => unread,
+        })
     });
-    if !unread.await {
+    if !more.await {
         return;
     }
     let draining = async {
         // Not in the future, whose room every connection has.
         let mut buffer = Vec::with_capacity(LINGER_BUFFER);
-        for _ in 0..LINGER_BYTES / LINGER_BUFFER {
+        while let Ok(Ok(1..)) = timeout(LINGER_SILENCE, stream.read_buf(&mut buffer)).await {
             buffer.clear();
-            if !matches!(stream.read_buf(&mut buffer).await, Ok(1..)) {
-                return;
-            }
         }
     };
     let _ = timeout(LINGER, draining).await;
@@ -423,6 +425,8 @@ struct Exchanges<H> {
 struct Ends {
     /// What takes the connection over (HTTP/1).
     taken: OnceLock<TakesOver>,
+    /// What its client has not sent yet, or nobody has read (HTTP/1).
+    unread: Unread,
     drain: CancellationToken,
 }
 
@@ -442,7 +446,7 @@ where
             streams.begin();
         }
         Box::pin(async move {
-            let is_http1 = request.version() < Version::HTTP_2;
+            let (version, is_http1) = (request.version(), request.version() < Version::HTTP_2);
             let is_stream = request.method() == Method::CONNECT && !is_http1;
             let upgrade = is_stream.then(|| hyper::upgrade::on(&mut request));
             let mut response = served.stack.handle(Arrived { request, peer }).await?;
@@ -457,9 +461,16 @@ where
                         }
                     })),
                 }
-            } else if is_http1 && end.drain.is_cancelled() {
+            } else if is_http1
+                && (end.drain.is_cancelled()
+                    || end.unread.is_some()
+                    // To HTTP/1.0, only the connection's end tells a message's that has no length.
+                    || (version == Version::HTTP_10 && response.body().size_hint().exact().is_none()))
+            {
                 // Whatever the client does next, it is not on this connection (RFC 9112 section 9.6).
                 response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+                // Of another version, hyper would add that it stays open.
+                *response.version_mut() = version;
             }
             Ok(response)
         })

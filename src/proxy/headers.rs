@@ -4,10 +4,12 @@
 use std::sync::Arc;
 
 use http::header::{
-    CONNECTION, CONTENT_LENGTH, CONTENT_LOCATION, COOKIE, EXPECT, HOST, LOCATION, TE, TRAILER, VIA,
+    CONNECTION, CONTENT_LENGTH, CONTENT_LOCATION, COOKIE, EXPECT, HOST, LOCATION, TE, TRAILER,
+    TRANSFER_ENCODING, VIA,
 };
 use http::uri::Authority;
-use http::{HeaderMap, HeaderName, HeaderValue, Response, Version};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Response, Version};
+use http_body::Body as _;
 
 use super::body::Body;
 use super::call::Call;
@@ -65,6 +67,13 @@ where
         // Answered here already: the server sends the 100 when the body is first asked for.
         if asked.expects_continue {
             request.headers_mut().remove(EXPECT);
+        }
+        // hyper takes it that such a request has no content, unless it is told how that is framed.
+        if [Method::GET, Method::HEAD].contains(request.method())
+            && request.body().size_hint().exact().is_none()
+        {
+            let chunked = HeaderValue::from_static("chunked");
+            request.headers_mut().insert(TRANSFER_ENCODING, chunked);
         }
         if request.version() == Version::HTTP_2 {
             join_cookies(request.headers_mut());

@@ -334,19 +334,35 @@ const SPARING: u64 = READ as u64 / 2 - 64;
 const SPARED: usize = 2 * READ;
 
 /// An upstream connection that keeps its [`History`], and is read by [`READ`].
+///
+/// A server may answer before it has read a request to its end, and close: what is written then fails, though the answer is
+/// there, and hyper would look for it no more. So the reader is told what failed, once nothing is left to be read.
 #[derive(Debug)]
 pub(super) struct Remembering<T> {
     inner: Take<T>,
     history: History,
+    /// Why nothing can be written any more.
+    broken: Option<io::Error>,
 }
 
 impl<T: AsyncRead> Remembering<T> {
     pub fn new(inner: T) -> Self {
-        Self { inner: inner.take(READ as u64), history: History::default() }
+        Self { inner: inner.take(READ as u64), history: History::default(), broken: None }
     }
 
     pub fn history(&self) -> History {
         self.history.clone()
+    }
+
+    /// What became of a write: one that failed is as good as done, and so is whatever follows it.
+    fn written<R>(&mut self, polled: Poll<io::Result<R>>, all: R) -> Poll<io::Result<R>> {
+        match polled {
+            Poll::Ready(Err(error)) => {
+                self.broken = Some(error);
+                Poll::Ready(Ok(all))
+            }
+            polled => polled,
+        }
     }
 }
 
@@ -361,6 +377,10 @@ impl<T: AsyncRead + Unpin> AsyncRead for Remembering<T> {
         let polled = Pin::new(&mut self.inner).poll_read(cx, buffer);
         if buffer.filled().len() > filled {
             self.history.read();
+        } else if polled.is_ready()
+            && let Some(error) = self.broken.take()
+        {
+            return Poll::Ready(Err(error));
         }
         polled
     }
@@ -372,7 +392,11 @@ impl<T: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Remembering<T> {
         cx: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(self.inner.get_mut()).poll_write(cx, bytes)
+        if self.broken.is_some() {
+            return Poll::Ready(Ok(bytes.len()));
+        }
+        let polled = Pin::new(self.inner.get_mut()).poll_write(cx, bytes);
+        self.written(polled, bytes.len())
     }
 
     fn poll_write_vectored(
@@ -380,7 +404,12 @@ impl<T: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Remembering<T> {
         cx: &mut Context<'_>,
         slices: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(self.inner.get_mut()).poll_write_vectored(cx, slices)
+        let all = || slices.iter().map(|slice| slice.len()).sum();
+        if self.broken.is_some() {
+            return Poll::Ready(Ok(all()));
+        }
+        let polled = Pin::new(self.inner.get_mut()).poll_write_vectored(cx, slices);
+        self.written(polled, all())
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -388,7 +417,11 @@ impl<T: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Remembering<T> {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(self.inner.get_mut()).poll_flush(cx)
+        if self.broken.is_some() {
+            return Poll::Ready(Ok(()));
+        }
+        let polled = Pin::new(self.inner.get_mut()).poll_flush(cx);
+        self.written(polled, ())
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {

@@ -56,7 +56,8 @@ where
         exchange.attempted();
         let spare = is_idempotent(call.request.method()).then(|| replica(&call)).flatten();
 
-        let first = match ask(inner, call, spare.as_deref()).await {
+        let mut resends = true;
+        let first = match ask(inner, call, spare.as_deref(), &mut resends).await {
             // Nobody was asked.
             Err(error @ Error::Denied(_)) => {
                 exchange.unattempted();
@@ -67,7 +68,7 @@ where
         match sent {
             // Seldom, and large.
             Some(sent) if first.status() == StatusCode::BAD_REQUEST => {
-                let first = Attempted { sent, started, spare, answer: first };
+                let first = Attempted { sent, started, spare, resends, answer: first };
                 Ok(Box::pin(self.refused(first, &exchange, inner)).await)
             }
             _ => Ok(first),
@@ -80,18 +81,26 @@ struct Attempted {
     sent: Sent,
     started: Instant,
     spare: Option<Box<Call>>,
+    resends: bool,
     answer: Response<Body>,
 }
 
-/// Asks once; and once more on another connection, as every proxy does, if the first one was stale.
-async fn ask<S>(inner: &S, call: Box<Call>, spare: Option<&Call>) -> Result<Response<Body>, Error>
+/// Asks once; and once more on another connection, as every proxy does, if the first one was stale. `resends`: that was not done
+/// before for this request, whose attempts are no more than that.
+async fn ask<S>(
+    inner: &S,
+    call: Box<Call>,
+    spare: Option<&Call>,
+    resends: &mut bool,
+) -> Result<Response<Body>, Error>
 where
     S: Handle<Box<Call>, Response = Response<Body>, Error = Error>,
 {
     match inner.handle(call).await {
-        Err(error) if error.is_stale() => match spare.and_then(replica) {
+        Err(error) if error.is_stale() && *resends => match spare.and_then(replica) {
             // Seldom.
             Some(mut again) => {
+                *resends = false;
                 again.fresh = true;
                 Box::pin(inner.handle(again)).await
             }
@@ -107,7 +116,7 @@ impl Retry {
     where
         S: Handle<Box<Call>, Response = Response<Body>, Error = Error>,
     {
-        let Attempted { sent, started, spare, answer } = first;
+        let Attempted { sent, started, spare, mut resends, answer } = first;
         let retry = &self.config.retry;
         let schedule = Schedule::from(started, retry);
         let mut answer = self.judge(answer, sent, schedule.deadline).await;
@@ -135,9 +144,8 @@ impl Retry {
             }
             exchange.attempted();
             let retrying = Retrying::begin(exchange);
-            match tokio::time::timeout_at(schedule.deadline, ask(inner, next, spare.as_deref()))
-                .await
-            {
+            let asking = ask(inner, next, spare.as_deref(), &mut resends);
+            match tokio::time::timeout_at(schedule.deadline, asking).await {
                 Ok(Ok(response)) => {
                     let next = self.judge(response, sent, schedule.deadline).await;
                     // The client gets the last refusal that came whole.

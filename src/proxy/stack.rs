@@ -110,7 +110,7 @@ impl Observe {
                 return Body::empty();
             }
             let stream = Streaming::new(incoming, Side::Downstream, limits.idle_timeout);
-            Body::Streaming(Box::new(stream.at_least(limits.min_rate)))
+            Body::Streaming(Box::new(stream.at_least(limits.min_rate).telling(&peer.unread)))
         });
         let (metrics, journal) = (Arc::clone(&self.metrics), self.journal.clone());
         let exchange = Arc::new(Exchange::begin(&request, peer, metrics, journal));
@@ -428,10 +428,15 @@ fn must_name_host(request: &Request<Body>) -> bool {
     }
 }
 
-/// A host and perhaps a port, or nothing (RFC 9110 section 7.2).
+/// A host and perhaps a port, or nothing (RFC 9110 section 7.2). Of several with commas between them, nobody can say which is meant.
 fn is_host(value: &HeaderValue) -> bool {
-    let value = value.as_bytes();
-    value.is_empty() || (Authority::try_from(value).is_ok() && !value.contains(&b'@'))
+    let is_one = |host: &Authority| {
+        let port = host.as_str().strip_prefix(host.host());
+        host.port_u16().is_some() || matches!(port, Some("" | ":"))
+    };
+    value.is_empty()
+        || !value.as_bytes().iter().any(|byte| b"@,".contains(byte))
+            && Authority::try_from(value.as_bytes()).is_ok_and(|host| is_one(&host))
 }
 
 /// A tunnel was opened for one host: the certificate vouched for it, and for no other.

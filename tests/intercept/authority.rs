@@ -162,6 +162,17 @@ fn what_cannot_be_used_says_why_and_what_to_do() {
         std::fs::set_permissions(changed, PermissionsExt::from_mode(right)).expect("ours");
     }
 
+    // Nor where a link leads to.
+    let open = tempfile::tempdir().expect("a folder");
+    let elsewhere = open.path().join("issuer.pem");
+    std::fs::rename(&path, &elsewhere).expect("ours");
+    std::os::unix::fs::symlink(&elsewhere, &path).expect("ours");
+    assert!(Authority::load(folder, &hosts(&["api.example"])).is_ok_and(|it| it.is_some()));
+    std::fs::set_permissions(open.path(), PermissionsExt::from_mode(0o777)).expect("ours");
+    let said = complaint(folder, &["api.example"]);
+    assert!(said.contains("other users may change what is here"), "{said}");
+    std::fs::rename(&elsewhere, &path).expect("ours");
+
     let other = tempfile::tempdir().expect("a folder");
     Authority::create(other.path(), &hosts(&["api.example"])).expect("an authority");
     let other = std::fs::read_to_string(other.path().join("issuer.pem")).expect("text");

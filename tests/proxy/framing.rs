@@ -101,6 +101,30 @@ async fn http_1_0_clients_are_served() {
     assert!(arrived.head.starts_with("GET /x HTTP/1.1\r\n"));
     assert_eq!(arrived.fields("host"), [origin.address.to_string()]);
     assert_eq!(arrived.fields("via"), ["1.0 optin-proxy"]);
+    // Regression: it was told that the connection, whose end is the answer's, stays.
+    let answer = proxy.ask(b"GET /x HTTP/1.0\r\nConnection: keep-alive\r\n\r\n").await;
+    assert_eq!((answer.field("connection"), &answer.body[..]), (Some("close"), &b"ok"[..]));
+}
+
+/// Regression: hyper takes it that a GET has no content, so its chunks were lost.
+#[tokio::test]
+async fn a_request_has_its_content_whatever_its_method() {
+    let origin = Origin::start([Reply::Write(no_content())]).await;
+    let proxy = Proxy::before(&origin, &[]).await;
+    for method in ["GET", "HEAD", "OPTIONS", "DELETE", "REPORT"] {
+        let head = format!("{method} /x HTTP/1.1\r\nHost: p\r\n");
+        for framed in [
+            "Content-Length: 5\r\n\r\nhello",
+            "Transfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n",
+        ] {
+            assert_eq!(proxy.ask((head.clone() + framed).as_bytes()).await.status, 204);
+            let arrived = origin.requests().pop().expect("a request");
+            assert_eq!(arrived.body, b"hello", "{method} {framed}");
+        }
+        proxy.ask(format!("{head}\r\n").as_bytes()).await;
+        let arrived = origin.requests().pop().expect("a request");
+        assert!(arrived.fields("transfer-encoding").is_empty() && arrived.body.is_empty());
+    }
 }
 
 #[tokio::test]
@@ -207,7 +231,10 @@ async fn a_request_without_a_host_or_with_what_is_none_is_refused() {
         ("1.1", "Host: proxy.local:8080\r\n", 204),
         ("1.1", "Host: [::1]:8080\r\n", 204),
         ("1.1", "Host: a, b\r\n", 400),
+        ("1.1", "Host: a,b\r\n", 400),
         ("1.1", "Host: a/b\r\n", 400),
+        ("1.1", "Host: a:65535\r\n", 204),
+        ("1.1", "Host: a:65536\r\n", 400),
         ("1.1", "Host: user@a\r\n", 400),
         ("1.0", "Host: a b\r\n", 400),
     ] {

@@ -1,6 +1,7 @@
 mod backoff;
 mod budget;
 mod connections;
+mod early;
 mod faults;
 mod framing;
 mod headers;

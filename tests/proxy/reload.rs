@@ -13,7 +13,7 @@ use crate::support::clock::Clock;
 use crate::support::origin::{Origin, Reply};
 use crate::support::proxy::Proxy;
 use crate::support::tls::Authority;
-use crate::support::{BARE, RECIPE, RECIPE_OUT, no_content, put, refusal};
+use crate::support::{BARE, GET, RECIPE, RECIPE_OUT, no_content, put, refusal};
 
 struct Served {
     running: Running,
@@ -416,7 +416,7 @@ async fn who_may_use_the_proxy_is_judged_anew_on_connections_that_are_open() {
     for (allowed, status) in [("127.0.0.0/8", 204), ("10.0.0.0/8", 403), ("127.0.0.1/32", 204)] {
         let allowed = format!("listen.allow_from={allowed}");
         control.reload(but(&control.config(), &[&allowed])).expect("valid");
-        assert_eq!(client.ask(&put(RECIPE)).await.status, status, "{allowed}");
+        assert_eq!(client.ask(GET).await.status, status, "{allowed}");
     }
 }
 

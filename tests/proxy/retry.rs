@@ -387,3 +387,15 @@ async fn a_retry_on_a_stale_connection_is_sent_again_and_is_one_attempt() {
     assert_eq!(answer.report(), "findings=0, rewritten=0, attempts=2, outcome=rescued");
     assert_eq!(origin.requests().len(), 3);
 }
+
+/// Regression: each attempt was, so that the API got twice as many as `retry.max_attempts`.
+#[tokio::test]
+async fn of_all_attempts_one_is_sent_again_for_a_stale_connection() {
+    let script = [Reply::Write(refusal()), Reply::WriteAndClose(vec![])];
+    let origin = Origin::start([&script[..], &script, &script].concat()).await;
+    let proxy = Proxy::before(&origin, &["retry.max_attempts=5"]).await;
+    let answer = proxy.ask(&put(BARE)).await;
+    assert_eq!(answer.status, 400);
+    assert_eq!(answer.report(), "findings=0, rewritten=0, attempts=3, outcome=exhausted");
+    assert_eq!(origin.requests().len(), 4);
+}
