@@ -143,6 +143,10 @@ impl Layers {
                 self.problems.push(format!("{origin}: its value is not UTF-8"));
                 continue;
             };
+            if variable.is_empty() {
+                self.problems.push(format!("{origin}: it names no key"));
+                continue;
+            }
             let Some((section, rest)) = variable.split_once("__") else {
                 // Not every variable with our name is a key (Kubernetes makes some of services' names),
                 // but one that is nearly a key's was meant as one.
@@ -183,14 +187,12 @@ impl Layers {
             self.problems.push(format!("{flag}: write section.key=value, not `{name}`"));
             return;
         };
-        let mut path: Vec<&str> = path.trim().splitn(3, '.').collect();
-        // TOML's quotes around a name of the user's own.
-        let quoted = path.get(2).and_then(|name| name.parse::<Value>().ok());
-        if let (Some(name), Some(quoted)) =
-            (path.get_mut(2), quoted.as_ref().and_then(Value::as_str))
-        {
-            *name = quoted;
-        }
+        let parts = dotted(path.trim());
+        let path: Vec<&str> = match &parts {
+            Some(parts) => parts.iter().map(String::as_str).collect(),
+            // A name of the user's own may have dots in it, and what TOML would have in quotes.
+            None => path.trim().splitn(3, '.').collect(),
+        };
         self.assign_text(&path, text.trim(), origin);
     }
 
@@ -265,6 +267,20 @@ impl Layers {
         };
         Ok(config)
     }
+}
+
+/// The parts of a dotted path as TOML has it, up to three.
+fn dotted(path: &str) -> Option<Vec<String>> {
+    let mut table: Table = format!("{path} = 0").parse().ok()?;
+    let mut parts = Vec::new();
+    while let Some((part, value)) = table.into_iter().next() {
+        parts.push(part);
+        table = match value {
+            Value::Table(table) => table,
+            _ => Table::new(),
+        };
+    }
+    (parts.len() <= 3).then_some(parts)
 }
 
 /// All keys with their defaults.

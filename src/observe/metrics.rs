@@ -15,6 +15,7 @@ use super::log;
 use super::process::Process;
 use crate::contact::refusal::Verdict;
 use crate::contact::{Kind, Uninspectable};
+use crate::proxy::Fault;
 
 /// What becomes of bodies that are inspected.
 const BODIES: [&str; 4] = ["clean", "rewritten", "observed", "no_contact"];
@@ -22,6 +23,10 @@ const BODIES: [&str; 4] = ["clean", "rewritten", "observed", "no_contact"];
 /// What becomes of a contact write (SPEC section 3).
 const OUTCOMES: [&str; 7] =
     ["clean", "rewritten", "observed", "uninspected", "rescued", "refused", "exhausted"];
+
+/// How a TLS handshake with a client ends.
+const HANDSHAKES: [&str; 7] =
+    ["completed", "timeout", "client_gone", "alert", "not_tls", "wrong_name", "incompatible"];
 
 /// The counters of one proxy.
 #[derive(Debug)]
@@ -313,7 +318,7 @@ impl Default for Metrics {
 impl Metrics {
     /// Series that can be alerted on before anything happened.
     fn begin_series(&self) {
-        for problem in ["upstream-connection-refused", "upstream-response-timeout", "overloaded"] {
+        for problem in Fault::ALL.map(Fault::name).into_iter().chain(["overloaded"]) {
             drop(self.problems.get_or_create(&ProblemLabel { problem: Name(problem) }));
         }
         for verdict in [Verdict::Transient, Verdict::Legitimate] {
@@ -331,7 +336,9 @@ impl Metrics {
         for result in ["applied", "refused"] {
             drop(self.reloads.get_or_create(&ResultLabel { result: Name(result) }));
         }
-        drop(self.handshakes.get_or_create(&ResultLabel { result: Name("completed") }));
+        for result in HANDSHAKES {
+            drop(self.handshakes.get_or_create(&ResultLabel { result: Name(result) }));
+        }
         self.tunneled(0, 0);
     }
 

@@ -35,4 +35,5 @@ pub use control::Control;
 pub use listener::{Entrance, Server, StartError};
 pub use probe::{Probe, ProbeError, probe};
 pub(crate) use turn::{end_turn, end_turns};
+pub(crate) use upstream::Fault;
 pub use upstream::SetupError;

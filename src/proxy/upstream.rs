@@ -172,6 +172,19 @@ pub(crate) enum Fault {
 }
 
 impl Fault {
+    pub const ALL: [Self; 10] = [
+        Self::ConnectTimeout,
+        Self::Dns,
+        Self::Refused,
+        Self::Unreachable,
+        Self::Certificate,
+        Self::Tls,
+        Self::ResponseTimeout,
+        Self::Garbage,
+        Self::Terminated,
+        Self::Stale,
+    ];
+
     /// Its name, the phase in which it comes, and its token.
     const fn facts(self) -> [&'static str; 3] {
         const RESOLVING: &str = "resolving the name";
@@ -229,7 +242,11 @@ impl Fault {
                  subjectAltNames."
             }
             Self::Tls => "Check that upstream.url speaks TLS 1.2 or later on that port.",
-            Self::ResponseTimeout | Self::Garbage | Self::Terminated | Self::Stale => {
+            Self::Garbage => {
+                "If upstream.url's port speaks TLS, the URL has to begin with https. Otherwise the request may have been applied \
+                 all the same: look before sending a create again."
+            }
+            Self::ResponseTimeout | Self::Terminated | Self::Stale => {
                 "It may have been applied all the same: look before sending a create again."
             }
         }

@@ -235,6 +235,7 @@ fn mistakes_in_the_environment_and_in_arguments_name_their_place() {
             "1",
             "environment variable OPTIN_PROXY_RETRY__MAX_ATTEMPT: unknown key `retry.max_attempt`; did you mean `retry.max_attempts`?",
         ),
+        ("OPTIN_PROXY_", "1", "environment variable OPTIN_PROXY_: it names no key"),
         (
             "OPTIN_PROXY_RETRY__BUDGET",
             "x",
@@ -314,6 +315,14 @@ fn a_name_of_the_users_own_may_be_quoted_as_in_toml() {
         let config = layers.build().expect("valid");
         assert!(config.resolved.sanitize.aliases.contains_key("x y"), "{name}");
     }
+    let mut layers = Layers::default();
+    layers.set("test", "\"retry\" . 'max_attempts' = 7");
+    layers.set("test", "sanitize.aliases.a.b=ACTION_BY_CUSTOMER");
+    layers.set("test", "sanitize.aliases.\"c.d\"=ACTION_BY_CUSTOMER");
+    let config = layers.build().expect("valid");
+    assert_eq!(config.retry.max_attempts, 7);
+    let aliases: Vec<_> = config.resolved.sanitize.aliases.keys().collect();
+    assert_eq!(aliases, ["a.b", "c.d"]);
 }
 
 #[test]

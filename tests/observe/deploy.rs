@@ -34,6 +34,29 @@ fn every_metric_that_alerts_and_dashboard_name_exists() {
     }
 }
 
+/// Regression: of most, the first that were counted were no growth to Prometheus, which saw no series before them.
+#[test]
+fn what_is_alerted_on_is_counted_from_nothing() {
+    let text = Metrics::default().encode();
+    for problem in [
+        "connect-timeout",
+        "name-unresolved",
+        "connection-refused",
+        "unreachable",
+        "certificate-untrusted",
+        "tls-failed",
+        "response-timeout",
+        "answer-malformed",
+        "connection-closed",
+    ] {
+        assert!(text.contains(&format!("{{problem=\"upstream-{problem}\"}} 0\n")), "{problem}");
+    }
+    for result in ["timeout", "client_gone", "alert", "not_tls", "wrong_name", "incompatible"] {
+        let series = format!("optin_proxy_tls_handshakes_total{{result=\"{result}\"}} 0\n");
+        assert!(text.contains(&series), "{result}");
+    }
+}
+
 #[test]
 fn every_metric_is_on_the_dashboard() {
     let shown = named(DASHBOARD);

@@ -18,7 +18,7 @@ function h(name, attributes = {}, ...children) {
   return element;
 }
 
-const state = { stats: null, exchanges: [], held: [], waiting: 0, skipped: 0, paused: false, open: null, said: null };
+const state = { stats: null, exchanges: [], older: [], search: "", held: [], waiting: 0, skipped: 0, paused: false, open: null, said: null };
 
 // --- Talking to the proxy ---------------------------------------------------------------------------------------
 
@@ -102,6 +102,8 @@ $("token").addEventListener("submit", (event) => {
   event.preventDefault();
   sessionStorage.setItem("token", new FormData($("token")).get("token"));
   $("token").reset();
+  $("token").hidden = true;
+  notice(null);
 });
 
 // --- Is it working? ---------------------------------------------------------------------------------------------
@@ -242,6 +244,30 @@ function shown(exchange) {
   return all.some((it) => it != null && String(it).toLowerCase().includes(text.toLowerCase()));
 }
 
+/** All that are at hand, the newest first. */
+function known() {
+  const oldest = Math.min(...state.exchanges.map((it) => it.seq));
+  return [...state.exchanges, ...state.older.filter((it) => it.seq < oldest && it.request_id !== state.open)];
+}
+
+/** Looks for what the filter asks among all that the proxy has kept. */
+async function search() {
+  const { outcome, kind } = Object.fromEntries(new FormData($("filter")));
+  const asked = new URLSearchParams({ ...(outcome in BADGES && { outcome }), ...(kind && { kind }) }).toString();
+  if (asked !== state.search) {
+    state.search = asked;
+    state.older = [];
+    try {
+      const found = asked ? (await json(`api/exchanges?limit=${KEPT}&${asked}`)).exchanges : [];
+      if (asked === state.search) state.older = found;
+    } catch (error) {
+      state.search = "";
+      notice(error.message);
+    }
+  }
+  if (state.stats) render();
+}
+
 function arrived(exchange) {
   if (state.paused) {
     state.waiting++;
@@ -255,7 +281,7 @@ function arrived(exchange) {
     const item = entry(exchange);
     item.classList.add("fresh");
     $("exchanges").prepend(item);
-    const at = new Set(state.exchanges.map(place));
+    const at = new Set(known().map(place));
     for (const old of [...$("exchanges").children].slice(KEPT - 1)) if (!at.has(old.id)) old.remove();
   }
   renderCount();
@@ -273,10 +299,11 @@ function place(exchange) {
 
 function renderCount() {
   const all = state.exchanges.length;
+  const of = state.search ? "all that are kept" : `the last ${all}`;
   const visible = $("exchanges").children.length;
   const total = state.stats?.totals.requests ?? 0;
   const parts = [];
-  if (all > 0) parts.push(visible === all ? `The last ${NAMES.format(all)} of ${NAMES.format(Math.max(total, all))}.` : `${visible} of the last ${all} match.`);
+  if (all > 0) parts.push(visible === all ? `The last ${NAMES.format(all)} of ${NAMES.format(Math.max(total, all))}.` : `${visible} of ${of} match.`);
   if (state.paused) parts.push(`Paused; ${state.waiting} new.`);
   if (state.skipped) parts.push(`${NAMES.format(state.skipped)} were too many at once to be listed; all are counted.`);
   $("count").textContent = parts.join(" ");
@@ -284,7 +311,7 @@ function renderCount() {
 
 function render() {
   renderStats();
-  const visible = state.exchanges.filter(shown);
+  const visible = known().filter(shown);
   $("exchanges").replaceChildren(...visible.map(entry));
   $("empty")?.remove();
   if (state.exchanges.length === 0) {
@@ -301,7 +328,7 @@ function render() {
 function entry(exchange) {
   const { request_id: id, outcome } = exchange;
   const inspected = outcome && outcome !== "no_contact";
-  const open = state.open === id && state.exchanges.find((it) => it.request_id === id) === exchange;
+  const open = state.open === id && known().find((it) => it.request_id === id) === exchange;
   const where = [exchange.account, exchange.contact_id && `contact ${exchange.contact_id}`].filter(Boolean).join(", ") || exchange.authority || "";
   const what = exchange.found === 0 ? "" : exchange.found === 1 ? exchange.findings[0].kind : `${exchange.found} findings`;
   return h("li", { id: place(exchange) },
@@ -375,7 +402,7 @@ async function follow() {
 }
 
 addEventListener("hashchange", follow);
-$("filter").addEventListener("input", () => state.stats && render());
+$("filter").addEventListener("input", search);
 $("filter").addEventListener("submit", (event) => event.preventDefault());
 $("pause").addEventListener("click", () => {
   state.paused = !state.paused;
