@@ -88,6 +88,18 @@ assert.equal(await page.locator("#exchanges > li").count(), 1);
 await page.click("#pause");
 assert.equal(await page.locator("#exchanges > li").count(), 2);
 
+// What is older than all that are at hand is found too. Regression: the alerts send people to exchanges that were not shown.
+for (let sent = 0; sent < 210; sent++) await (await fetch(`${process.env.PROXY}/nothing`)).text();
+const later = await open({});
+await later.waitForFunction(() => document.querySelectorAll("#exchanges > li").length === 200);
+await later.selectOption("[name=outcome]", "rescued");
+await later.waitForFunction(() => document.querySelectorAll("#exchanges .badge.good").length > 0, null, { timeout: 3000 });
+for (const badge of await later.locator("#exchanges .badge").allTextContents()) assert.equal(badge, "rescued");
+assert.match(await later.textContent("#count"), /of all that are kept match/);
+await later.selectOption("[name=outcome]", "");
+assert.equal(await later.locator("#exchanges > li").count(), 200);
+await later.close();
+
 // The mode is switched where it is shown, after a question.
 page.once("dialog", (dialog) => dialog.accept());
 await page.locator("#mode label", { hasText: "Observe only" }).click();

@@ -250,22 +250,24 @@ function known() {
   return [...state.exchanges, ...state.older.filter((it) => it.seq < oldest && it.request_id !== state.open)];
 }
 
-/** Looks for what the filter asks among all that the proxy has kept. */
+/** Shows what the filter asks for: of those at hand at once, and then of all that the proxy has kept. */
 async function search() {
   const { outcome, kind } = Object.fromEntries(new FormData($("filter")));
   const asked = new URLSearchParams({ ...(outcome in BADGES && { outcome }), ...(kind && { kind }) }).toString();
-  if (asked !== state.search) {
-    state.search = asked;
-    state.older = [];
-    try {
-      const found = asked ? (await json(`api/exchanges?limit=${KEPT}&${asked}`)).exchanges : [];
-      if (asked === state.search) state.older = found;
-    } catch (error) {
-      state.search = "";
-      notice(error.message);
-    }
-  }
+  const isNew = asked !== state.search;
+  if (isNew) state.older = [];
+  state.search = asked;
   if (state.stats) render();
+  if (!isNew || !asked) return;
+  try {
+    const { exchanges } = await json(`api/exchanges?limit=${KEPT}&${asked}`);
+    if (asked !== state.search) return;
+    state.older = exchanges;
+    render();
+  } catch (error) {
+    state.search = "";
+    notice(error.message);
+  }
 }
 
 function arrived(exchange) {
