@@ -22,7 +22,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use super::serve::{FLUSH, Signals, start_journal};
+use super::serve::{FLUSH, Signals, Stop, exit, start_journal};
 use super::steer::{Hand, ORDERS, Source, Steering};
 use super::{ConfigArgs, Failure, sanitize};
 use crate::contact::Source as OptInSource;
@@ -79,17 +79,19 @@ impl Demo {
         let [(direct, _), (behind, world)] =
             <[_; 2]>::try_from(apis).unwrap_or_else(|_| unreachable!("the loop above runs twice"));
 
-        let source = Source {
-            args: self.config,
-            defaults: vec![
+        let source = Source::new(
+            self.config,
+            vec![
                 ("demo", "log.level=off".to_owned()),
                 ("demo", "admin.address=127.0.0.1:0".to_owned()),
             ],
-            flags: vec![
+            vec![
                 ("demo", "listen.address=127.0.0.1:0".to_owned()),
+                ("demo", "listen.allow_from=[]".to_owned()),
+                ("demo", "listen.proxy_auth=".to_owned()),
                 ("demo", format!("upstream.url=http://{behind}")),
             ],
-        };
+        );
         let config = Arc::new(source.load()?);
         let level = log::start(&config.log);
         let metrics = Arc::new(Metrics::default());
@@ -147,7 +149,11 @@ impl Demo {
             Steering::new(hand, Signals::listen()?, asked).until_stop().await;
         }
         stop.cancel();
-        running.join_all().await;
+        let mut signals = Stop::listen()?;
+        tokio::select! {
+            _ = running.join_all() => {}
+            code = signals.next() => exit(code),
+        }
         let _ = tokio::task::spawn_blocking(move || journal.flush(FLUSH)).await;
         if well {
             Ok(())

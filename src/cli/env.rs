@@ -9,7 +9,7 @@ use std::sync::Arc;
 use clap::{Args, ValueEnum};
 use rustls::pki_types::ServerName;
 use rustls::{ClientConfig, RootCertStore};
-use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
@@ -48,6 +48,9 @@ enum Shell {
     K8s,
 }
 
+/// The longest head of an answer that is read, in bytes.
+const LONGEST_HEAD: u64 = 64 * 1024;
+
 impl Env {
     pub fn run(self) -> Result<(), Failure> {
         let config = self.config.load(&[])?;
@@ -62,9 +65,10 @@ impl Env {
         let authority = ca::open(&config)?;
         // One that does not run yet will have this authority: they have one folder.
         super::block_on(async {
-            match TcpStream::connect(&proxy.authority).await {
-                Ok(_) => agrees(&config, &proxy, &authority).await,
-                Err(_) => Ok(()),
+            let connecting = TcpStream::connect(&proxy.authority);
+            match tokio::time::timeout(config.upstream.connect_timeout, connecting).await {
+                Ok(Ok(_)) => agrees(&config, &proxy, &authority).await,
+                _ => Ok(()),
             }
         })??;
         let environment = |name: &str| std::env::var_os(name);
@@ -94,6 +98,12 @@ impl Env {
 /// The proxy at `address`, with the credentials that the configuration asks for.
 pub(super) fn reached(config: &Config, address: &str) -> Result<Reached, Failure> {
     let address = address.trim_start_matches("http://").trim_end_matches('/');
+    // Not repeated: it is a secret.
+    if address.contains('@') {
+        return Err(Failure::Usage(
+            "the proxy's address has credentials in it: write host:port, and them in listen.proxy_auth".into(),
+        ));
+    }
     let is_usable = |(host, port): &(&str, &str)| !host.is_empty() && port.parse::<u16>().is_ok();
     let (host, port) = address.rsplit_once(':').filter(is_usable).ok_or_else(|| {
         Failure::Usage(format!("{address}: write the proxy's address as host:port"))
@@ -135,7 +145,7 @@ pub(super) async fn agrees(
 
 async fn handshake(proxy: &Reached, host: &Host, authority: &Authority) -> io::Result<()> {
     let target = format!("{host}:443");
-    let mut stream = BufReader::new(TcpStream::connect(&proxy.authority).await?);
+    let mut stream = TcpStream::connect(&proxy.authority).await?;
     let mut asked = format!("CONNECT {target} HTTP/1.1\r\nHost: {target}\r\n");
     if let Some(credentials) = &proxy.basic {
         let _ = write!(asked, "Proxy-Authorization: Basic {credentials}\r\n");
@@ -143,8 +153,10 @@ async fn handshake(proxy: &Reached, host: &Host, authority: &Authority) -> io::R
     asked.push_str("\r\n");
     stream.write_all(asked.as_bytes()).await?;
     let mut head = String::new();
-    // A head of more than 64 KiB is none.
-    while stream.read_line(&mut head).await? > 2 && head.len() < 65_536 {}
+    {
+        let mut lines = BufReader::new((&mut stream).take(LONGEST_HEAD));
+        while lines.read_line(&mut head).await? > 2 {}
+    }
     if !head.starts_with("HTTP/1.1 200 ") {
         let status = head.lines().next().unwrap_or("nothing").to_owned();
         return Err(io::Error::other(format!("it answers CONNECT with {status}")));
@@ -180,11 +192,20 @@ impl Shell {
                     writeln!(text, "set -gx {name} '{value}'")
                 }
                 Self::Powershell => {
-                    writeln!(text, "$env:{name} = '{}'", value.replace('\'', "''"))
+                    // Each of these ends what one of them began, if it is not there twice.
+                    let mut quoted = String::new();
+                    for char in value.chars() {
+                        quoted.push(char);
+                        if "'\u{2018}\u{2019}\u{201a}\u{201b}".contains(char) {
+                            quoted.push(char);
+                        }
+                    }
+                    writeln!(text, "$env:{name} = '{quoted}'")
                 }
                 Self::Docker => writeln!(text, "{name}={value}"),
-                // A JSON string is a YAML string.
+                // A JSON string is a YAML string. Kubernetes puts other variables in, but for `$$`.
                 Self::K8s => {
+                    let value = value.replace('$', "$$");
                     writeln!(text, "- name: {name}\n  value: {}", serde_json::json!(value))
                 }
             };

@@ -15,6 +15,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use super::serve::{FLUSH, start_journal};
 use super::{ConfigArgs, Failure, ca, env};
 use crate::config::Config;
 use crate::intercept::trust::{Files, variables};
@@ -69,6 +70,7 @@ async fn exec(
 ) -> Result<u8, Failure> {
     let authority = ca::open(&config)?;
     let stop = CancellationToken::new();
+    let mut journal = None;
     let (address, own) = match proxy {
         Some(proxy) => {
             let reached = env::reached(&config, &proxy)?;
@@ -77,9 +79,12 @@ async fn exec(
             (proxy, None)
         }
         None => {
-            let server = Server::bind(Arc::clone(&config), Arc::new(Metrics::default()))
+            let metrics = Arc::new(Metrics::default());
+            let kept = journal.insert(start_journal(&config, &metrics)?).clone();
+            let mut server = Server::bind(Arc::clone(&config), metrics)
                 .await
                 .map_err(|error| Failure::Failed(error.to_string()))?;
+            server.keep(kept);
             // Bound: whoever connects from now on is served.
             let address = server.address().to_string();
             (address, Some(tokio::spawn(server.run(stop.clone()))))
@@ -121,6 +126,9 @@ async fn exec(
         },
         // There is no command any more to pass it on to.
         _ = signals.next() => tracing::warn!("stopped with requests unfinished, by a signal"),
+    }
+    if let Some(journal) = journal {
+        let _ = tokio::task::spawn_blocking(move || journal.flush(FLUSH)).await;
     }
     status
 }

@@ -41,7 +41,7 @@ impl ExtProc {
             .into_iter()
             .map(|admin| ("--admin", format!("admin.address={admin}")))
             .collect();
-        let source = Source { args: self.config, defaults: Vec::new(), flags };
+        let source = Source::new(self.config, Vec::new(), flags);
         let config = Arc::new(source.load()?);
         let level = log::start(&config.log);
         set_process_limits();

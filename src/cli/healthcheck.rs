@@ -2,7 +2,7 @@
 
 use std::io::{self, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream, ToSocketAddrs};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use clap::Args;
 
@@ -12,7 +12,7 @@ use super::{ConfigArgs, Failure};
 const PATIENCE: Duration = Duration::from_secs(2);
 
 /// The longest answer that is read, in bytes.
-const LONGEST: u64 = 16 * 1024;
+const LONGEST: usize = 16 * 1024;
 
 #[derive(Debug, Args)]
 pub(super) struct Healthcheck {
@@ -59,12 +59,22 @@ fn ask(address: &str) -> io::Result<String> {
     let mut resolved = address.to_socket_addrs()?;
     let bound = resolved.next().ok_or(io::ErrorKind::AddrNotAvailable)?;
     let mut stream = TcpStream::connect_timeout(&reachable(bound), PATIENCE)?;
-    stream.set_read_timeout(Some(PATIENCE))?;
     stream.set_write_timeout(Some(PATIENCE))?;
     write!(stream, "GET /readyz HTTP/1.1\r\nHost: {bound}\r\nConnection: close\r\n\r\n")?;
-    let mut answer = String::new();
-    stream.take(LONGEST).read_to_string(&mut answer)?;
-    Ok(answer)
+    let end = Instant::now() + PATIENCE;
+    let (mut answer, mut part) = (Vec::new(), [0; 1024]);
+    while answer.len() < LONGEST {
+        let left = end.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Err(io::ErrorKind::TimedOut.into());
+        }
+        stream.set_read_timeout(Some(left))?;
+        match stream.read(&mut part)? {
+            0 => break,
+            read => answer.extend_from_slice(&part[..read]),
+        }
+    }
+    String::from_utf8(answer).map_err(|_| io::ErrorKind::InvalidData.into())
 }
 
 /// Where something that is bound to all addresses is reached from this machine.

@@ -54,7 +54,7 @@ impl Serve {
             .into_iter()
             .filter_map(|(flag, key, value)| Some((flag, format!("{key}={}", value?))))
             .collect();
-        let source = Source { args: self.config, defaults: Vec::new(), flags };
+        let source = Source::new(self.config, Vec::new(), flags);
         let config = Arc::new(source.load()?);
         let level = log::start(&config.log);
         // While there is one thread: what is taken from the environment is removed from it.
@@ -72,7 +72,7 @@ pub(super) const FLUSH: Duration = Duration::from_secs(3);
 const FLUSH_IN_HURRY: Duration = Duration::from_millis(200);
 
 /// Ends the process at once.
-fn exit(code: i32) -> ! {
+pub(super) fn exit(code: i32) -> ! {
     log::flush(FLUSH_IN_HURRY);
     std::process::exit(code)
 }

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use sd_notify::NotifyState;
 use tokio::sync::mpsc;
+use tokio::time::{Instant, Interval, MissedTickBehavior};
 
 use super::ConfigArgs;
 use super::serve::{Signals, notify};
@@ -22,12 +23,23 @@ const LOOK: Duration = Duration::from_secs(1);
 
 /// Where the configuration comes from, now and when it is reloaded.
 pub(super) struct Source {
-    pub args: ConfigArgs,
-    pub defaults: Vec<(&'static str, String)>,
-    pub flags: Vec<(&'static str, String)>,
+    args: ConfigArgs,
+    defaults: Vec<(&'static str, String)>,
+    flags: Vec<(&'static str, String)>,
+    /// What stood in the file before it was loaded first: what is another since is to be loaded.
+    content: Option<Vec<u8>>,
 }
 
 impl Source {
+    pub fn new(
+        args: ConfigArgs,
+        defaults: Vec<(&'static str, String)>,
+        flags: Vec<(&'static str, String)>,
+    ) -> Self {
+        let content = args.file_content();
+        Self { args, defaults, flags, content }
+    }
+
     pub fn load(&self) -> Result<Config, ConfigError> {
         self.args.load_over(&self.defaults, &self.flags)
     }
@@ -59,14 +71,17 @@ pub(super) struct Steering {
     content: Option<Vec<u8>>,
     /// What it said when it was last looked at.
     seen: Option<Vec<u8>>,
+    looks: Interval,
     asked: mpsc::Receiver<Asked>,
 }
 
 impl Steering {
     /// Heeds signals, the configuration file, and what comes from `asked`.
     pub fn new(hand: Hand, signals: Signals, asked: mpsc::Receiver<Asked>) -> Self {
-        let content = hand.source.content();
-        Self { hand: Arc::new(hand), signals, content, seen: None, asked }
+        let content = hand.source.content.clone();
+        let mut looks = tokio::time::interval_at(Instant::now() + LOOK, LOOK);
+        looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        Self { hand: Arc::new(hand), signals, content, seen: None, looks, asked }
     }
 
     /// Does what is asked for, until the process is to finish and to end: with this exit status if there is no time for it.
@@ -81,14 +96,19 @@ impl Steering {
     /// Waits for one thing to do, and does it; the exit status if that is to stop.
     async fn step(&mut self) -> Result<(), i32> {
         let hand = Arc::clone(&self.hand);
+        let looks = &mut self.looks;
         let look = async move {
-            tokio::time::sleep(LOOK).await;
+            looks.tick().await;
             tokio::task::spawn_blocking(move || hand.source.content()).await
         };
         tokio::select! {
             code = self.signals.stop.next() => return Err(code),
             _ = self.signals.hangup.recv() => self.reload_openly().await?,
             Some(Asked { order, answer }) = self.asked.recv() => {
+                // Nobody waits for it any more, and who did was told that it is not done.
+                if answer.is_closed() {
+                    return Ok(());
+                }
                 let done = match order {
                     Order::Reload => self.reload().await?,
                     Order::Mode(mode) => {

@@ -261,7 +261,7 @@ impl Layers {
         })?;
         // The shipped file repeats the default, and chooses nothing by that.
         config.admin.required = match self.origins.get("admin.address") {
-            Some(Origin::File { .. }) => config.resolved.admin != File::default().admin,
+            Some(Origin::File { .. }) => config.admin.address != File::default().admin.address,
             Some(Origin::Variable(_) | Origin::Argument(_)) => true,
             None => false,
         };

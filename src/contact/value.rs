@@ -39,11 +39,20 @@ impl Value<'_> {
         if let Cow::Borrowed(_) = self.text {
             return Some((self.span.start..self.span.start + count, Bridge::None));
         }
-        let letters = letters(raw)?;
-        let first = letters.iter().position(|letter| !is_space(letter.byte))?;
-        let last = letters.get(first + count.checked_sub(1)?)?;
-        let span = base + letters[first].raw.start..base + last.raw.end;
-        Some((span, Bridge::between(letters[first].cdata, last.cdata)))
+        let (mut first, mut last, mut passed) = (None, None, 0);
+        letters(raw, |letter| {
+            if first.is_none() && is_space(letter.byte) {
+                return;
+            }
+            passed += 1;
+            if passed == count {
+                last = Some(letter.clone());
+            }
+            first.get_or_insert(letter);
+        })?;
+        let (first, last) = (first?, last?);
+        let span = base + first.raw.start..base + last.raw.end;
+        Some((span, Bridge::between(first.cdata, last.cdata)))
     }
 }
 
@@ -60,20 +69,33 @@ pub(super) fn read(raw: &[u8], base: usize) -> Option<Value<'_>> {
             bridge: Bridge::None,
         });
     }
-    let letters = letters(raw)?;
-    let Some(first) = letters.iter().position(|letter| !is_space(letter.byte)) else {
+    let (mut text, mut length) = (Vec::new(), 0);
+    let (mut first, mut last) = (None, None);
+    letters(raw, |letter| {
+        let is_space = is_space(letter.byte);
+        if is_space && first.is_none() {
+            return;
+        }
+        text.push(letter.byte);
+        if !is_space {
+            length = text.len();
+            first.get_or_insert_with(|| letter.clone());
+            last = Some(letter);
+        }
+    })?;
+    let (Some(first), Some(last)) = (first, last) else {
         return Some(Value { text: Cow::Borrowed(&[]), span: base..base, bridge: Bridge::None });
     };
-    let last = letters.iter().rposition(|letter| !is_space(letter.byte)).unwrap_or(first);
-    let (from, to) = (&letters[first], &letters[last]);
+    text.truncate(length);
     Some(Value {
-        text: letters[first..=last].iter().map(|letter| letter.byte).collect(),
-        span: base + from.raw.start..base + to.raw.end,
-        bridge: Bridge::between(from.cdata, to.cdata),
+        text: Cow::Owned(text),
+        span: base + first.raw.start..base + last.raw.end,
+        bridge: Bridge::between(first.cdata, last.cdata),
     })
 }
 
 /// One byte of a resolved text and the raw bytes that it came from.
+#[derive(Clone)]
 struct Letter {
     byte: u8,
     raw: Range<usize>,
@@ -82,19 +104,16 @@ struct Letter {
 
 /// Resolves content byte by byte. The rare way: only values with a reference, CDATA, comment or
 /// processing instruction come here.
-fn letters(raw: &[u8]) -> Option<Vec<Letter>> {
-    let mut letters = Vec::new();
+fn letters(raw: &[u8], mut each: impl FnMut(Letter)) -> Option<()> {
     let mut at = 0;
     while let Some(&byte) = raw.get(at) {
         let rest = &raw[at..];
         if rest.starts_with(b"<![CDATA[") {
             let start = at + b"<![CDATA[".len();
             let end = start + memchr::memmem::find(&raw[start..], b"]]>")?;
-            letters.extend((start..end).map(|at| Letter {
-                byte: raw[at],
-                raw: at..at + 1,
-                cdata: true,
-            }));
+            for (at, &byte) in (start..end).zip(&raw[start..end]) {
+                each(Letter { byte, raw: at..at + 1, cdata: true });
+            }
             at = end + b"]]>".len();
         } else if rest.starts_with(b"<!--") {
             at += b"<!--".len();
@@ -105,22 +124,20 @@ fn letters(raw: &[u8]) -> Option<Vec<Letter>> {
             let end = at + memchr::memchr(b';', rest)?;
             let resolved = reference(&raw[at + 1..end])?;
             let mut utf8 = [0; 4];
-            letters.extend(resolved.encode_utf8(&mut utf8).bytes().map(|byte| Letter {
-                byte,
-                raw: at..end + 1,
-                cdata: false,
-            }));
+            for byte in resolved.encode_utf8(&mut utf8).bytes() {
+                each(Letter { byte, raw: at..end + 1, cdata: false });
+            }
             at = end + 1;
         } else {
-            letters.push(Letter { byte, raw: at..at + 1, cdata: false });
+            each(Letter { byte, raw: at..at + 1, cdata: false });
             at += 1;
         }
     }
-    Some(letters)
+    Some(())
 }
 
 /// What `&name;` stands for, without a DTD.
-fn reference(name: &[u8]) -> Option<char> {
+pub(super) fn reference(name: &[u8]) -> Option<char> {
     match name {
         b"lt" => Some('<'),
         b"gt" => Some('>'),

@@ -221,10 +221,15 @@ pub fn hidden(
 ) -> Option<(&'static str, String)> {
     ["NO_PROXY", "no_proxy"].into_iter().find_map(|variable| {
         let list = environment(variable)?.into_string().ok()?;
-        let mut entries = list.split(',').map(str::trim);
-        let entry = entries.find(|entry| hosts.iter().any(|host| is_excepted(entry, host)))?;
+        let entry =
+            entries(&list).find(|entry| hosts.iter().any(|host| is_excepted(entry, host)))?;
         Some((variable, entry.to_owned()))
     })
+}
+
+/// The entries of NO_PROXY, which some runtimes take apart at white space too.
+fn entries(list: &str) -> impl Iterator<Item = &str> {
+    list.split(|char: char| char == ',' || char.is_ascii_whitespace()).filter(|it| !it.is_empty())
 }
 
 /// As most runtimes read an entry of NO_PROXY.
@@ -250,10 +255,6 @@ pub fn variables(
     let mut left_out = Vec::new();
     if let Some((variable, entry)) = hidden(hosts, environment) {
         left_out.push(format!("`{entry}` in {variable} leads past the proxy"));
-    }
-    if proxy.basic.is_some() {
-        left_out
-            .push("Java is not led through the proxy: it sends no credentials by itself".into());
     }
     let path = |path: &Path| path.as_os_str().to_owned();
     let appended = |name: &str, between: &str, more: OsString| {
@@ -317,14 +318,16 @@ pub fn variables(
     ));
     if !direct.is_empty() {
         let direct = direct.to_string_lossy();
-        let names = direct.split(',').map(str::trim).filter(|name| !name.is_empty());
-        let names = names.map(|name| match name.strip_prefix('.') {
+        let names = entries(&direct).map(|name| match name.strip_prefix('.') {
             Some(below) => format!("*.{below}"),
             None => name.to_owned(),
         });
         java.push(format!(" -Dhttp.nonProxyHosts={}", names.collect::<Vec<_>>().join("|")));
     }
-    if files.java.as_os_str().as_encoded_bytes().contains(&b'"') {
+    if proxy.basic.is_some() {
+        left_out
+            .push("Java is not led through the proxy: it sends no credentials by itself".into());
+    } else if files.java.as_os_str().as_encoded_bytes().contains(&b'"') {
         let file = files.java.display();
         left_out.push(format!(
             "Java is not led through the proxy: JAVA_TOOL_OPTIONS can name no path with quotes, like {file}"

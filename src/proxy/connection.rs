@@ -239,6 +239,7 @@ where
                 End::Late => {
                     let mut stream = io.into_inner();
                     self.refuse(&mut stream, Error::HeadTimeout, client).await;
+                    linger(&mut stream, true).await;
                     return None;
                 }
                 End::Done(ended) => {
@@ -260,7 +261,9 @@ where
                         let _ = takes.try_send(Box::new(Rewound::new(parts.read_buf, stream)));
                         return None;
                     }
-                    linger(&mut stream, service.end.unread.is_some()).await;
+                    // Behind a head that could not be read, a body may come.
+                    let unread = head.refused().is_some() || service.end.unread.is_some();
+                    linger(&mut stream, unread).await;
                     return None;
                 }
             }

@@ -169,6 +169,12 @@ impl Control {
         self.cut.clone()
     }
 
+    /// Cancelled when it is told to drain or to stop.
+    #[cfg(feature = "ext-proc")]
+    pub(crate) fn draining(&self) -> CancellationToken {
+        self.drain.clone()
+    }
+
     /// Whether it was told to drain or to stop.
     pub fn is_draining(&self) -> bool {
         self.drain.is_cancelled()

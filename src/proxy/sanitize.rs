@@ -266,7 +266,7 @@ pub(crate) fn digests(headers: &HeaderMap) -> impl Iterator<Item = &HeaderName> 
 
 /// The name under which the client knows the proxy.
 pub(crate) fn own_host(headers: &HeaderMap) -> Option<&str> {
-    headers.get(HOST)?.to_str().ok()
+    headers.get(HOST)?.to_str().ok().filter(|host| !host.is_empty())
 }
 
 /// The `charset` of the Content-Type (RFC 9110 section 8.3.2).

@@ -3,6 +3,7 @@
 use std::ffi::OsStr;
 use std::io::Write as _;
 use std::os::unix::ffi::OsStrExt as _;
+use std::path::Path;
 
 use optin_proxy::config::{Config, File, Layers};
 
@@ -323,6 +324,19 @@ fn a_name_of_the_users_own_may_be_quoted_as_in_toml() {
     assert_eq!(config.retry.max_attempts, 7);
     let aliases: Vec<_> = config.resolved.sanitize.aliases.keys().collect();
     assert_eq!(aliases, ["a.b", "c.d"]);
+}
+
+/// Regression: a token in the environment made the port of the shipped file one that was chosen.
+#[test]
+fn who_chooses_a_token_chooses_no_address_for_operators() {
+    let is_required = |name: &str, value: &str| {
+        let mut layers = Layers::default();
+        layers.file(Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/proxy.toml")));
+        layers.environment([(name.into(), value.into())].into_iter());
+        layers.build().expect("valid").admin.required
+    };
+    assert!(!is_required("OPTIN_PROXY_ADMIN__TOKEN", "0123456789abcdef"));
+    assert!(is_required("OPTIN_PROXY_ADMIN__ADDRESS", "127.0.0.1:9901"));
 }
 
 #[test]

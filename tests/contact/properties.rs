@@ -372,7 +372,19 @@ proptest! {
     }
 
     #[test]
-    fn arbitrary_bytes_are_passed_on_or_refused_but_never_panic(body in prop::collection::vec(any::<u8>(), 0..400), update: bool, policy in any_policy()) {
+    fn arbitrary_bytes_are_passed_on_or_refused_but_never_panic(
+        body in prop::collection::vec(any::<u8>(), 0..40),
+        // Of what markup is made of, so that the readers do not stop at the first byte.
+        markup in prop::collection::vec(select(b"<>/&;#!?-[]\"'= \n:xmlnsaContOpIdS9\xe9".to_vec()), 0..400),
+        within: bool,
+        update: bool,
+        policy in any_policy(),
+    ) {
+        let (start, end) = match within {
+            true => (&b"<Contact xmlns='http://ws.constantcontact.com/ns/1.0/'><OptInSource>"[..], &b"</OptInSource></Contact>"[..]),
+            false => (&b"<"[..], &b""[..]),
+        };
+        let body = [start, &markup, &body, end].concat();
         let _ = sanitize(&body.into(), &request(update), &policy);
     }
 

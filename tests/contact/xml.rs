@@ -87,6 +87,11 @@ fn only_values_change_whatever_stands_around_them() {
             let name = "http://ws.constantcontact.com/ns/1.0/";
             body.replace(name, "http://ws.constantcontact.com/ns/1&#46;0/").into_bytes()
         }),
+        ("a namespace of references with zeros before their numbers", {
+            let name = "http://ws.constantcontact.com/ns/1.0/";
+            let written: String = name.bytes().map(|byte| format!("&#x{byte:012X};")).collect();
+            body.replace(name, &written).into_bytes()
+        }),
     ] {
         let Sanitized::Contact(contact) =
             sanitize(&body.clone().into(), &UPDATE, &Policy::default())

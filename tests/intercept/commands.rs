@@ -7,8 +7,9 @@ use std::process::Command;
 use tokio::net::TcpListener;
 
 use crate::support::binary::{Output, Running, command, run_command};
+use crate::support::client::Client;
 use crate::support::origin::{Origin, Reply};
-use crate::support::{answer, no_content};
+use crate::support::{RECIPE, answer, no_content, put};
 
 fn run_in(data: &Path, arguments: &[&str]) -> Output {
     run_command(in_folder(data, arguments), b"")
@@ -109,7 +110,8 @@ fn export_writes_every_format() {
 fn env_says_what_each_runtime_has_to_know() {
     let data = tempfile::tempdir().expect("a folder");
     let mut asked = in_folder(data.path(), &["env", "--proxy", "127.0.0.1:9"]);
-    asked.env("NO_PROXY", "intra.example,.corp").env("JAVA_TOOL_OPTIONS", "-Xmx64m");
+    // Regression: the space was Java's, which did not start.
+    asked.env("NO_PROXY", "intra.example, .corp 10.1.2.3").env("JAVA_TOOL_OPTIONS", "-Xmx64m");
     let output = run_command(asked, b"");
     assert_eq!(output.code, Some(0), "{}", output.stderr);
     let said = text(&output.stdout);
@@ -120,7 +122,10 @@ fn env_says_what_each_runtime_has_to_know() {
         .collect();
     assert_eq!(all["HTTPS_PROXY"], "http://127.0.0.1:9");
     assert_eq!(all["https_proxy"], all["HTTPS_PROXY"]);
-    assert_eq!((all["NO_PROXY"], all["no_proxy"]), ("intra.example,.corp", "intra.example,.corp"));
+    assert_eq!(
+        (all["NO_PROXY"], all["no_proxy"]),
+        ("intra.example, .corp 10.1.2.3", all["NO_PROXY"])
+    );
     let ours = std::fs::read_to_string(data.path().join("optin-proxy/ca.pem")).expect("text");
     let count = |name: &str| {
         let pem = std::fs::read_to_string(all[name]).expect("a file");
@@ -134,7 +139,7 @@ fn env_says_what_each_runtime_has_to_know() {
     }
     let java = all["JAVA_TOOL_OPTIONS"];
     assert!(java.starts_with("-Xmx64m -Dhttps.proxyHost=127.0.0.1 -Dhttps.proxyPort=9 "), "{java}");
-    assert!(java.contains("-Dhttp.nonProxyHosts=intra.example|*.corp "), "{java}");
+    assert!(java.contains("-Dhttp.nonProxyHosts=intra.example|*.corp|10.1.2.3 "), "{java}");
 
     // Regression: options grew with each time that it was asked for.
     let mut again = in_folder(data.path(), &["env", "--proxy", "127.0.0.1:9"]);
@@ -163,6 +168,32 @@ fn env_names_files_whose_paths_need_care_as_each_runtime_wants_it_or_not_at_all(
     let said = text(&output.stdout);
     assert!(said.contains(r#"q\"q\\s"#) && !said.contains("JAVA_TOOL_OPTIONS"), "{said}");
     assert!(output.stderr.contains("Java is not led"), "{}", output.stderr);
+
+    // Regression: each of these had a meaning for who reads it.
+    for (shell, name, written) in [
+        ("k8s", "$(HTTPS_PROXY)$$", "$$(HTTPS_PROXY)$$$$"),
+        ("powershell", "o\u{2019}b'c", "o\u{2019}\u{2019}b''c"),
+        ("sh", "b'c", r"b'\''c"),
+        ("fish", r"b'c\d", r"b\'c\\d"),
+    ] {
+        let files = data.path().join(name);
+        let files = files.to_str().expect("UTF-8");
+        let asked = ["env", "--shell", shell, "--proxy", "127.0.0.1:9", "--files", files];
+        let said = text(&run_in(data.path(), &asked).stdout);
+        assert!(said.contains(&format!("/{written}/bundle.pem")), "{shell}: {said}");
+    }
+}
+
+/// Regression: where the entries had spaces between them, the API was not found among them.
+#[test]
+fn env_warns_of_an_api_that_goes_past_the_proxy() {
+    let data = tempfile::tempdir().expect("a folder");
+    for list in ["x.example,api.constantcontact.com", "x.example api.constantcontact.com", "*"] {
+        let mut asked = in_folder(data.path(), &["env", "--proxy", "127.0.0.1:9"]);
+        asked.env("NO_PROXY", list);
+        let said = run_command(asked, b"").stderr;
+        assert!(said.contains("in NO_PROXY leads past the proxy"), "{list}: {said}");
+    }
 }
 
 #[test]
@@ -172,6 +203,17 @@ fn env_carries_the_proxys_credentials_and_nothing_else_does() {
     let said =
         text(&run_in(data.path(), &["env", "--proxy", "127.0.0.1:9", "--set", secret]).stdout);
     assert!(said.contains("HTTPS_PROXY='http://jo:s3cr3t%40x@127.0.0.1:9'"), "{said}");
+    // Regression: Java was led to a proxy that it has no credentials for.
+    assert!(!said.contains("JAVA_TOOL_OPTIONS"), "{said}");
+    // Regression: they were taken for a part of the host's name, and repeated.
+    for command in [&["env"][..], &["exec"]] {
+        let more = ["--proxy", "http://jo:s3cr3t@127.0.0.1:9", "--", "true"];
+        let arguments = [command, &more[..if command == ["env"] { 2 } else { 4 }]].concat();
+        let refused = run_in(data.path(), &arguments);
+        assert_eq!(refused.code, Some(2), "{}", refused.stderr);
+        assert!(refused.stderr.contains("listen.proxy_auth"), "{}", refused.stderr);
+        assert!(!refused.stderr.contains("s3cr3t"), "{}", refused.stderr);
+    }
     let checked = text(&run_in(data.path(), &["check", "--set", secret]).stdout);
     assert!(!checked.contains("s3cr3t") && checked.contains("(hidden)"), "{checked}");
     let file = data.path().join("secret");
@@ -210,6 +252,26 @@ async fn exec_passes_signals_on() {
     let running = Running::start(&mut in_folder(data.path(), &["exec", "--", "sh", "-c", script]));
     running.signal("TERM");
     assert_eq!(running.finish().0.code(), Some(42));
+}
+
+/// Regression: there was none.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn exec_keeps_the_audit_trail() {
+    let origin = Origin::start([Reply::Write(no_content())]).await;
+    let data = tempfile::tempdir().expect("a folder");
+    let trail = data.path().join("audit.jsonl");
+    let settings =
+        [format!("upstream.url={}", origin.url()), format!("audit.path={}", trail.display())];
+    let script = "trap 'exit 0' TERM; echo listening on ${https_proxy#http://}; while :; do sleep 0.01; done";
+    let running = Running::start(&mut in_folder(
+        data.path(),
+        &["exec", "--set", &settings[0], "--set", &settings[1], "--", "sh", "-c", script],
+    ));
+    let answer = Client::connect(running.address).await.ask(&put(RECIPE)).await;
+    assert_eq!(answer.outcome(), "rewritten");
+    running.signal("TERM");
+    assert_eq!(running.finish().0.code(), Some(0));
+    assert_eq!(std::fs::read_to_string(&trail).expect("a trail").lines().count(), 1);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -165,6 +165,7 @@ async fn what_was_taken_out_added_or_changed_shows() {
         ("changed", [lines[0], lines[1], &forged, lines[3], lines[4]].to_vec(), ":4: "),
         ("doubled", [lines[0], lines[1], lines[1], lines[2]].to_vec(), ":3: "),
         ("swapped", [lines[0], lines[2], lines[1], lines[3]].to_vec(), ":2: "),
+        ("an empty one", [lines[0], "", lines[1]].to_vec(), ":2: "),
         ("foreign", [lines[0], "{\"hello\":1}", lines[1]].to_vec(), ":2: "),
     ] {
         std::fs::write(&spoiled, changed.join("\n") + "\n").expect("ours");

@@ -120,9 +120,6 @@ fn open(path: &Path) -> io::Result<(Option<u64>, u64, Box<dyn Read>)> {
 }
 
 fn take(line: &[u8], path: &Path, number: u64, sums: &mut Sums, chain: Option<&mut Chain>) {
-    if line.is_empty() {
-        return;
-    }
     let parsed = serde_json::from_slice::<Line<'_>>(line);
     if let Some(chain) = chain {
         chain.follow(line, parsed.as_ref().ok().map(|line| line.seq), path, number);

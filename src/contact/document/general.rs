@@ -9,13 +9,15 @@ use std::ops::Range;
 use encoding_rs::{Encoding, UTF_8, WINDOWS_1252};
 use quick_xml::NsReader;
 use quick_xml::errors::{IllFormedError, SyntaxError};
-use quick_xml::escape::unescape;
 use quick_xml::events::attributes::Attributes;
 use quick_xml::events::{BytesDecl, BytesStart, Event};
 use quick_xml::name::{NamespaceResolver, ResolveResult};
 
 use super::walk::{Name, Tag, Walk};
 use super::{Document, NAMESPACE, Uninspectable, is_inspectable_charset, value};
+
+/// How long a reference in a namespace's name is at most, zeros before its number included.
+const LONGEST_REFERENCE: usize = 20;
 
 /// Reads `text`, which stands for `bytes` and starts at `base` in the body. Where it is not the same, `charset` is what the body was
 /// said to be in.
@@ -95,9 +97,29 @@ fn open(
 
 fn is_ours(resolved: &ResolveResult<'_>) -> bool {
     let ResolveResult::Bound(namespace) = resolved else { return false };
-    let name = namespace.as_ref();
-    // quick-xml resolves no references in a namespace's name.
-    name == NAMESPACE || (name.contains('&') && unescape(name).is_ok_and(|it| it == NAMESPACE))
+    names_schema(namespace.as_ref().as_bytes())
+}
+
+/// Whether a namespace's name, in which quick-xml resolves no references, is the contact schema's. Looked at no further than it is
+/// that: it is asked of each element that matters, and may be as long as the body.
+fn names_schema(name: &[u8]) -> bool {
+    let (mut rest, mut expected) = (name, NAMESPACE.as_bytes());
+    while let Some((&byte, behind)) = rest.split_first() {
+        let (letter, behind) = match byte {
+            b'&' => {
+                let end = memchr::memchr(b';', &rest[..rest.len().min(LONGEST_REFERENCE)]);
+                let Some(end) = end else { return false };
+                let Some(letter) = value::reference(&rest[1..end]) else { return false };
+                (letter, &rest[end + 1..])
+            }
+            byte => (char::from(byte), behind),
+        };
+        match expected.split_first() {
+            Some((&next, left)) if char::from(next) == letter => (rest, expected) = (behind, left),
+            _ => return false,
+        }
+    }
+    expected.is_empty()
 }
 
 /// Refuses what would make a tag mean something else than it seems to: a name that is none (a bare

@@ -41,6 +41,9 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// How many exchanges are answered with unless asked otherwise.
 const EXCHANGES: usize = 100;
 
+/// How many at most. More are had by `before`: they are put together where requests are served.
+const MOST: usize = 1_000;
+
 type Answer = Response<Body>;
 
 /// A path that is served.
@@ -360,7 +363,7 @@ impl<'q> Query<'q> {
             let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
             let number = || value.parse().map_err(|_| format!("`{name}` must be a number."));
             match name {
-                "limit" => asked.limit = usize::try_from(number()?).unwrap_or(usize::MAX),
+                "limit" => asked.limit = usize::try_from(number()?).map_or(MOST, |it| it.min(MOST)),
                 "before" => asked.before = Some(number()?),
                 "kind" => asked.kind = Some(value),
                 "outcome" => asked.outcome = Some(value),

@@ -11,7 +11,7 @@ mod writer;
 
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc::{SyncSender, TrySendError, sync_channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
@@ -57,7 +57,9 @@ struct Shared {
     metrics: Arc<Metrics>,
     path: PathBuf,
     /// Lines in the queue, and their bytes.
-    waiting: AtomicUsize,
+    waiting: AtomicU64,
+    /// The file is this process's alone, or is not had alone by anybody.
+    is_ours: AtomicBool,
     held: AtomicUsize,
     /// Lines lost that the trail does not tell of yet.
     untold: AtomicU64,
@@ -131,7 +133,8 @@ impl Audit {
         let shared = Arc::new(Shared {
             metrics,
             path: path.to_owned(),
-            waiting: AtomicUsize::new(0),
+            waiting: AtomicU64::new(0),
+            is_ours: AtomicBool::new(false),
             held: AtomicUsize::new(0),
             untold: AtomicU64::new(0),
             faults: Mutex::default(),
@@ -170,6 +173,7 @@ impl Audit {
         self.shared.waiting.fetch_add(1, Ordering::Relaxed);
         if !fits || self.queue.try_send(Item::Line(line)).is_err() {
             self.shared.taken(length);
+            self.shared.ended(1);
             self.lost();
         }
     }
@@ -188,6 +192,11 @@ impl Audit {
     /// Waits until all lines are on the disk, until then at the latest. What is not written by then is counted
     /// and logged: nobody will write it.
     pub(super) fn flush(&self, deadline: Instant) {
+        // Another process may have the file, and this one nothing for it.
+        let waiting = || self.shared.waiting.load(Ordering::Relaxed);
+        if waiting() == 0 && !self.shared.is_ours.load(Ordering::Relaxed) {
+            return;
+        }
         let (done, all_done) = sync_channel(1);
         let mut item = Item::Flush(done);
         while let Err(TrySendError::Full(again)) = self.queue.try_send(item) {
@@ -198,11 +207,7 @@ impl Audit {
             thread::sleep(TRY_AGAIN);
         }
         if all_done.recv_timeout(deadline.saturating_duration_since(Instant::now())).is_err() {
-            let lines = self.shared.waiting.load(Ordering::Relaxed);
-            // Another process may have the file, and this one nothing for it.
-            if lines == 0 {
-                return;
-            }
+            let lines = waiting();
             let path = self.shared.path.display();
             tracing::error!(%path, lines, "the end came before these lines of the audit trail were written");
         }
@@ -225,10 +230,14 @@ impl Shared {
         self.faults.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A line of so many bytes waits no more.
+    /// A line of so many bytes is in the queue no more.
     fn taken(&self, bytes: usize) {
-        self.waiting.fetch_sub(1, Ordering::Relaxed);
         self.held.fetch_sub(bytes, Ordering::Relaxed);
+    }
+
+    /// So many lines are written, or counted as lost.
+    fn ended(&self, lines: u64) {
+        self.waiting.fetch_sub(lines, Ordering::Relaxed);
     }
 
     fn lost(&self, lines: u64, reason: &'static str) {

@@ -66,6 +66,7 @@ impl Writer {
 
     pub fn run(mut self, lines: &Receiver<Item>) {
         self.take_over();
+        self.shared.is_ours.store(true, Ordering::Relaxed);
         loop {
             let item = match self.unsynced {
                 None => lines.recv().map_err(|_| RecvTimeoutError::Disconnected),
@@ -229,6 +230,7 @@ impl Writer {
                 self.shared.fail(Fault::Write, &error);
             }
         }
+        self.shared.ended(batch.lines);
     }
 
     /// After a fault, what has come into the file of a batch as whole lines. Half a line is taken away: it would spoil the

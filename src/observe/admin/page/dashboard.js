@@ -246,8 +246,8 @@ function shown(exchange) {
 
 /** All that are at hand, the newest first. */
 function known() {
-  const oldest = Math.min(...state.exchanges.map((it) => it.seq));
-  return [...state.exchanges, ...state.older.filter((it) => it.seq < oldest && it.request_id !== state.open)];
+  const at = new Set(state.exchanges.map((it) => it.seq));
+  return [...state.exchanges, ...state.older.filter((it) => !at.has(it.seq))].sort((one, other) => other.seq - one.seq);
 }
 
 /** Shows what the filter asks for: of those at hand at once, and then of all that the proxy has kept. */
