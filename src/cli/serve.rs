@@ -57,7 +57,7 @@ impl Serve {
         let source = Source::new(self.config, Vec::new(), flags);
         let config = Arc::new(source.load()?);
         let level = log::start(&config.log);
-        // While there is one thread: what is taken from the environment is removed from it.
+        // Before any other thread asks for it: what is taken from the environment is removed from it.
         let manager = Manager::meet()?;
         set_process_limits();
         let (ended, journal) = super::block_on(serve(source, config, level, manager))??;

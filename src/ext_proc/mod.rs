@@ -126,15 +126,14 @@ impl Processor {
             let limit = limits.idle_timeout;
             let wire = Gathering::new(Downstream::new(stream, Bytes::new(), limit, Arc::default()));
             let connection = http2.serve_connection(TokioIo::new(wire.clone()), service);
-            // One that comes while it drains, and stays, is served until it is to stop.
+            // A stop drains too. One that comes while it drains, and stays, is served until it is to stop.
             let ends = if control.is_draining() { stop.clone() } else { control.draining() };
-            let stop = stop.clone();
             connections.spawn(async move {
                 let _permit = permit;
                 let mut connection = pin!(connection);
                 let ended = tokio::select! {
                     ended = wire.drive(connection.as_mut()) => ended,
-                    () = async { tokio::select! { () = stop.cancelled() => {} () = ends.cancelled() => {} } } => {
+                    () = ends.cancelled() => {
                         connection.as_mut().graceful_shutdown();
                         wire.drive(connection).await
                     }

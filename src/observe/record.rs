@@ -1,7 +1,7 @@
 //! What is kept of an exchange once it is over: nothing but what may be known of it.
 //!
 //! An exchange hands its material over as it is (`Finished`); turning that into text is done off the request
-//! path. [`Record`] is the text, through the types of [`super::redact`] alone.
+//! path. [`Record`] is the text, through the types of [`super::redact`], but for a target, which has been found to be a host.
 
 use std::time::SystemTime;
 
