@@ -239,7 +239,7 @@ where
                 End::Late => {
                     let mut stream = io.into_inner();
                     self.refuse(&mut stream, Error::HeadTimeout, client).await;
-                    linger(&mut stream, true).await;
+                    self.linger(&mut stream, true).await;
                     return None;
                 }
                 End::Done(ended) => {
@@ -263,7 +263,7 @@ where
                     }
                     // Behind a head that could not be read, a body may come.
                     let unread = head.refused().is_some() || service.end.unread.is_some();
-                    linger(&mut stream, unread).await;
+                    self.linger(&mut stream, unread).await;
                     return None;
                 }
             }
@@ -360,6 +360,38 @@ where
         let _ = timeout(self.protocols.idle, writing).await;
     }
 
+    /// Lets a client that still sends, as it must if something is `unread`, read what it was told, before the connection closes.
+    async fn linger<T: AsyncRead + Unpin>(&self, stream: &mut T, unread: bool) {
+        let mut byte = [0];
+        let more = poll_fn(|cx| {
+            let mut buffer = ReadBuf::new(&mut byte);
+            let polled = Pin::new(&mut *stream).poll_read(cx, &mut buffer);
+            Poll::Ready(match polled.is_ready() {
+                true => !buffer.filled().is_empty(),
+                false => unread,
+            })
+        });
+        if !more.await {
+            return;
+        }
+        let draining = async {
+            // Not in the future, whose room every connection has.
+            let mut buffer = Vec::with_capacity(LINGER_BUFFER);
+            while let Ok(Ok(1..)) = timeout(LINGER_SILENCE, stream.read_buf(&mut buffer)).await {
+                buffer.clear();
+            }
+        };
+        // All is answered, so a stop does not wait for it as long.
+        let stopped = async {
+            self.stop.cancelled().await;
+            sleep(LINGER_SILENCE).await;
+        };
+        tokio::select! {
+            _ = timeout(LINGER, draining) => {}
+            () = stopped => {}
+        }
+    }
+
     async fn http2<T>(&self, stream: T, start: Bytes, peer: Arc<Peer>)
     where
         T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
@@ -389,30 +421,6 @@ where
             tracing::debug!(%error, "connection ended");
         }
     }
-}
-
-/// Lets a client that still sends, as it must if something is `unread`, read what it was told, before the connection closes.
-async fn linger<T: AsyncRead + Unpin>(stream: &mut T, unread: bool) {
-    let mut byte = [0];
-    let more = poll_fn(|cx| {
-        let mut buffer = ReadBuf::new(&mut byte);
-        let polled = Pin::new(&mut *stream).poll_read(cx, &mut buffer);
-        Poll::Ready(match polled.is_ready() {
-            true => !buffer.filled().is_empty(),
-            false => unread,
-        })
-    });
-    if !more.await {
-        return;
-    }
-    let draining = async {
-        // Not in the future, whose room every connection has.
-        let mut buffer = Vec::with_capacity(LINGER_BUFFER);
-        while let Ok(Ok(1..)) = timeout(LINGER_SILENCE, stream.read_buf(&mut buffer)).await {
-            buffer.clear();
-        }
-    };
-    let _ = timeout(LINGER, draining).await;
 }
 
 /// The exchanges of one connection.

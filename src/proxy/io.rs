@@ -377,7 +377,7 @@ impl<T: AsyncRead + Unpin> AsyncRead for Remembering<T> {
         let polled = Pin::new(&mut self.inner).poll_read(cx, buffer);
         if buffer.filled().len() > filled {
             self.history.read();
-        } else if polled.is_ready()
+        } else if matches!(polled, Poll::Ready(Ok(())))
             && let Some(error) = self.broken.take()
         {
             return Poll::Ready(Err(error));

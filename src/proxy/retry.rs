@@ -125,7 +125,7 @@ impl Retry {
             let Some(Verdict::Transient) = answer.verdict else { break };
             let next = spare.as_deref().filter(|it| !carries_nonce(&it.request)).and_then(replica);
             let pause = schedule.pause(attempt, answer.retry_after());
-            let (Some(next), Some(pause)) = (next, pause) else { break };
+            let (Some(mut next), Some(pause)) = (next, pause) else { break };
             if !self.budget.has(retry.budget, retry.budget_floor) {
                 exchange.budget_spent();
                 break;
@@ -144,6 +144,8 @@ impl Retry {
             }
             exchange.attempted();
             let retrying = Retrying::begin(exchange);
+            // What cannot be sent again for that shall meet no other stale connection.
+            next.fresh |= !resends;
             let asking = ask(inner, next, spare.as_deref(), &mut resends);
             match tokio::time::timeout_at(schedule.deadline, asking).await {
                 Ok(Ok(response)) => {

@@ -398,4 +398,12 @@ async fn of_all_attempts_one_is_sent_again_for_a_stale_connection() {
     assert_eq!(answer.status, 400);
     assert_eq!(answer.report(), "findings=0, rewritten=0, attempts=3, outcome=exhausted");
     assert_eq!(origin.requests().len(), 4);
+
+    // Nor does another one take up an attempt: there is none on a connection that was used before.
+    let script = [&script[..], &[Reply::Write(refusal()), Reply::Write(no_content())]].concat();
+    let origin = Origin::start(script).await;
+    let answer = Proxy::before(&origin, &[]).await.ask(&put(BARE)).await;
+    assert_eq!(answer.report(), "findings=0, rewritten=0, attempts=3, outcome=rescued");
+    let connections: Vec<_> = origin.requests().iter().map(|it| it.connection).collect();
+    assert_eq!(connections, [0, 0, 1, 2]);
 }

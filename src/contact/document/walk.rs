@@ -400,9 +400,11 @@ impl<'t> Walk<'t> {
     /// What a value says that is none of the known ones. Two that differ in letters of a legacy charset differ, and each is the same as
     /// if a reference stood for its letters.
     fn other(&self, raw: &[u8], text: &[u8]) -> Spelling {
-        let decoded = self.decoded(raw);
-        let resolved = self.legacy.and_then(|_| value::read(decoded.as_bytes(), 0));
-        let text = resolved.as_ref().map_or(text, |value| &value.text);
+        if self.legacy.is_some()
+            && let Some(value) = value::read(self.decoded(raw).as_bytes(), 0)
+        {
+            return Spelling::Other(String::from_utf8_lossy(&value.text).into());
+        }
         Spelling::Other(String::from_utf8_lossy(text).into())
     }
 

@@ -193,7 +193,7 @@ impl Audit {
     /// and logged: nobody will write it.
     pub(super) fn flush(&self, deadline: Instant) {
         // Another process may have the file, and this one nothing for it.
-        let waiting = || self.shared.waiting.load(Ordering::Relaxed);
+        let waiting = || self.shared.waiting.load(Ordering::Acquire);
         if waiting() == 0 && !self.shared.is_ours.load(Ordering::Relaxed) {
             return;
         }
@@ -237,7 +237,7 @@ impl Shared {
 
     /// So many lines are written, or counted as lost.
     fn ended(&self, lines: u64) {
-        self.waiting.fetch_sub(lines, Ordering::Relaxed);
+        self.waiting.fetch_sub(lines, Ordering::Release);
     }
 
     fn lost(&self, lines: u64, reason: &'static str) {

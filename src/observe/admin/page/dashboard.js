@@ -70,8 +70,9 @@ async function run() {
       state.waiting = 0;
       state.said = null;
       $("token").hidden = true;
+      state.search = "";
       failures = 0;
-      render();
+      await search();
       await follow();
       await listen(count, (name, data) => {
         if (name === "stats") { state.stats = data; renderStats(); }
@@ -250,7 +251,7 @@ function known() {
   return [...state.exchanges, ...state.older.filter((it) => !at.has(it.seq))].sort((one, other) => other.seq - one.seq);
 }
 
-/** Shows what the filter asks for: of those at hand at once, and then of all that the proxy has kept. */
+/** Shows what the filter asks for: of those at hand at once, and then, where it names an outcome or a kind, of all that the proxy has kept. */
 async function search() {
   const { outcome, kind } = Object.fromEntries(new FormData($("filter")));
   const asked = new URLSearchParams({ ...(outcome in BADGES && { outcome }), ...(kind && { kind }) }).toString();
@@ -301,11 +302,11 @@ function place(exchange) {
 
 function renderCount() {
   const all = state.exchanges.length;
-  const of = state.search ? "all that are kept" : `the last ${all}`;
   const visible = $("exchanges").children.length;
   const total = state.stats?.totals.requests ?? 0;
   const parts = [];
-  if (all > 0) parts.push(visible === all ? `The last ${NAMES.format(all)} of ${NAMES.format(Math.max(total, all))}.` : `${visible} of ${of} match.`);
+  if (state.search && !new FormData($("filter")).get("text")) parts.push(`The newest ${visible} that match, of all that are kept.`);
+  else if (all > 0) parts.push(visible === all ? `The last ${NAMES.format(all)} of ${NAMES.format(Math.max(total, all))}.` : `${visible} of the last ${known().length} match.`);
   if (state.paused) parts.push(`Paused; ${state.waiting} new.`);
   if (state.skipped) parts.push(`${NAMES.format(state.skipped)} were too many at once to be listed; all are counted.`);
   $("count").textContent = parts.join(" ");
