@@ -7,7 +7,7 @@ use tokio::net::TcpListener;
 use tokio::time::Instant;
 
 use crate::support::client::Client;
-use crate::support::clock::Clock;
+use crate::support::clock::{Clock, settle};
 use crate::support::origin::{Origin, Reply, read_head};
 use crate::support::proxy::Proxy;
 use crate::support::{BARE, GET, answer, no_content, put, request};
@@ -17,6 +17,13 @@ fn all_but_one(method: &str, path: &str, length: usize) -> Vec<u8> {
     let mut upload = request(method, path, "", &vec![b'x'; length]);
     upload.pop();
     upload
+}
+
+/// A proxy before a server of the test's own.
+async fn before_a_listener() -> (TcpListener, Proxy) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+    let url = format!("http://{}", listener.local_addr().expect("bound"));
+    (listener, Proxy::start(&url, &[]).await)
 }
 
 /// Regression: the connection was closed without a word, and the next request on it lost.
@@ -69,16 +76,13 @@ async fn a_client_that_sends_on_is_listened_to_for_five_seconds_and_a_silent_one
         let refused = client.ask(&all_but_one("TRACE", "/x", 1_000)).await;
         assert_eq!(refused.status, 405);
         let begun = Instant::now();
-        clock
-            .until(async {
-                while proxy.metric("optin_proxy_connections") > 0.0 {
-                    if sends_on {
-                        let _ = client.stream.write_all(b"x").await;
-                    }
-                    tokio::time::sleep(Duration::from_millis(500)).await;
-                }
-            })
-            .await;
+        while proxy.metric("optin_proxy_connections") > 0.0 {
+            if sends_on {
+                let _ = client.stream.write_all(b"x").await;
+            }
+            settle().await;
+            clock.advance(Duration::from_millis(500)).await;
+        }
         assert!(seconds.contains(&begun.elapsed().as_secs()), "{:?}", begun.elapsed());
     }
 }
@@ -86,9 +90,7 @@ async fn a_client_that_sends_on_is_listened_to_for_five_seconds_and_a_silent_one
 /// Regression: the upload that could not be written any more was looked at first, and told as a fault of the API.
 #[tokio::test]
 async fn an_answer_of_an_api_that_reads_no_further_reaches_the_client() {
-    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
-    let url = format!("http://{}", listener.local_addr().expect("bound"));
-    let proxy = Proxy::start(&url, &[]).await;
+    let (listener, proxy) = before_a_listener().await;
     tokio::spawn(async move {
         while let Ok((mut stream, _)) = listener.accept().await {
             // With something unread, its end is a reset.
@@ -114,9 +116,7 @@ async fn an_answer_of_an_api_that_reads_no_further_reaches_the_client() {
 /// What cannot be written is no answer: if none comes, that is told.
 #[tokio::test]
 async fn an_api_that_reads_no_further_and_says_nothing_is_at_fault() {
-    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
-    let url = format!("http://{}", listener.local_addr().expect("bound"));
-    let proxy = Proxy::start(&url, &[]).await;
+    let (listener, proxy) = before_a_listener().await;
     tokio::spawn(async move {
         while let Ok((mut stream, _)) = listener.accept().await {
             let _ = stream.read(&mut [0; 10]).await;
