@@ -1,10 +1,12 @@
 //! What a proxy cannot go below: `relay`, bytes from one socket to another and back by epoll, and nothing else; `hyper`,
-//! requests and answers by the libraries that optin-proxy stands on, with one thread; and `rewrite`, the same with the rewrite
-//! and one more attempt, and with less around it: no timer, no look at the protocol, and hyper-util's client left out.
+//! requests and answers by the libraries that optin-proxy stands on, with one thread; `hyper+rewrite`, the same with the rewrite
+//! and one more attempt, and with less around it: no timer, no look at the protocol, and hyper-util's client left out; and
+//! `httparse+rewrite`, the same without hyper.
 //!
 //! `benches/load/run` puts them beside the others. No proxies for any other use: the relay waits for whoever does not read.
 #![allow(missing_docs, reason = "a program for people")]
 
+mod httparse_rewrite;
 mod hyper_proxy;
 mod hyper_rewrite;
 
@@ -75,10 +77,10 @@ fn main() {
         let listener = tokio::net::TcpListener::from_std(listener).expect("a socket");
         let upstream = upstream.parse().expect("an address");
         let floor = async {
-            if what == "rewrite" {
-                hyper_rewrite::rewrite(listener, upstream).await;
-            } else {
-                hyper_proxy::pass_through(listener, upstream).await;
+            match &**what {
+                "httparse+rewrite" => httparse_rewrite::rewrite(listener, upstream).await,
+                "hyper+rewrite" => hyper_rewrite::rewrite(listener, upstream).await,
+                _ => hyper_proxy::pass_through(listener, upstream).await,
             }
         };
         tokio::select! {

@@ -18,7 +18,15 @@ use optin_proxy::contact::{self, Policy, Sanitized, sanitize};
 use tokio::net::{TcpListener, TcpStream};
 
 /// What every refusal says that is worth another attempt.
-const REFUSAL: &[u8] = b"Status transition";
+pub const REFUSAL: &[u8] = b"Status transition";
+
+/// What is sent for the body of an update.
+pub fn consistent(received: &Bytes, own_host: Option<&str>, policy: &Policy) -> Bytes {
+    match sanitize(received, &contact::Request { update: true, own_host, charset: None }, policy) {
+        Sanitized::Contact(contact) => contact.body,
+        Sanitized::NoContact | Sanitized::Uninspectable(_) => received.clone(),
+    }
+}
 
 #[derive(Clone)]
 struct Upstream {
@@ -70,11 +78,7 @@ impl Upstream {
         let received = body.collect().await.expect("a body").to_bytes();
         head.headers.remove(CONNECTION);
         let own_host = head.headers.get(HOST).and_then(|host| host.to_str().ok());
-        let around = contact::Request { update: true, own_host, charset: None };
-        let sent = match sanitize(&received, &around, &policy) {
-            Sanitized::Contact(contact) => contact.body,
-            Sanitized::NoContact | Sanitized::Uninspectable(_) => received.clone(),
-        };
+        let sent = consistent(&received, own_host, &policy);
         if sent.len() != received.len() {
             head.headers.insert(CONTENT_LENGTH, HeaderValue::from(sent.len()));
         }

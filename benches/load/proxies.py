@@ -222,9 +222,9 @@ def optin_proxy(program, upstream, *settings):
 
 
 def floor(what, origin, program):
-    """What optin-proxy stands on, the least that does its work on that, and what any proxy does."""
+    """What optin-proxy stands on, the least that does its work, on that and without, and what any proxy does."""
     port = free_port()
-    return Server(what, PROXY_CORE, port, [program, what.removeprefix("hyper+"), f"127.0.0.1:{port}", f"127.0.0.1:{origin}"])
+    return Server(what, PROXY_CORE, port, [program, what, f"127.0.0.1:{port}", f"127.0.0.1:{origin}"])
 
 
 class Intercepting(Server):
@@ -265,6 +265,7 @@ def over_http(program, floors, origin):
         optin_proxy(program, f"http://127.0.0.1:{origin}", *AT_ONCE),
         floor("hyper", origin, floors),
         floor("hyper+rewrite", origin, floors),
+        floor("httparse+rewrite", origin, floors),
         # Of each client's connection it makes one to the origin.
         floor("relay", origin, floors),
     ]
