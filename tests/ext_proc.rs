@@ -16,6 +16,7 @@ use tonic::transport::Channel;
 
 use crate::support::binary::{Running, command};
 use crate::support::client::{Client, closed};
+use crate::support::http2::{GOAWAY, Http2};
 use crate::support::{CONTACT, RECIPE, RECIPE_OUT, UNDECLARED};
 
 fn serve(settings: &[&str]) -> Running {
@@ -271,6 +272,25 @@ async fn a_stop_lets_streams_come_to_their_end() {
     let (status, log) = running.finish();
     assert_eq!(status.code(), Some(0));
     assert!(log.contains("\"message\":\"stopped\""), "{log}");
+}
+
+/// Regression: it was not told, and an Envoy asked on until the process was stopped.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_drain_ends_connections_after_what_is_on_them() {
+    let mut running = serve(&[]);
+    let admin = running.admin();
+    let mut client = client(&running).await;
+    let mut asking = Asking::begin(&mut client).await;
+    asking.head(Some(RECIPE.len())).await;
+    let mut silent = Http2::connect(running.address, 65_535).await;
+    let drain = b"POST /drain HTTP/1.1\r\nHost: localhost\r\nContent-Length: 0\r\n\r\n";
+    assert_eq!(Client::connect(admin).await.ask(drain).await.status, 200);
+    let told = silent.next().await.expect("a word before the end");
+    assert_eq!((told.kind, told.code()), (GOAWAY, 0));
+    while silent.next().await.is_some() {}
+    asking.body(RECIPE);
+    assert!(edited(asking.next().await).is_some());
+    assert!(asking.report("204").await.ends_with("outcome=rewritten"));
 }
 
 #[test]

@@ -87,6 +87,23 @@ async fn a_client_that_sends_on_is_listened_to_for_five_seconds_and_a_silent_one
     }
 }
 
+/// Regression: who had been answered and sent on held a stop for the whole of his five seconds.
+#[tokio::test]
+async fn a_stop_waits_for_a_second_for_a_client_that_has_been_answered_and_sends_on() {
+    let mut proxy = Proxy::start("http://127.0.0.1:1", &[]).await;
+    let clock = Clock::hold();
+    let mut client = proxy.client().await;
+    assert_eq!(client.ask(&all_but_one("TRACE", "/x", 1_000)).await.status, 405);
+    let (begun, stopped) = (Instant::now(), proxy.stop());
+    while !stopped.is_finished() {
+        let _ = client.stream.write_all(b"x").await;
+        settle().await;
+        clock.advance(Duration::from_millis(250)).await;
+    }
+    assert_eq!(stopped.await.expect("no panic"), 0, "none is cut");
+    assert!(begun.elapsed() < Duration::from_secs(3), "{:?}", begun.elapsed());
+}
+
 /// Regression: the upload that could not be written any more was looked at first, and told as a fault of the API.
 #[tokio::test]
 async fn an_answer_of_an_api_that_reads_no_further_reaches_the_client() {
