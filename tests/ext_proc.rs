@@ -1,5 +1,7 @@
 //! External processing, as Envoy asks for it: gRPC over a real socket, to the real program.
 
+use std::io::Write;
+
 use envoy_types::pb::envoy::config::core::v3::{HeaderMap, HeaderValue};
 use envoy_types::pb::envoy::extensions::filters::http::ext_proc::v3::processing_mode::BodySendMode;
 use envoy_types::pb::envoy::service::ext_proc::v3::body_mutation::Mutation;
@@ -9,6 +11,8 @@ use envoy_types::pb::envoy::service::ext_proc::v3::processing_response::Response
 use envoy_types::pb::envoy::service::ext_proc::v3::{
     CommonResponse, HttpBody, HttpHeaders, ProcessingRequest, ProcessingResponse,
 };
+use flate2::Compression;
+use flate2::write::GzEncoder;
 use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
 use tokio_stream::wrappers::UnboundedReceiverStream;
 use tonic::Streaming;
@@ -254,6 +258,34 @@ async fn bodies_together_take_no_more_memory_than_the_limit() {
         };
         assert_eq!(edited.expect("another body").0, [RECIPE_OUT, &spaces].concat());
     }
+}
+
+/// Regression: only what came was counted, and packed bodies took a thousand times as much.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_body_unpacks_to_counts_too() {
+    let running = serve(&["sanitize.max_body=100KiB", "limits.max_buffered=100KiB"]);
+    let mut client = client(&running).await;
+    let mut packed = GzEncoder::new(Vec::new(), Compression::best());
+    packed.write_all(&[RECIPE, &vec![b' '; 60 * 1024]].concat()).expect("memory");
+    let body = packed.finish().expect("memory");
+    let fields = [
+        (":method", "PUT"),
+        (":path", CONTACT),
+        ("content-type", "application/atom+xml"),
+        ("content-encoding", "gzip"),
+    ];
+    let mut asked = Vec::new();
+    for _ in 0..2 {
+        let mut asking = Asking::begin(&mut client).await;
+        asking.send(Ask::RequestHeaders(head(fields)));
+        assert!(matches!(asking.next().await, Some(Answer::RequestHeaders(_))));
+        asking.body(&body);
+        asked.push((asking.next().await, asking));
+    }
+    let [(first, _held), (second, _)] = &asked[..] else { panic!("two") };
+    assert!(matches!(first, Some(Answer::RequestBody(_))), "{first:?}");
+    let Some(Answer::ImmediateResponse(refusal)) = second else { panic!("{second:?}") };
+    assert_eq!(refusal.status.as_ref().expect("one").code, 503);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -22,7 +22,7 @@ use envoy_types::pb::envoy::service::ext_proc::v3::processing_response::Response
 use envoy_types::pb::envoy::service::ext_proc::v3::{
     HttpBody, HttpHeaders, ProcessingRequest, ProcessingResponse, ProtocolConfiguration,
 };
-use http::header::CONTENT_LENGTH;
+use http::header::{CONTENT_ENCODING, CONTENT_LENGTH};
 use http::{HeaderMap, HeaderName};
 use hyper::body::Incoming;
 use hyper::server::conn::http2;
@@ -299,20 +299,28 @@ impl Conversation {
         if let Some(begun) = &mut self.exchange {
             begun.update = None;
         }
-        // As long as the record of it may need the body.
-        if let Some(bytes) = self.held.as_ref().and_then(|held| held.hand_over()) {
-            exchange.holds_bytes(bytes);
-        }
         let received = Bytes::from(body.body);
         let mut found = if body.end_of_stream || self.is_whole(mode) {
             look(&received, &headers, own_host(&headers), update, &self.config)
         } else {
             Found::Uninspectable(Uninspectable::TooLarge)
         };
-        let edited = match &mut found {
-            Found::Contact { edited, .. } => edited.take(),
-            _ => None,
+        let is_packed = headers.contains_key(CONTENT_ENCODING);
+        let (edited, unpacked) = match &mut found {
+            Found::Contact { edited, original, .. } if is_packed => (edited.take(), original.len()),
+            Found::Contact { edited, .. } => (edited.take(), 0),
+            _ => (None, 0),
         };
+        if let Some(held) = &self.held {
+            let has_room = held.take(unpacked);
+            // As long as the record of it may need the body.
+            if let Some(bytes) = held.hand_over() {
+                exchange.holds_bytes(bytes);
+            }
+            if !has_room {
+                return self.no_room().unwrap_or_else(|| messages::go_on(Answer::RequestBody));
+            }
+        }
         if let Err(error) = found.report(&exchange, &self.config) {
             return self.refuse(&error);
         }
@@ -338,13 +346,7 @@ impl Conversation {
         // It is said once.
         update.take()?;
         if self.held.as_ref().is_some_and(|held| held.is_full()) {
-            let error = Error::TooMuchBuffered(self.config.limits.max_buffered);
-            if self.only_watches {
-                // Envoy goes on by itself; that nobody looked must not go unsaid.
-                line.exchange.failed(error.problem().name, &error);
-                return None;
-            }
-            return Some(self.refuse(&error));
+            return self.no_room();
         }
         if status.code() == Code::OutOfRange {
             // There is no way to answer any more, whatever is to become of it.
@@ -352,6 +354,19 @@ impl Conversation {
             let _ = found.report(&line.exchange, &self.config);
         }
         None
+    }
+
+    /// Refuses a body, unless nobody waits for an answer.
+    fn no_room(&mut self) -> Option<ProcessingResponse> {
+        let error = Error::TooMuchBuffered(self.config.limits.max_buffered);
+        if self.only_watches {
+            // Envoy goes on by itself; that nobody looked must not go unsaid.
+            if let Some(Begun { line, .. }) = &self.exchange {
+                line.exchange.failed(error.problem().name, &error);
+            }
+            return None;
+        }
+        Some(self.refuse(&error))
     }
 
     /// Adds the report to an answer's head.

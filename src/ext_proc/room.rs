@@ -50,8 +50,8 @@ impl Held {
         self.state().is_full
     }
 
-    /// Takes so many bytes more, if there are some.
-    fn take(&self, bytes: usize) -> bool {
+    /// Takes so many bytes more of a body, if there are some.
+    pub fn take(&self, bytes: usize) -> bool {
         let mut state = self.state();
         if !state.awaits {
             return true;

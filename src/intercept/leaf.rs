@@ -1,13 +1,18 @@
 //! Certificates for the hosts that are intercepted, made when first asked for and again before they end.
 
+use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use arc_swap::ArcSwapOption;
 use rustix::fs::Access;
 use rustls::ServerConfig;
 use rustls::server::{ClientHello, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
+use tokio::sync::Mutex;
+use tokio::task::spawn_blocking;
+use tokio::time::timeout;
 
 use super::ca::{Authority, CaError, NEARLY_OVER};
 use super::host::Host;
@@ -15,14 +20,19 @@ use super::host::Host;
 /// A leaf is made anew when so little is left of it.
 const RENEWED_BEFORE: Duration = Duration::from_secs(2 * 24 * 60 * 60);
 
+/// The longest wait for the authority's files, and for whoever reads them already.
+const PATIENCE: Duration = Duration::from_secs(10);
+
 /// The TLS side of every host that is intercepted.
 pub(crate) struct Leaves {
     folder: Option<PathBuf>,
     hosts: Vec<Host>,
     /// Opened when first needed: who uses the proxy as a base URL never needs it.
-    authority: Mutex<Option<Arc<Authority>>>,
-    /// One for each of `hosts`, so that hosts do not wait for each other.
-    minted: Vec<Mutex<Option<Minted>>>,
+    authority: ArcSwapOption<Authority>,
+    /// One for each of `hosts`.
+    minted: Vec<ArcSwapOption<Minted>>,
+    /// One reads files and makes what is missing, for all who wait: if the file system hangs, it takes one thread.
+    making: Arc<Mutex<()>>,
 }
 
 struct Minted {
@@ -34,30 +44,61 @@ struct Minted {
 
 impl Leaves {
     pub fn new(folder: Option<PathBuf>, hosts: Vec<Host>) -> Self {
-        let minted = hosts.iter().map(|_| Mutex::default()).collect();
-        Self { folder, hosts, authority: Mutex::default(), minted }
+        let minted = hosts.iter().map(|_| ArcSwapOption::empty()).collect();
+        Self { folder, hosts, authority: ArcSwapOption::empty(), minted, making: Arc::default() }
     }
 
     /// What is needed to accept TLS as `host`, which is one of those to intercept. Reads files the
-    /// first time, and makes a certificate when one is due: some tens of microseconds.
+    /// first time, and makes a certificate when one is due.
     ///
     /// # Errors
-    /// If there is no usable authority. The next call tries again.
-    pub fn config(&self, host: &Host, now: SystemTime) -> Result<Arc<ServerConfig>, CaError> {
-        let position = self.hosts.iter().position(|it| it == host);
-        let position = position.ok_or_else(|| CaError::Make(format!("{host} is not ours")))?;
-        // Whoever holds the lock mints for all who wait. What it guards is written in one step, so a
-        // poisoned lock is as good as any.
-        let mut minted = self.minted[position].lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(Minted { config, at, not_after }) = &*minted
-            && *at <= now
-            && now + RENEWED_BEFORE < *not_after
-        {
-            return Ok(Arc::clone(config));
+    /// If there is no usable authority, or its files cannot be read in time. The next call tries again.
+    pub async fn config(
+        self: &Arc<Self>,
+        host: &Host,
+        now: SystemTime,
+    ) -> Result<Arc<ServerConfig>, CaError> {
+        let place = self.hosts.iter().position(|it| it == host);
+        let place = place.ok_or_else(|| CaError::Make(format!("{host} is not ours")))?;
+        if let Some(kept) = self.kept(place, now) {
+            return Ok(kept);
         }
-        let (config, not_after) = self.mint(host, now)?;
-        *minted = Some(Minted { config: Arc::clone(&config), at: now, not_after });
-        Ok(config)
+        self.make(move |leaves| {
+            // Whoever was before may have made it.
+            if let Some(kept) = leaves.kept(place, now) {
+                return Ok(kept);
+            }
+            let made = Arc::new(leaves.mint(&leaves.hosts[place], now)?);
+            leaves.minted[place].store(Some(Arc::clone(&made)));
+            Ok(Arc::clone(&made.config))
+        })
+        .await
+    }
+
+    fn kept(&self, place: usize, now: SystemTime) -> Option<Arc<ServerConfig>> {
+        let minted = self.minted[place].load();
+        let Minted { config, at, not_after } = &**minted.as_ref()?;
+        (*at <= now && now + RENEWED_BEFORE < *not_after).then(|| Arc::clone(config))
+    }
+
+    /// Does what may take as long as the file system does, where no other task has to wait for it.
+    async fn make<T: Send + 'static>(
+        self: &Arc<Self>,
+        work: impl FnOnce(&Self) -> Result<T, CaError> + Send + 'static,
+    ) -> Result<T, CaError> {
+        let leaves = Arc::clone(self);
+        let making = async {
+            let one = Arc::clone(&self.making).lock_owned().await;
+            let made = spawn_blocking(move || {
+                let _until_it_ends = one;
+                work(&leaves)
+            });
+            made.await.map_err(|error| CaError::Make(error.to_string()))?
+        };
+        timeout(PATIENCE, making).await.unwrap_or_else(|_| {
+            let path = self.folder.clone().unwrap_or_default();
+            Err(CaError::File { path, error: io::ErrorKind::TimedOut.into() })
+        })
     }
 
     /// Whether these are the hosts, and this is the folder.
@@ -81,18 +122,20 @@ impl Leaves {
 
     /// When the authority that is in use ends.
     pub fn not_after(&self) -> Option<SystemTime> {
-        let authority = self.authority.lock().unwrap_or_else(PoisonError::into_inner);
-        authority.as_ref().map(|authority| authority.not_after())
+        self.authority.load().as_ref().map(|authority| authority.not_after())
     }
 
     /// The authority, opened if it is not yet.
     ///
     /// # Errors
-    /// If it cannot be used.
-    pub fn authority(&self) -> Result<Arc<Authority>, CaError> {
-        let mut authority = self.authority.lock().unwrap_or_else(PoisonError::into_inner);
+    /// If it cannot be used, or its files cannot be read in time.
+    pub async fn authority(self: &Arc<Self>) -> Result<Arc<Authority>, CaError> {
+        self.make(Self::open).await
+    }
+
+    fn open(&self) -> Result<Arc<Authority>, CaError> {
         // One that has ended may have been replaced by now; if not, opening it says so.
-        if let Some(authority) = &*authority
+        if let Some(authority) = &*self.authority.load()
             && SystemTime::now() < authority.not_after()
         {
             return Ok(Arc::clone(authority));
@@ -107,16 +150,12 @@ impl Leaves {
                 "the certificate authority ends soon: move its folder away, run `optin-proxy ca init`, restart `serve`, and let clients trust the new one"
             );
         }
-        *authority = Some(Arc::clone(&opened));
+        self.authority.store(Some(Arc::clone(&opened)));
         Ok(opened)
     }
 
-    fn mint(
-        &self,
-        host: &Host,
-        now: SystemTime,
-    ) -> Result<(Arc<ServerConfig>, SystemTime), CaError> {
-        let leaf = self.authority()?.mint(host, now)?;
+    fn mint(&self, host: &Host, now: SystemTime) -> Result<Minted, CaError> {
+        let leaf = self.open()?.mint(host, now)?;
         let fault = |error: rustls::Error| CaError::Make(error.to_string());
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
         let certified = CertifiedKey::from_der(leaf.chain, leaf.key, &provider).map_err(fault)?;
@@ -127,7 +166,7 @@ impl Leaves {
             .with_no_client_auth()
             .with_cert_resolver(Arc::new(resolver));
         config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
-        Ok((Arc::new(config), leaf.not_after))
+        Ok(Minted { config: Arc::new(config), at: now, not_after: leaf.not_after })
     }
 }
 
@@ -161,47 +200,48 @@ impl ResolvesServerCert for Resolver {
 mod tests {
     use super::*;
 
-    fn leaves() -> (tempfile::TempDir, Leaves) {
+    fn leaves() -> (tempfile::TempDir, Arc<Leaves>) {
         let folder = tempfile::tempdir().expect("a folder");
         let hosts = vec!["api.example".parse().expect("a host")];
         let leaves = Leaves::new(Some(folder.path().join("ca")), hosts);
-        (folder, leaves)
+        (folder, Arc::new(leaves))
     }
 
-    #[test]
-    fn a_leaf_is_kept_until_two_days_before_its_end() {
+    #[tokio::test]
+    async fn a_leaf_is_kept_until_two_days_before_its_end() {
         let (_folder, leaves) = leaves();
         let host = "api.example".parse().expect("a host");
         let now = SystemTime::now();
-        let first = leaves.config(&host, now).expect("a leaf");
+        let first = leaves.config(&host, now).await.expect("a leaf");
         let day = Duration::from_secs(24 * 60 * 60);
-        let kept = leaves.config(&host, now + 5 * day - Duration::from_secs(1)).expect("a leaf");
+        let last = now + 5 * day - Duration::from_secs(1);
+        let kept = leaves.config(&host, last).await.expect("a leaf");
         assert!(Arc::ptr_eq(&first, &kept));
-        let renewed = leaves.config(&host, now + 5 * day).expect("a leaf");
+        let renewed = leaves.config(&host, now + 5 * day).await.expect("a leaf");
         assert!(!Arc::ptr_eq(&first, &renewed));
     }
 
     /// Regression: until its end or a restart, clients were served one that was not valid yet.
-    #[test]
-    fn a_leaf_that_was_made_by_a_clock_that_was_ahead_is_made_anew() {
+    #[tokio::test]
+    async fn a_leaf_that_was_made_by_a_clock_that_was_ahead_is_made_anew() {
         let (_folder, leaves) = leaves();
         let host = "api.example".parse().expect("a host");
         let now = SystemTime::now();
-        let ahead = leaves.config(&host, now + Duration::from_secs(3600)).expect("a leaf");
-        assert!(!Arc::ptr_eq(&ahead, &leaves.config(&host, now).expect("a leaf")));
+        let ahead = leaves.config(&host, now + Duration::from_secs(3600)).await.expect("a leaf");
+        assert!(!Arc::ptr_eq(&ahead, &leaves.config(&host, now).await.expect("a leaf")));
     }
 
-    #[test]
-    fn many_who_ask_at_once_get_one_leaf() {
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn many_who_ask_at_once_get_one_leaf() {
         let (_folder, leaves) = leaves();
         let host: Host = "api.example".parse().expect("a host");
         let now = SystemTime::now();
-        let configs: Vec<_> = std::thread::scope(|scope| {
-            let asking: Vec<_> = (0..16)
-                .map(|_| scope.spawn(|| leaves.config(&host, now).expect("a leaf")))
-                .collect();
-            asking.into_iter().map(|thread| thread.join().expect("no panic")).collect()
-        });
+        let mut asking = tokio::task::JoinSet::new();
+        for _ in 0..16 {
+            let (leaves, host) = (Arc::clone(&leaves), host.clone());
+            asking.spawn(async move { leaves.config(&host, now).await.expect("a leaf") });
+        }
+        let configs = asking.join_all().await;
         assert!(configs.iter().all(|config| Arc::ptr_eq(config, &configs[0])));
     }
 }

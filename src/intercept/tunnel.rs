@@ -4,11 +4,12 @@
 use std::io;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::{Buf, Bytes};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio_util::io::{InspectReader, InspectWriter};
 
 /// How a tunnel ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -40,7 +41,8 @@ where
     A: AsyncRead + AsyncWrite + Unpin,
     B: AsyncRead + AsyncWrite + Unpin,
 {
-    let mut client = Watched { inner: client, traffic };
+    let sent = InspectReader::new(client, |bytes| Traffic::count(&traffic.sent, bytes));
+    let mut client = InspectWriter::new(sent, |bytes| Traffic::count(&traffic.received, bytes));
     tokio::select! {
         copied = tokio::io::copy_bidirectional_with_sizes(&mut client, &mut server, BUFFER, BUFFER) => match copied {
             Ok(_) => End::Closed,
@@ -71,6 +73,10 @@ impl Traffic {
         self.received.load(Ordering::Relaxed)
     }
 
+    fn count(passed: &AtomicU64, bytes: &[u8]) {
+        passed.fetch_add(bytes.len() as u64, Ordering::Relaxed);
+    }
+
     fn total(&self) -> u64 {
         self.sent() + self.received()
     }
@@ -91,46 +97,6 @@ impl Traffic {
 /// How often a tunnel is looked at in the time that it may be silent.
 const LOOKS: u32 = 8;
 
-/// The client's side of a tunnel: what is read from it was sent, what is written to it received.
-struct Watched<'t, T> {
-    inner: T,
-    traffic: &'t Traffic,
-}
-
-impl<T: AsyncRead + Unpin> AsyncRead for Watched<'_, T> {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buffer: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        let filled = buffer.filled().len();
-        ready!(Pin::new(&mut self.inner).poll_read(cx, buffer))?;
-        let read = buffer.filled().len() - filled;
-        self.traffic.sent.fetch_add(read as u64, Ordering::Relaxed);
-        Poll::Ready(Ok(()))
-    }
-}
-
-impl<T: AsyncWrite + Unpin> AsyncWrite for Watched<'_, T> {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bytes: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        let written = ready!(Pin::new(&mut self.inner).poll_write(cx, bytes))?;
-        self.traffic.received.fetch_add(written as u64, Ordering::Relaxed);
-        Poll::Ready(Ok(written))
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.inner).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.inner).poll_shutdown(cx)
-    }
-}
-
 /// A stream some of whose first bytes were read already.
 #[derive(Debug)]
 pub(crate) struct Rewound<T> {
@@ -140,6 +106,8 @@ pub(crate) struct Rewound<T> {
 
 impl<T> Rewound<T> {
     pub fn new(start: Bytes, inner: T) -> Self {
+        // Empty, it would still keep the buffer that it is of.
+        let start = if start.is_empty() { Bytes::new() } else { start };
         Self { start, inner }
     }
 }
@@ -156,6 +124,9 @@ impl<T: AsyncRead + Unpin> AsyncRead for Rewound<T> {
         let fits = self.start.len().min(buffer.remaining());
         buffer.put_slice(&self.start[..fits]);
         self.start.advance(fits);
+        if self.start.is_empty() {
+            self.start = Bytes::new();
+        }
         Poll::Ready(Ok(()))
     }
 }
@@ -239,5 +210,18 @@ mod tests {
         let mut rewound = Rewound::new(Bytes::from_static(b"hello "), near);
         rewound.read_to_string(&mut text).await.expect("it ends");
         assert_eq!(text, "hello world");
+    }
+
+    /// Regression: a tunnel kept the whole head of its CONNECT for as long as it lasted.
+    #[tokio::test]
+    async fn what_was_read_is_not_kept() {
+        let head = Bytes::from(vec![b'x'; 100]);
+        let empty = Rewound::new(head.slice(100..), tokio::io::empty());
+        assert!(head.is_unique());
+        drop(empty);
+        let mut read = Rewound::new(head.slice(99..), tokio::io::empty());
+        assert!(!head.is_unique());
+        read.read_exact(&mut [0]).await.expect("one byte");
+        assert!(head.is_unique());
     }
 }

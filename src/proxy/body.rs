@@ -17,6 +17,7 @@ use hyper::body::Incoming;
 use tokio::time::{Instant, Sleep};
 
 use super::gathered::Gathered;
+use super::headers::strip_trailers;
 use super::room::Share;
 use super::wakes;
 
@@ -309,6 +310,12 @@ impl http_body::Body for Streaming {
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         let this = &mut *self;
         if let Poll::Ready(frame) = wakes::take(&mut this.incoming, cx) {
+            let frame = frame.map(|frame| frame.map(end_to_end));
+            // Behind trailers, nothing comes, and nobody asks.
+            let is_last = match &frame {
+                Some(frame) => frame.as_ref().is_ok_and(Frame::is_trailers),
+                None => true,
+            };
             let silence = this.silence.take();
             if let Some(rate) = &mut this.rate {
                 rate.waited += silence.map_or(Duration::ZERO, |silence| silence.since.elapsed());
@@ -320,7 +327,7 @@ impl http_body::Body for Streaming {
                 progress.made();
             }
             if let Some(unread) = &this.unread
-                && (frame.is_none() || this.incoming.is_end_stream())
+                && (is_last || this.incoming.is_end_stream())
             {
                 unread.set(false);
             }
@@ -352,6 +359,17 @@ impl http_body::Body for Streaming {
 
     fn size_hint(&self) -> SizeHint {
         self.incoming.size_hint()
+    }
+}
+
+/// Of trailers, what is meant for more than one connection.
+fn end_to_end(frame: Frame<Bytes>) -> Frame<Bytes> {
+    match frame.into_trailers() {
+        Ok(mut trailers) => {
+            strip_trailers(&mut trailers);
+            Frame::trailers(trailers)
+        }
+        Err(data) => data,
     }
 }
 

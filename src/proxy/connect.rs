@@ -177,11 +177,13 @@ impl Connect {
             let open = peer.open.beside(permit.map_err(|_| Error::TooManyConnections)?);
             *peer = Arc::new(Peer { open: Arc::new(open), ..Peer::clone(peer) });
         }
-        let agent = request.headers().get(USER_AGENT).cloned();
+        // A copy: the field is a part of the whole head, which a tunnel must not keep.
+        let agent = request.headers().get(USER_AGENT);
+        let agent = agent.and_then(|it| HeaderValue::from_bytes(it.as_bytes()).ok());
         let (takes_over, stream) = mpsc::channel(1);
         match way {
             Way::Intercept => {
-                let config = self.leaves.config(&target.host, SystemTime::now())?;
+                let config = self.leaves.config(&target.host, SystemTime::now()).await?;
                 exchange.decided(Decision::Intercepted);
                 let handshake = Handshake {
                     config,

@@ -31,8 +31,8 @@ use tokio::time::{Instant, sleep, sleep_until, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
 
 use self::first::{PREFACE, first_bytes};
-use self::protocols::Protocols;
 pub(super) use self::protocols::Served;
+use self::protocols::{Protocols, breach};
 use super::body::{Body, Unread};
 use super::connect::{Peer, Stream};
 use super::error::Error;
@@ -396,6 +396,7 @@ where
     where
         T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
+        let client = peer.address;
         let io = Downstream::new(stream, start, self.protocols.idle, Arc::default());
         let streams = Activity::new();
         let service = self.exchanges(peer, Some(Arc::clone(&streams)));
@@ -417,7 +418,11 @@ where
                 connection.await
             }
         };
-        if let Err(error) = ended {
+        let Err(error) = ended else { return };
+        if let Some(reason) = breach(&error) {
+            self.metrics.malformed.inc();
+            tracing::warn!(%client, error = %reason, "what came is no HTTP/2: its connection is closed");
+        } else {
             tracing::debug!(%error, "connection ended");
         }
     }

@@ -135,10 +135,10 @@ impl Control {
     /// The certificate authority, made if there is none yet.
     ///
     /// # Errors
-    /// If it cannot be used.
-    pub fn authority(&self) -> Result<Arc<Authority>, CaError> {
+    /// If it cannot be used, or its files cannot be read in time.
+    pub async fn authority(&self) -> Result<Arc<Authority>, CaError> {
         let leaves = Arc::clone(&self.wanted.borrow().leaves);
-        leaves.authority()
+        leaves.authority().await
     }
 
     /// When the certificate authority ends, if there is one.

@@ -407,7 +407,7 @@ impl Problem {
         let mut response = document(*status, name, title, detail, token).map(Body::Buffered);
         let headers = response.headers_mut();
         if self.status == StatusCode::METHOD_NOT_ALLOWED {
-            let allowed = "GET, HEAD, POST, PUT, DELETE, OPTIONS, CONNECT";
+            let allowed = "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS, CONNECT";
             headers.insert(ALLOW, HeaderValue::from_static(allowed));
         }
         if self.name == "overloaded" {

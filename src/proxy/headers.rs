@@ -8,14 +8,14 @@ use http::header::{
     TRANSFER_ENCODING, VIA,
 };
 use http::uri::Authority;
-use http::{HeaderMap, HeaderName, HeaderValue, Method, Response, Version};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode, Version};
 use http_body::Body as _;
 
 use super::body::Body;
 use super::call::Call;
 use super::error::Error;
 use super::stage::{Handle, Stage};
-use crate::config::Config;
+use crate::config::{Config, Upstream};
 
 /// How the message came here, and the pseudonym of RFC 9110 section 7.6.3: a vendor need not learn
 /// internal names.
@@ -86,13 +86,16 @@ where
 
         *response.version_mut() = Version::HTTP_11;
         let answered = strip_hop_by_hop(response.headers_mut());
+        // RFC 9110 section 8.6: some clients take it for a mistake, whatever it says.
+        if response.status() == StatusCode::NO_CONTENT {
+            response.headers_mut().remove(CONTENT_LENGTH);
+        }
         if answered.has_trailer && !asked.takes_trailers {
             response.headers_mut().remove(TRAILER);
         }
         if let Some(downstream) = downstream.filter(|_| answered.has_location) {
-            let upstream = &self.config.upstream.authority;
             for name in [LOCATION, CONTENT_LOCATION] {
-                relocate(response.headers_mut(), &name, upstream, &downstream);
+                relocate(response.headers_mut(), &name, &self.config.upstream, &downstream);
             }
         }
         Ok(response)
@@ -207,6 +210,12 @@ fn strip_hop_by_hop(headers: &mut HeaderMap) -> Seen {
     seen
 }
 
+/// Takes out of trailers what is meant for this connection only, or says how long a message is.
+pub(super) fn strip_trailers(trailers: &mut HeaderMap) {
+    strip_hop_by_hop(trailers);
+    trailers.remove(CONTENT_LENGTH);
+}
+
 /// Fields that `Connection` may not take away: without them the message would mean something else.
 fn is_end_to_end(name: &HeaderName) -> bool {
     [
@@ -223,7 +232,7 @@ fn is_end_to_end(name: &HeaderName) -> bool {
 fn relocate(
     headers: &mut HeaderMap,
     name: &HeaderName,
-    upstream: &Authority,
+    upstream: &Upstream,
     downstream: &HeaderValue,
 ) {
     let Some(location) = headers.get(name).and_then(|value| value.to_str().ok()) else { return };
@@ -235,9 +244,13 @@ fn relocate(
 }
 
 /// What follows the origin in `location`, if that is the upstream's. The API names itself by http even
-/// where it was asked by https, so either scheme will do.
-fn below_origin<'l>(location: &'l str, upstream: &Authority) -> Option<&'l str> {
-    let (scheme, rest) = location.split_once("://")?;
+/// where it was asked by https, so either scheme will do. Without one, it is that by which it was asked.
+fn below_origin<'l>(location: &'l str, upstream: &Upstream) -> Option<&'l str> {
+    let (scheme, rest) = match location.strip_prefix("//") {
+        Some(rest) => (upstream.scheme.as_str(), rest),
+        None => location.split_once("://")?,
+    };
+    let upstream = &upstream.authority;
     let default_port = match scheme.to_ascii_lowercase().as_str() {
         "http" => 80,
         "https" => 443,

@@ -170,7 +170,8 @@ impl http_body::Body for Observed {
         match &polled {
             Poll::Ready(Some(Ok(frame))) => {
                 self.line.sent += frame.data_ref().map_or(0, |data| data.len() as u64);
-                self.line.complete = self.body.is_end_stream();
+                // Nobody asks for what is behind trailers.
+                self.line.complete = frame.is_trailers() || self.body.is_end_stream();
             }
             Poll::Ready(None) => self.line.complete = true,
             Poll::Ready(Some(Err(error))) => {
@@ -204,15 +205,16 @@ where
     async fn handle(&self, call: Box<Call>, inner: &S) -> Result<Response<Body>, Infallible> {
         let (request, exchange) = (&call.request, Arc::clone(&call.exchange));
         let to_head = request.method() == Method::HEAD;
-        // What follows a CONNECT that is refused may be meant for the tunnel, and is no request.
-        let closes = request.method() == Method::CONNECT && request.version() < Version::HTTP_2;
+        let is_connect = request.method() == Method::CONNECT;
+        let is_http1 = request.version() < Version::HTTP_2;
         Ok(match inner.handle(call).await {
             Ok(response) => response,
             Err(error) => {
                 let problem = error.problem();
                 exchange.failed(problem.name, &error);
                 let mut response = problem.into_response();
-                if closes {
+                // What follows may be meant for the tunnel, or for content of another length, and is no request.
+                if is_http1 && (is_connect || matches!(error, Error::LookAlike)) {
                     response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
                 }
                 // hyper drops a body to HEAD on HTTP/1 only.

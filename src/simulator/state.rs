@@ -267,8 +267,14 @@ impl State {
         };
         let mut feed = begin_feed("contacts", found.get(PAGE).map(|(next, _)| **next));
         for (id, contact) in found.iter().take(PAGE) {
-            let source = format!("\n      <OptInSource>{}</OptInSource>", contact.source);
-            feed.push_str(&entry(**id, contact, &source, "<entry>"));
+            // Which of the lists' times it is: assumed.
+            let since = contact.lists.iter().map(|it| it.since).min().unwrap_or(contact.updated);
+            let opted_in = format!(
+                "\n      <OptInSource>{}</OptInSource>\n      <OptInTime>{}</OptInTime>",
+                contact.source,
+                time(since)
+            );
+            feed.push_str(&entry(**id, contact, &opted_in, "<entry>"));
         }
         feed.push_str("</feed>\n");
         Ok(feed)

@@ -109,6 +109,7 @@ async fn a_detail_has_list_sources_only_and_a_feed_contact_sources_only() {
     )
     .expect("UTF-8");
     assert_eq!((feed.matches("<entry>").count(), feed.matches("<OptInSource>").count()), (1, 1));
+    assert_eq!(feed.matches("<OptInTime>").count(), 1);
     assert!(!feed.contains("ContactList"));
     roxmltree::Document::parse(&detail).expect("XML");
     roxmltree::Document::parse(&feed).expect("XML");

@@ -1,6 +1,7 @@
 //! The API's host, opened: its requests take the same way as all others.
 
 use std::net::SocketAddr;
+use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -8,13 +9,14 @@ use optin_proxy::intercept::{Host, ca as authority};
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::time::Instant;
 use tokio_rustls::client::TlsStream;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
 use super::API;
 use crate::support::binary::{Running, command};
 use crate::support::client::{Client, closed};
-use crate::support::clock::Clock;
+use crate::support::clock::{Clock, settle};
 use crate::support::origin::{Origin, Reply};
 use crate::support::proxy::Proxy;
 use crate::support::tls::{Authority, connect, connect_with};
@@ -391,6 +393,33 @@ async fn without_a_usable_authority_the_api_is_refused_and_base_urls_are_served(
     assert_eq!((refused.status, refused.problem()), (503, "ca-unavailable".to_owned()));
     assert!(!String::from_utf8_lossy(&refused.body).contains("/proc"), "paths are the operator's");
     assert_eq!(proxy.ask(&request("PUT", CONTACT, "", RECIPE)).await.outcome(), "rewritten");
+}
+
+/// Regression: the first CONNECT held a worker for as long as the file system did not answer, and with it the probes, all other
+/// requests, and the end.
+#[tokio::test]
+async fn files_that_cannot_be_read_cost_a_connect_its_answer_and_nobody_else_anything() {
+    let origin = Origin::start([Reply::Write(no_content())]).await;
+    let proxy = Proxy::before(&origin, &[]).await;
+    let name: Host = API.parse().expect("a host");
+    authority::Authority::create(proxy.folder.path(), &[name]).expect("a folder");
+    let hanging = proxy.folder.path().join("ca.pem");
+    std::fs::remove_file(&hanging).expect("ours");
+    let made = Command::new("mkfifo").arg(&hanging).status().expect("coreutils");
+    assert!(made.success());
+    let clock = Clock::hold();
+    let connect = format!("CONNECT {TARGET} HTTP/1.1\r\nHost: {TARGET}\r\n\r\n");
+    let mut waiting = proxy.client().await;
+    waiting.send(connect.as_bytes()).await;
+    // All that it has to do is done, and others are served.
+    settle().await;
+    assert_eq!(proxy.ask(&request("PUT", CONTACT, "", RECIPE)).await.outcome(), "rewritten");
+    let begun = Instant::now();
+    let refused = clock.until(waiting.answer(false)).await;
+    assert_eq!((refused.status, refused.problem()), (503, "ca-unavailable".to_owned()));
+    assert!((9..=12).contains(&begun.elapsed().as_secs()), "{:?}", begun.elapsed());
+    // Who reads it is let go.
+    drop(std::fs::OpenOptions::new().write(true).open(&hanging));
 }
 
 #[tokio::test]

@@ -5,6 +5,7 @@ use http_body_util::{BodyExt, Full};
 use hyper_util::client::legacy::Client as Http;
 use hyper_util::rt::TokioExecutor;
 
+use crate::support::http2::{DATA, END_HEADERS, END_STREAM, HEADERS, Http2, RST_STREAM, fields};
 use crate::support::origin::{Origin, Reply};
 use crate::support::proxy::Proxy;
 use crate::support::{BARE, CONTACT, GET, RECIPE, RECIPE_OUT, answer, no_content, put, request};
@@ -66,6 +67,58 @@ async fn trailers_of_an_answer_reach_a_client_that_asked_for_them() {
     );
     let plain = proxy.ask(GET).await;
     assert_eq!((plain.trailers.as_str(), &plain.body[..]), ("", &b"ok"[..]));
+}
+
+/// An answer whose trailers are partly for the connection that it comes on.
+const TRAILED: &[u8] = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nTrailer: X-Sum, Connection, Keep-Alive, X-Own\r\n\r\n\
+    2\r\nok\r\n0\r\nConnection: close, X-Own\r\nKeep-Alive: timeout=1\r\nX-Own: 1\r\nX-Sum: 1\r\n\r\n";
+
+/// Regression: over HTTP/1 they were passed on, and over HTTP/2, which forbids them, the answer was reset.
+#[tokio::test]
+async fn trailers_that_are_the_connections_end_here() {
+    let origin = Origin::start([Reply::Write(TRAILED.to_vec())]).await;
+    let proxy = Proxy::before(&origin, &[]).await;
+    let asked = b"GET / HTTP/1.1\r\nHost: p\r\nTE: trailers\r\nConnection: TE\r\n\r\n";
+    let trailers = proxy.ask(asked).await.trailers.to_ascii_lowercase();
+    assert_eq!(trailers, "x-sum: 1\r\n");
+    let mut client = Http2::connect(proxy.address, 65_535).await;
+    let asked = [(":method", "GET"), (":scheme", "http"), (":path", "/"), (":authority", "p")];
+    client.send(HEADERS, END_HEADERS | END_STREAM, 1, &fields(&asked)).await;
+    let mut kinds = Vec::new();
+    while !matches!(kinds.last(), Some((_, END_STREAM | RST_STREAM))) {
+        let frame = client.next().await.expect("a frame");
+        let ends = if frame.kind == RST_STREAM { RST_STREAM } else { frame.flags & END_STREAM };
+        kinds.push((frame.kind, ends));
+    }
+    assert_eq!(kinds, [(HEADERS, 0), (DATA, 0), (HEADERS, END_STREAM)]);
+}
+
+/// Regression: such a request ended its connection, and took the one behind it along.
+#[tokio::test]
+async fn a_connection_goes_on_after_a_request_with_trailers() {
+    let origin = Origin::start([Reply::Write(answer("200 OK", "", b"ok"))]).await;
+    let proxy = Proxy::before(&origin, &[]).await;
+    let mut client = proxy.client().await;
+    let trailed = "POST /a HTTP/1.1\r\nHost: p\r\nTransfer-Encoding: chunked\r\nTrailer: X-T\r\n\r\n\
+                   2\r\nok\r\n0\r\nX-T: 1\r\n\r\n";
+    client.send(&[trailed.as_bytes(), GET].concat()).await;
+    for _ in 0..2 {
+        let answer = client.answer(false).await;
+        assert_eq!((answer.status, answer.field("connection")), (200, None));
+    }
+}
+
+/// Regression: clients of HTTP/2 were told a length that they take for a mistake (RFC 9110 section 8.6).
+#[tokio::test]
+async fn an_answer_without_content_has_no_length() {
+    let with_length = b"HTTP/1.1 204 No Content\r\nContent-Length: 4\r\n\r\n".to_vec();
+    let origin = Origin::start([Reply::WriteAndClose(with_length)]).await;
+    let proxy = Proxy::before(&origin, &[]).await;
+    let client: Http<_, Full<Bytes>> =
+        Http::builder(TokioExecutor::new()).http2_only(true).build_http();
+    let target = format!("http://{}/x", proxy.address).parse().expect("a URL");
+    let answer = client.get(target).await.expect("an answer");
+    assert_eq!((answer.status().as_u16(), answer.headers().get("content-length")), (204, None));
 }
 
 #[tokio::test]

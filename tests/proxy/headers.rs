@@ -101,6 +101,8 @@ async fn a_location_under_the_upstreams_origin_comes_back_as_the_proxys() {
         ),
         ("HTTPS://{own}/x", "http://p:81/x"),
         ("http://{own}", "http://p:81"),
+        ("//{own}/x", "http://p:81/x"),
+        ("//elsewhere.example/x", ""),
         ("http://127.0.0.1:1/x", ""),
         ("http://127.0.0.1/x", ""),
         ("http://{own}.evil.example/x", ""),
@@ -226,6 +228,9 @@ async fn a_method_that_is_not_served_is_told_which_are() {
     let origin = origin().await;
     let proxy = Proxy::before(&origin, &[]).await;
     let refused = proxy.ask(b"TRACE / HTTP/1.1\r\nHost: p\r\n\r\n").await;
-    assert_eq!(refused.field("allow"), Some("GET, HEAD, POST, PUT, DELETE, OPTIONS, CONNECT"));
+    assert_eq!(
+        refused.field("allow"),
+        Some("GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS, CONNECT")
+    );
     assert!(origin.requests().is_empty());
 }

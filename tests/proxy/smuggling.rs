@@ -109,7 +109,7 @@ fn corpus() -> Vec<(&'static str, String, Fate)> {
         (
             "an underscore",
             post("Transfer_Encoding: chunked\r\nContent_Length: 5\r\n", ""),
-            Refused(400),
+            Closed(400),
         ),
         (
             "chunked in HTTP/1.0",

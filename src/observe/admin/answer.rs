@@ -209,12 +209,16 @@ impl Desk {
     }
 
     async fn authority(self: Arc<Self>, form: Export) -> Answer {
-        // Files are read, the system's roots among them.
-        let exported = tokio::task::spawn_blocking(move || {
-            self.control.authority().map(|authority| form.of(&authority))
-        });
-        match exported.await {
-            Ok(Ok(content)) => {
+        let authority = match self.control.authority().await {
+            Ok(authority) => authority,
+            Err(error) => {
+                let (status, detail) = (StatusCode::SERVICE_UNAVAILABLE, error.to_string());
+                return problem(status, "ca-unavailable", &detail);
+            }
+        };
+        // The system's roots are read.
+        match tokio::task::spawn_blocking(move || form.of(&authority)).await {
+            Ok(content) => {
                 let content_type = match form {
                     Export::Pem | Export::Bundle => "application/x-pem-file",
                     Export::Der => "application/pkix-cert",
@@ -222,9 +226,6 @@ impl Desk {
                     Export::Jks => "application/octet-stream",
                 };
                 reply(StatusCode::OK, content_type, content.into())
-            }
-            Ok(Err(error)) => {
-                problem(StatusCode::SERVICE_UNAVAILABLE, "ca-unavailable", &error.to_string())
             }
             Err(error) => problem(StatusCode::INTERNAL_SERVER_ERROR, "failed", &error.to_string()),
         }

@@ -1,5 +1,6 @@
 //! What a configuration says of connections.
 
+use std::error::Error as _;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -93,4 +94,10 @@ impl<H> Served<H> {
     pub fn new(stack: H, config: &Config) -> Self {
         Self { stack, protocols: Arc::new(Protocols::new(config)) }
     }
+}
+
+/// Why a connection of HTTP/2 was ended from here: what its client did is not allowed (RFC 9113 section 5.4.1).
+pub(super) fn breach(error: &hyper::Error) -> Option<h2::Reason> {
+    let error = error.source()?.downcast_ref::<h2::Error>()?;
+    error.reason().filter(|_| error.is_go_away() && error.is_library())
 }
