@@ -13,7 +13,7 @@ use super::finished::{Finished, Inspected, Part};
 use super::ids::{RequestId, Trace, hexadecimal};
 use super::journal::Journal;
 use super::lines;
-use super::metrics::{Metrics, Name, RetryLabel, VerdictLabel};
+use super::metrics::Metrics;
 use super::record::Decision;
 use super::redact::{self, Account, Agent, Id};
 use crate::contact::refusal::Verdict;
@@ -271,8 +271,7 @@ impl Exchange {
     pub(crate) fn refused(&self, verdict: Verdict) {
         // It is until there is another answer, also if nobody waits for one any more.
         self.exhausted.store(verdict == Verdict::Transient, Ordering::Relaxed);
-        let label = VerdictLabel { verdict: Name(verdict.as_str()) };
-        self.metrics.refusals.get_or_create(&label).inc();
+        self.metrics.refused(verdict);
         match verdict {
             Verdict::Transient => drop(self.transient.fetch_add(1, Ordering::Relaxed)),
             Verdict::Legitimate => self.legitimate.store(true, Ordering::Relaxed),
@@ -296,7 +295,7 @@ impl Exchange {
             Retried::Refused => "refused",
             Retried::Failed => "failed",
         };
-        self.metrics.retries.get_or_create(&RetryLabel { outcome: Name(outcome) }).inc();
+        self.metrics.retried(outcome);
         if let Retried::Rescued = retried {
             self.rescued.store(true, Ordering::Relaxed);
         }

@@ -3,13 +3,12 @@
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue, LabelValueEncoder};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::metrics::info::Info;
-use prometheus_client::registry::Registry;
+use prometheus_client::registry::{Metric, Registry};
 
 use super::log;
 use super::process::Process;
@@ -27,6 +26,9 @@ const OUTCOMES: [&str; 7] =
 /// How a TLS handshake with a client ends.
 const HANDSHAKES: [&str; 7] =
     ["completed", "timeout", "client_gone", "alert", "not_tls", "wrong_name", "incompatible"];
+
+/// Why a line is lost to the audit trail.
+const AUDIT_LOST: [&str; 2] = ["queue", "disk"];
 
 /// The counters of one proxy.
 #[derive(Debug)]
@@ -47,27 +49,27 @@ pub struct Metrics {
     /// Contact writes, by their outcome.
     writes: [Counter; OUTCOMES.len()],
     /// Refused attempts, by verdict.
-    pub refusals: Family<VerdictLabel, Counter>,
+    refusals: By,
     /// Attempts beyond the first, by how they ended.
-    pub retries: Family<RetryLabel, Counter>,
+    retries: By,
     /// Refusals not retried for want of budget.
     pub budget_exhausted: Counter,
     /// Answers of the proxy's own, by their problem.
-    problems: Family<ProblemLabel, Counter>,
-    /// Heads that could not be read as a request.
+    problems: By,
+    /// Heads that could not be read as a request, and connections of HTTP/2 that were none.
     pub malformed: Counter,
     /// Open downstream connections.
     pub connections: Gauge,
     /// Targets of the forward proxy, by what became of them.
-    forwards: Family<DecisionLabel, Counter>,
+    forwards: By,
     /// TLS handshakes with clients, by how they ended.
-    handshakes: Family<ResultLabel, Counter>,
+    handshakes: By,
     /// Open blind tunnels.
     pub tunnels: Gauge,
     /// Bytes through blind tunnels, by direction.
-    tunnel_bytes: Family<DirectionLabel, Counter>,
+    tunnel_bytes: By,
     /// Reloads of the configuration, by how they ended.
-    reloads: Family<ResultLabel, Counter>,
+    reloads: By,
     /// 1 if the last reload took effect, or there was none.
     reloaded: Gauge,
     /// Exchanges that the journal had no room for.
@@ -75,7 +77,7 @@ pub struct Metrics {
     /// Lines written to the audit trail.
     pub audit_lines: Counter,
     /// Lines lost to it, by reason.
-    audit_lost: Family<ReasonLabel, Counter>,
+    audit_lost: By,
     /// When the certificate authority ends, in seconds since 1970; 0 if there is none.
     authority_end: Gauge,
     /// 1 if mismatches are mended.
@@ -84,78 +86,16 @@ pub struct Metrics {
     draining: Gauge,
 }
 
-/// The label of `optin_proxy_mismatches_total`.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-pub struct KindLabel {
-    /// What kind of inconsistency.
-    pub kind: Name,
+/// Counters that are told apart by a label, whose values the program itself wrote.
+#[derive(Debug)]
+struct By {
+    label: &'static str,
+    counters: Family<[(&'static str, &'static str); 1], Counter>,
 }
 
-/// The labels of `optin_proxy_bodies_total`.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-pub struct BodyLabel {
-    /// `clean`, `rewritten`, `observed`, `uninspected` or `no_contact`.
-    pub result: Name,
-    /// Why a body was not inspected; else empty.
-    pub reason: Name,
-}
-
-/// The label of `optin_proxy_refusals_total`.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-pub struct VerdictLabel {
-    /// `transient` or `legitimate`.
-    pub verdict: Name,
-}
-
-/// The label of `optin_proxy_retries_total`.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-pub struct RetryLabel {
-    /// `rescued`, `refused` or `failed`.
-    pub outcome: Name,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct ProblemLabel {
-    problem: Name,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct OutcomeLabel {
-    outcome: Name,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct DecisionLabel {
-    decision: Name,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct ResultLabel {
-    result: Name,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct ReasonLabel {
-    reason: Name,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct DirectionLabel {
-    direction: Name,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct Build {
-    version: &'static str,
-}
-
-/// A label value that the program itself wrote.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub struct Name(pub &'static str);
-
-impl EncodeLabelValue for Name {
-    fn encode(&self, encoder: &mut LabelValueEncoder<'_>) -> Result<(), std::fmt::Error> {
-        EncodeLabelValue::encode(&self.0, encoder)
+impl By {
+    fn of(&self, value: &'static str) -> Counter {
+        self.counters.get_or_create_owned(&[(self.label, value)])
     }
 }
 
@@ -165,183 +105,131 @@ const BUCKETS: [f64; 15] = [
     30.0,
 ];
 
+/// A metric that was registered.
+fn metric<M: Metric + Clone + Default>(registry: &mut Registry, name: &str, help: &str) -> M {
+    let metric = M::default();
+    registry.register(name, help, metric.clone());
+    metric
+}
+
+/// Counters that were registered. Series that exist from the start can be alerted on before anything happened.
+fn by(
+    registry: &mut Registry,
+    name: &str,
+    help: &str,
+    label: &'static str,
+    values: impl IntoIterator<Item = &'static str>,
+) -> By {
+    let by = By { label, counters: metric(registry, name, help) };
+    values.into_iter().for_each(|value| drop(by.of(value)));
+    by
+}
+
+/// The same for those that are looked up once, and not with every request.
+fn each<const N: usize>(
+    registry: &mut Registry,
+    name: &str,
+    help: &str,
+    label: &'static str,
+    values: [&'static str; N],
+) -> [Counter; N] {
+    let by = by(registry, name, help, label, []);
+    values.map(|value| by.of(value))
+}
+
 impl Default for Metrics {
     fn default() -> Self {
-        let mut metrics = Self {
-            registry: Registry::default(),
-            requests: Counter::default(),
-            duration: Histogram::new(BUCKETS),
-            mismatches: Default::default(),
-            edits: Counter::default(),
-            bodies: Default::default(),
-            uninspected: Default::default(),
-            writes: Default::default(),
-            refusals: Family::default(),
-            retries: Family::default(),
-            budget_exhausted: Counter::default(),
-            problems: Family::default(),
-            malformed: Counter::default(),
-            connections: Gauge::default(),
-            forwards: Family::default(),
-            handshakes: Family::default(),
-            tunnels: Gauge::default(),
-            tunnel_bytes: Family::default(),
-            reloads: Family::default(),
-            reloaded: Gauge::default(),
-            journal_dropped: Counter::default(),
-            audit_lines: Counter::default(),
-            audit_lost: Family::default(),
-            authority_end: Gauge::default(),
-            enforcing: Gauge::default(),
-            draining: Gauge::default(),
-        };
-        metrics.registry.register_collector(Box::new(Process));
-        let registry = metrics.registry.sub_registry_with_prefix("optin_proxy");
-        registry.register("requests", "Requests answered or given up", metrics.requests.clone());
-        registry.register(
-            "request_duration_seconds",
-            "From the request's head to the end of the answer",
-            metrics.duration.clone(),
+        let mut registry = Registry::default();
+        registry.register_collector(Box::new(Process));
+        let own = registry.sub_registry_with_prefix("optin_proxy");
+        let requests = metric(own, "requests", "Requests answered or given up");
+        let duration = Histogram::new(BUCKETS);
+        let help = "From the request's head to the end of the answer";
+        own.register("request_duration_seconds", help, duration.clone());
+        let (help, kinds) = ("Findings in contact writes", Kind::ALL.map(Kind::as_str));
+        let mismatches = each(own, "mismatches", help, "kind", kinds);
+        let edits = metric(own, "edits", "Places edited in bodies");
+        let bodies: Family<_, Counter> = metric(own, "bodies", "Bodies of contact writes");
+        let body =
+            |result, reason| bodies.get_or_create_owned(&[("result", result), ("reason", reason)]);
+        let (inspected, uninspected) = (
+            BODIES.map(|result| body(result, "")),
+            Uninspectable::ALL.map(|reason| body("uninspected", reason.as_str())),
         );
-        // Series that exist from the start can be alerted on before anything happened; and each is
-        // looked up here once, not with every finding.
-        let mismatches = Family::<KindLabel, Counter>::default();
-        registry.register("mismatches", "Findings in contact writes", mismatches.clone());
-        metrics.mismatches = Kind::ALL
-            .map(|kind| mismatches.get_or_create_owned(&KindLabel { kind: Name(kind.as_str()) }));
-        registry.register("edits", "Places edited in bodies", metrics.edits.clone());
-        let bodies = Family::<BodyLabel, Counter>::default();
-        registry.register("bodies", "Bodies of contact writes", bodies.clone());
-        let body = |result, reason| BodyLabel { result: Name(result), reason: Name(reason) };
-        metrics.bodies = BODIES.map(|result| bodies.get_or_create_owned(&body(result, "")));
-        metrics.uninspected = Uninspectable::ALL
-            .map(|reason| bodies.get_or_create_owned(&body("uninspected", reason.as_str())));
-        let writes = Family::<OutcomeLabel, Counter>::default();
-        registry.register("contact_writes", "Contact writes, by their outcome", writes.clone());
-        metrics.writes = OUTCOMES
-            .map(|outcome| writes.get_or_create_owned(&OutcomeLabel { outcome: Name(outcome) }));
-        registry.register(
-            "refusals",
-            "Attempts refused for their transition",
-            metrics.refusals.clone(),
-        );
-        registry.register("retries", "Attempts beyond the first", metrics.retries.clone());
-        registry.register(
-            "retry_budget_exhausted",
-            "Refusals not retried for want of budget",
-            metrics.budget_exhausted.clone(),
-        );
-        registry.register(
-            "problems",
-            "Answers of the proxy's own, for want of the API's",
-            metrics.problems.clone(),
-        );
-        registry.register(
-            "malformed_requests",
-            "Heads that could not be read as a request",
-            metrics.malformed.clone(),
-        );
-        registry.register(
-            "connections",
-            "Open downstream connections",
-            metrics.connections.clone(),
-        );
-        registry.register(
-            "forward_targets",
-            "Targets of the forward proxy",
-            metrics.forwards.clone(),
-        );
-        registry.register(
-            "tls_handshakes",
-            "TLS handshakes with clients of intercepted hosts",
-            metrics.handshakes.clone(),
-        );
-        registry.register("tunnels", "Open blind tunnels", metrics.tunnels.clone());
-        registry.register(
-            "tunnel_bytes",
-            "Bytes through blind tunnels that have ended",
-            metrics.tunnel_bytes.clone(),
-        );
-        registry.register(
-            "config_reloads",
-            "Reloads of the configuration",
-            metrics.reloads.clone(),
-        );
-        registry.register(
-            "config_last_reload_successful",
-            "1 if the configuration is the one last asked for",
-            metrics.reloaded.clone(),
-        );
-        metrics.reloaded.set(1);
-        registry.register(
-            "log_lost",
-            "Lines of the log that were lost because whoever reads it is too slow",
-            log::lost(),
-        );
-        registry.register(
-            "journal_dropped",
-            "Exchanges that neither the dashboard nor the audit trail knows of",
-            metrics.journal_dropped.clone(),
-        );
-        registry.register(
-            "audit_lines",
-            "Lines written to the audit trail",
-            metrics.audit_lines.clone(),
-        );
-        registry.register(
-            "audit_lost",
-            "Lines lost to the audit trail",
-            metrics.audit_lost.clone(),
-        );
-        registry.register(
-            "ca_not_after_seconds",
-            "When the certificate authority ends, since 1970; 0 if there is none",
-            metrics.authority_end.clone(),
-        );
-        registry.register(
-            "enforcing",
-            "1 if mismatches are mended, 0 if they are only reported or not looked for",
-            metrics.enforcing.clone(),
-        );
-        registry.register(
-            "draining",
-            "1 if connections close after their answer",
-            metrics.draining.clone(),
-        );
-        let build = Build { version: env!("CARGO_PKG_VERSION") };
-        registry.register("build", "The running program", Info::new(build));
-        metrics.begin_series();
-        metrics
+        let help = "Contact writes, by their outcome";
+        let writes = each(own, "contact_writes", help, "outcome", OUTCOMES);
+        let help = "Attempts refused for their transition";
+        let verdicts = [Verdict::Transient, Verdict::Legitimate].map(Verdict::as_str);
+        let refusals = by(own, "refusals", help, "verdict", verdicts);
+        let outcomes = ["rescued", "refused", "failed"];
+        let retries = by(own, "retries", "Attempts beyond the first", "outcome", outcomes);
+        let help = "Refusals not retried for want of budget";
+        let budget_exhausted = metric(own, "retry_budget_exhausted", help);
+        let help = "Answers of the proxy's own, for want of the API's";
+        let names = Fault::ALL.map(Fault::name).into_iter().chain(["overloaded"]);
+        let problems = by(own, "problems", help, "problem", names);
+        let help = "Heads that could not be read as a request";
+        let malformed = metric(own, "malformed_requests", help);
+        let connections = metric(own, "connections", "Open downstream connections");
+        let decisions = ["intercepted", "tunneled", "forwarded", "refused", "failed"];
+        let help = "Targets of the forward proxy";
+        let forwards = by(own, "forward_targets", help, "decision", decisions);
+        let help = "TLS handshakes with clients of intercepted hosts";
+        let handshakes = by(own, "tls_handshakes", help, "result", HANDSHAKES);
+        let tunnels = metric(own, "tunnels", "Open blind tunnels");
+        let help = "Bytes through blind tunnels that have ended";
+        let tunnel_bytes = by(own, "tunnel_bytes", help, "direction", ["sent", "received"]);
+        let help = "Reloads of the configuration";
+        let reloads = by(own, "config_reloads", help, "result", ["applied", "refused"]);
+        let help = "1 if the configuration is the one last asked for";
+        let reloaded: Gauge = metric(own, "config_last_reload_successful", help);
+        reloaded.set(1);
+        let help = "Lines of the log that were lost because whoever reads it is too slow";
+        own.register("log_lost", help, log::lost());
+        let help = "Exchanges that neither the dashboard nor the audit trail knows of";
+        let journal_dropped = metric(own, "journal_dropped", help);
+        let audit_lines = metric(own, "audit_lines", "Lines written to the audit trail");
+        let help = "Lines lost to the audit trail";
+        let audit_lost = by(own, "audit_lost", help, "reason", AUDIT_LOST);
+        let help = "When the certificate authority ends, since 1970; 0 if there is none";
+        let authority_end = metric(own, "ca_not_after_seconds", help);
+        let help = "1 if mismatches are mended, 0 if they are only reported or not looked for";
+        let enforcing = metric(own, "enforcing", help);
+        let draining = metric(own, "draining", "1 if connections close after their answer");
+        let build = Info::new([("version", env!("CARGO_PKG_VERSION"))]);
+        own.register("build", "The running program", build);
+        Self {
+            registry,
+            requests,
+            duration,
+            mismatches,
+            edits,
+            bodies: inspected,
+            uninspected,
+            writes,
+            refusals,
+            retries,
+            budget_exhausted,
+            problems,
+            malformed,
+            connections,
+            forwards,
+            handshakes,
+            tunnels,
+            tunnel_bytes,
+            reloads,
+            reloaded,
+            journal_dropped,
+            audit_lines,
+            audit_lost,
+            authority_end,
+            enforcing,
+            draining,
+        }
     }
 }
 
 impl Metrics {
-    /// Series that can be alerted on before anything happened.
-    fn begin_series(&self) {
-        for problem in Fault::ALL.map(Fault::name).into_iter().chain(["overloaded"]) {
-            drop(self.problems.get_or_create(&ProblemLabel { problem: Name(problem) }));
-        }
-        for verdict in [Verdict::Transient, Verdict::Legitimate] {
-            drop(self.refusals.get_or_create(&VerdictLabel { verdict: Name(verdict.as_str()) }));
-        }
-        for outcome in ["rescued", "refused", "failed"] {
-            drop(self.retries.get_or_create(&RetryLabel { outcome: Name(outcome) }));
-        }
-        for decision in ["intercepted", "tunneled", "forwarded", "refused", "failed"] {
-            drop(self.forwards.get_or_create(&DecisionLabel { decision: Name(decision) }));
-        }
-        for reason in ["queue", "disk"] {
-            drop(self.audit_lost.get_or_create(&ReasonLabel { reason: Name(reason) }));
-        }
-        for result in ["applied", "refused"] {
-            drop(self.reloads.get_or_create(&ResultLabel { result: Name(result) }));
-        }
-        for result in HANDSHAKES {
-            drop(self.handshakes.get_or_create(&ResultLabel { result: Name(result) }));
-        }
-        self.tunneled(0, 0);
-    }
-
     /// Findings of one kind.
     pub fn mismatches(&self, kind: Kind) -> &Counter {
         &self.mismatches[kind as usize]
@@ -365,9 +253,19 @@ impl Metrics {
         }
     }
 
+    /// An attempt was refused.
+    pub(crate) fn refused(&self, verdict: Verdict) {
+        self.refusals.of(verdict.as_str()).inc();
+    }
+
+    /// An attempt beyond the first ended: `rescued`, `refused` or `failed`.
+    pub(crate) fn retried(&self, outcome: &'static str) {
+        self.retries.of(outcome).inc();
+    }
+
     /// An answer of the proxy's own.
     pub(crate) fn problem(&self, name: &'static str) {
-        self.problems.get_or_create(&ProblemLabel { problem: Name(name) }).inc();
+        self.problems.of(name).inc();
     }
 
     /// Whether mismatches are mended, and whether new requests are welcome.
@@ -385,27 +283,22 @@ impl Metrics {
 
     /// A target of the forward proxy: `intercepted`, `tunneled`, `forwarded`, `refused` or `failed`.
     pub(crate) fn forward(&self, decision: &'static str) {
-        self.forwards.get_or_create(&DecisionLabel { decision: Name(decision) }).inc();
+        self.forwards.of(decision).inc();
     }
 
     /// A TLS handshake: `completed`, or why it was not.
     pub(crate) fn handshake(&self, result: &'static str) {
-        self.handshakes.get_or_create(&ResultLabel { result: Name(result) }).inc();
+        self.handshakes.of(result).inc();
     }
 
     /// Lines lost to the audit trail: for want of room in the `queue`, or on the `disk`.
     pub(crate) fn audit_lost(&self, reason: &'static str, lines: u64) {
-        self.audit_lost.get_or_create(&ReasonLabel { reason: Name(reason) }).inc_by(lines);
+        self.audit_lost.of(reason).inc_by(lines);
     }
 
     /// Lines lost to the audit trail for any reason.
     pub(crate) fn audit_lost_in_all(&self) -> u64 {
-        ["queue", "disk"]
-            .iter()
-            .map(|reason| {
-                self.audit_lost.get_or_create(&ReasonLabel { reason: Name(reason) }).get()
-            })
-            .sum()
+        AUDIT_LOST.map(|reason| self.audit_lost.of(reason).get()).into_iter().sum()
     }
 
     /// When the certificate authority ends, if there is one.
@@ -422,16 +315,14 @@ impl Metrics {
 
     /// What passed through a blind tunnel, in bytes.
     pub(crate) fn tunneled(&self, sent: u64, received: u64) {
-        for (direction, bytes) in [("sent", sent), ("received", received)] {
-            let label = DirectionLabel { direction: Name(direction) };
-            self.tunnel_bytes.get_or_create(&label).inc_by(bytes);
-        }
+        self.tunnel_bytes.of("sent").inc_by(sent);
+        self.tunnel_bytes.of("received").inc_by(received);
     }
 
     /// A reload, and whether it took effect.
     pub(crate) fn reloaded(&self, took_effect: bool) {
         let result = if took_effect { "applied" } else { "refused" };
-        self.reloads.get_or_create(&ResultLabel { result: Name(result) }).inc();
+        self.reloads.of(result).inc();
         self.reloaded.set(took_effect.into());
     }
 
