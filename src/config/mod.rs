@@ -18,7 +18,7 @@ use rustls::pki_types::{CertificateDer, ServerName};
 use tokio::sync::Semaphore;
 
 pub use changes::Change;
-pub use file::{File, LogFormat, LogLevel, Uninspectable};
+pub use file::{File, Log, LogFormat, LogLevel, Uninspectable};
 pub use layers::{ConfigError, Layers};
 pub(crate) use values::check_address;
 use values::{ca_dir, load_authorities, load_credentials, load_token, parse_upstream};
@@ -172,17 +172,6 @@ pub struct Limits {
     pub max_headers: usize,
     /// The longest path and query, in bytes.
     pub max_target: usize,
-}
-
-/// `[log]`
-#[derive(Debug, Clone)]
-pub struct Log {
-    /// One JSON object a line, or text for people.
-    pub format: LogFormat,
-    /// How much.
-    pub level: LogLevel,
-    /// Whether responses to contact writes carry the `optin-proxy` header.
-    pub report_header: bool,
 }
 
 /// `[audit]`
@@ -393,11 +382,7 @@ impl Config {
                 max_headers: file.limits.max_headers,
                 max_target: file.limits.max_target.0,
             },
-            log: Log {
-                format: file.log.format,
-                level: file.log.level,
-                report_header: file.log.report_header,
-            },
+            log: file.log.clone(),
             audit: Audit {
                 path: Some(&file.audit.path).filter(|it| !it.is_empty()).map(PathBuf::from),
                 max_size: file.audit.max_size.0 as u64,

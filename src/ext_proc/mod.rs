@@ -262,7 +262,7 @@ impl Conversation {
             && self.config.sanitize.policy.mode != contact::Mode::Off
             && !head.end_of_stream;
         let (metrics, journal) = (Arc::clone(&self.metrics), Some(self.journal.clone()));
-        let exchange = Arc::new(Exchange::elsewhere(&request, metrics, journal));
+        let exchange = Arc::new(Exchange::begin(&request, None, metrics, journal));
         exchange.attempted();
         let line = Line { exchange, complete: false, sent: 0 };
         let headers = request.into_parts().0.headers;

@@ -14,7 +14,7 @@ use super::ids::{RequestId, Trace, hexadecimal};
 use super::journal::Journal;
 use super::lines;
 use super::metrics::Metrics;
-use super::record::Decision;
+use super::record::{Decision, Outcome, Verdicts};
 use super::redact::{self, Account, Agent, Id};
 use crate::contact::refusal::Verdict;
 use crate::contact::{Findings, Kind, Uninspectable};
@@ -90,26 +90,8 @@ pub(crate) enum Retried {
 }
 
 impl Exchange {
+    /// `peer`: who sends it, unless its connections are another program's.
     pub(crate) fn begin<B>(
-        request: &Request<B>,
-        peer: Arc<Peer>,
-        metrics: Arc<Metrics>,
-        journal: Option<Journal>,
-    ) -> Self {
-        Self::new(request, Some(peer), metrics, journal)
-    }
-
-    /// One whose connections are another program's.
-    #[cfg(feature = "ext-proc")]
-    pub(crate) fn elsewhere<B>(
-        request: &Request<B>,
-        metrics: Arc<Metrics>,
-        journal: Option<Journal>,
-    ) -> Self {
-        Self::new(request, None, metrics, journal)
-    }
-
-    fn new<B>(
         request: &Request<B>,
         peer: Option<Arc<Peer>>,
         metrics: Arc<Metrics>,
@@ -327,16 +309,16 @@ impl Exchange {
         let _ = self.status.set(status);
     }
 
-    fn outcome_of(&self, tally: Tally) -> &'static str {
+    fn outcome_of(&self, tally: Tally) -> Outcome {
         match tally {
-            _ if self.exhausted.load(Ordering::Relaxed) => "exhausted",
-            _ if self.legitimate.load(Ordering::Relaxed) => "refused",
-            _ if self.rescued.load(Ordering::Relaxed) => "rescued",
-            Tally::NotOurs => "no_contact",
-            Tally::Uninspected(_) => "uninspected",
-            Tally::Inspected { acted_on: 1.., .. } => "rewritten",
-            Tally::Inspected { findings: 1.., .. } => "observed",
-            Tally::Inspected { .. } => "clean",
+            _ if self.exhausted.load(Ordering::Relaxed) => Outcome::Exhausted,
+            _ if self.legitimate.load(Ordering::Relaxed) => Outcome::Refused,
+            _ if self.rescued.load(Ordering::Relaxed) => Outcome::Rescued,
+            Tally::NotOurs => Outcome::NoContact,
+            Tally::Uninspected(_) => Outcome::Uninspected,
+            Tally::Inspected { acted_on: 1.., .. } => Outcome::Rewritten,
+            Tally::Inspected { findings: 1.., .. } => Outcome::Observed,
+            Tally::Inspected { .. } => Outcome::Clean,
         }
     }
 
@@ -360,7 +342,7 @@ impl Exchange {
             report.push_str(digits.format(number));
         }
         report.push_str(", outcome=");
-        report.push_str(outcome);
+        report.push_str(outcome.as_str());
         HeaderValue::from_maybe_shared(Bytes::from(report)).ok()
     }
 
@@ -405,14 +387,14 @@ impl Exchange {
         };
         finished.problem = self.error.get().copied();
         finished.attempts = self.attempts.load(Ordering::Relaxed);
-        finished.transient = self.transient.load(Ordering::Relaxed);
-        finished.legitimate = self.legitimate.load(Ordering::Relaxed);
+        finished.verdicts = Verdicts {
+            transient: self.transient.load(Ordering::Relaxed),
+            legitimate: self.legitimate.load(Ordering::Relaxed),
+        };
         finished.is_complete = complete;
         finished.sent = sent;
-        let is_unanswered = status.is_none();
         finished.is_cut =
-            is_unanswered && (CUTTING.get() || self.peer().is_some_and(|peer| peer.is_cut()));
-        finished.is_abandoned = is_unanswered && !finished.is_cut;
+            status.is_none() && (CUTTING.get() || self.peer().is_some_and(|peer| peer.is_cut()));
         finished.duration = elapsed;
         if let Some(body) = body {
             finished.complete(body);

@@ -9,7 +9,7 @@ use http::StatusCode;
 
 use super::found::Rows;
 use super::ids::Trace;
-use super::record::Decision;
+use super::record::{Decision, Outcome, Verdicts};
 use super::redact::{ListNumber, Value};
 use crate::config::Config;
 use crate::contact::{Edits, Finding, Findings, Span, Was, edit};
@@ -46,17 +46,14 @@ pub(crate) struct Finished {
     pub decision: Option<Decision>,
     pub status: Option<StatusCode>,
     /// Of a contact write, or of a body that may have been one.
-    pub outcome: Option<&'static str>,
+    pub outcome: Option<Outcome>,
     pub reason: Option<&'static str>,
     pub problem: Option<&'static str>,
     pub attempts: u32,
-    pub transient: u32,
-    pub legitimate: bool,
+    pub verdicts: Verdicts,
     pub is_complete: bool,
     /// Bytes of the answer's body.
     pub sent: u64,
-    /// Nobody was left to answer.
-    pub is_abandoned: bool,
     /// The proxy did not wait any longer.
     pub is_cut: bool,
     pub duration: Duration,
@@ -100,11 +97,9 @@ impl Default for Finished {
             reason: None,
             problem: None,
             attempts: 0,
-            transient: 0,
-            legitimate: false,
+            verdicts: Verdicts::default(),
             is_complete: false,
             sent: 0,
-            is_abandoned: false,
             is_cut: false,
             duration: Duration::ZERO,
             has_agent: false,
@@ -214,7 +209,7 @@ impl Finished {
 
     /// Whether it belongs into the audit trail: a contact write with a finding or a refusal.
     pub fn is_audited(&self) -> bool {
-        self.transient > 0 || self.legitimate || !self.found.is_empty()
+        self.verdicts.any() || !self.found.is_empty()
     }
 
     /// Whether a contact was looked for in the body, or would have been.

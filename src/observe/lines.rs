@@ -9,7 +9,7 @@ use tracing::field::display;
 use super::clocks::Clocks;
 use super::finished::Finished;
 use super::json::WHOLE;
-use super::record::Record;
+use super::record::{Outcome, Record};
 use super::redact::{Now, Value};
 
 /// Whether anything is logged at all: mismatches are warnings.
@@ -55,13 +55,13 @@ pub(super) fn log(finished: &Finished, record: &Record, room: impl Fn()) {
         authority = record.authority.as_deref().map(display),
         decision = record.decision,
         status = record.status,
-        outcome = record.outcome,
+        outcome = record.outcome.map(Outcome::as_str),
         findings = finished.is_write().then_some(record.found),
         rewritten = finished.is_write().then_some(record.rewritten),
         reason = record.reason,
         attempts = record.attempts,
         problem = record.problem,
-        client_gone = finished.is_abandoned.then_some(true),
+        client_gone = (record.status.is_none() && !finished.is_cut).then_some(true),
         cut = finished.is_cut.then_some(true),
         sent = finished.sent,
         complete = record.complete,

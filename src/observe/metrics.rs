@@ -1,6 +1,7 @@
 //! Every metric, defined once. Label values come from fixed sets: nothing that a client sends can make
 //! a new series.
 
+use std::array;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use prometheus_client::metrics::counter::Counter;
@@ -12,16 +13,13 @@ use prometheus_client::registry::{Metric, Registry};
 
 use super::log;
 use super::process::Process;
+use super::record::Outcome;
 use crate::contact::refusal::Verdict;
 use crate::contact::{Kind, Uninspectable};
 use crate::proxy::Fault;
 
-/// What becomes of bodies that are inspected.
-const BODIES: [&str; 4] = ["clean", "rewritten", "observed", "no_contact"];
-
-/// What becomes of a contact write (SPEC section 3).
-const OUTCOMES: [&str; 7] =
-    ["clean", "rewritten", "observed", "uninspected", "rescued", "refused", "exhausted"];
+/// How many outcomes an inspection alone may have: the first ones.
+const INSPECTED: usize = 4;
 
 /// How a TLS handshake with a client ends.
 const HANDSHAKES: [&str; 7] =
@@ -42,12 +40,12 @@ pub struct Metrics {
     mismatches: [Counter; Kind::ALL.len()],
     /// Places edited in bodies.
     pub edits: Counter,
-    /// Bodies of contact writes, by what became of them.
-    bodies: [Counter; BODIES.len()],
+    /// Bodies that were inspected, by what was found and done.
+    bodies: [Counter; INSPECTED],
     /// Those not inspected, by the reason.
     uninspected: [Counter; Uninspectable::ALL.len()],
     /// Contact writes, by their outcome.
-    writes: [Counter; OUTCOMES.len()],
+    writes: [Counter; Outcome::ALL.len() - 1],
     /// Refused attempts, by verdict.
     refusals: By,
     /// Attempts beyond the first, by how they ended.
@@ -153,11 +151,12 @@ impl Default for Metrics {
         let body =
             |result, reason| bodies.get_or_create_owned(&[("result", result), ("reason", reason)]);
         let (inspected, uninspected) = (
-            BODIES.map(|result| body(result, "")),
+            array::from_fn(|outcome| body(Outcome::ALL[outcome].as_str(), "")),
             Uninspectable::ALL.map(|reason| body("uninspected", reason.as_str())),
         );
         let help = "Contact writes, by their outcome";
-        let writes = each(own, "contact_writes", help, "outcome", OUTCOMES);
+        let outcomes = array::from_fn(|before| Outcome::ALL[before + 1].as_str());
+        let writes = each(own, "contact_writes", help, "outcome", outcomes);
         let help = "Attempts refused for their transition";
         let verdicts = [Verdict::Transient, Verdict::Legitimate].map(Verdict::as_str);
         let refusals = by(own, "refusals", help, "verdict", verdicts);
@@ -235,13 +234,11 @@ impl Metrics {
         &self.mismatches[kind as usize]
     }
 
-    /// A body was inspected: `clean`, `rewritten`, `observed` or `no_contact`.
-    pub(crate) fn inspected(&self, result: &'static str) {
-        let position = BODIES.iter().position(|it| *it == result);
-        debug_assert!(position.is_some(), "nothing else comes of an inspection");
-        if let Some(position) = position {
-            self.bodies[position].inc();
-        }
+    /// A body was inspected.
+    pub(crate) fn inspected(&self, outcome: Outcome) {
+        let counter = self.bodies.get(outcome as usize);
+        debug_assert!(counter.is_some(), "nothing else comes of an inspection");
+        counter.map(Counter::inc);
     }
 
     /// A body was not inspected.
@@ -275,9 +272,9 @@ impl Metrics {
     }
 
     /// A contact write ended so; what is none is not counted.
-    pub(crate) fn wrote(&self, outcome: &'static str) {
-        if let Some(position) = OUTCOMES.iter().position(|it| *it == outcome) {
-            self.writes[position].inc();
+    pub(crate) fn wrote(&self, outcome: Outcome) {
+        if let Some(before) = (outcome as usize).checked_sub(1) {
+            self.writes[before].inc();
         }
     }
 

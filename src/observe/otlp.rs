@@ -149,7 +149,7 @@ fn attributes(record: &Record) -> Vec<KeyValue> {
     attributes.extend(record.problem.map(|it| KeyValue::new("error.type", it)));
     if let Some(outcome) = record.outcome {
         attributes.extend([
-            KeyValue::new("optin_proxy.outcome", outcome),
+            KeyValue::new("optin_proxy.outcome", outcome.as_str()),
             number("optin_proxy.findings", record.found as u64),
             number("optin_proxy.rewritten", record.rewritten as u64),
         ]);

@@ -43,6 +43,61 @@ impl Decision {
     }
 }
 
+/// What became of a body that may be a contact write's (SPEC section 3).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Outcome {
+    /// It is none.
+    NoContact,
+    /// Nothing was found.
+    Clean,
+    /// It was changed.
+    Rewritten,
+    /// What was found was left alone.
+    Observed,
+    /// Nobody looked.
+    Uninspected,
+    /// A retry had an answer that is no error.
+    Rescued,
+    /// The API refused it, and rightly so.
+    Refused,
+    /// It refused it though it ought not to have, to the end.
+    Exhausted,
+}
+
+impl Outcome {
+    /// All of them, each at its own number.
+    pub const ALL: [Self; 8] = [
+        Self::NoContact,
+        Self::Clean,
+        Self::Rewritten,
+        Self::Observed,
+        Self::Uninspected,
+        Self::Rescued,
+        Self::Refused,
+        Self::Exhausted,
+    ];
+
+    /// Its name in the header, the log and the metrics.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::NoContact => "no_contact",
+            Self::Clean => "clean",
+            Self::Rewritten => "rewritten",
+            Self::Observed => "observed",
+            Self::Uninspected => "uninspected",
+            Self::Rescued => "rescued",
+            Self::Refused => "refused",
+            Self::Exhausted => "exhausted",
+        }
+    }
+}
+
+impl Serialize for Outcome {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(self.as_str())
+    }
+}
+
 /// One exchange, as operators see it.
 #[derive(Debug, Clone, Serialize)]
 pub struct Record {
@@ -79,7 +134,7 @@ pub struct Record {
     /// What the client got; none if it was gone.
     pub status: Option<u16>,
     /// What became of a contact write.
-    pub outcome: Option<&'static str>,
+    pub outcome: Option<Outcome>,
     /// Why a body was not inspected.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reason: Option<&'static str>,
@@ -175,7 +230,7 @@ impl Record {
             reason: finished.reason,
             problem: finished.problem,
             attempts: finished.attempts,
-            verdicts: Verdicts { transient: finished.transient, legitimate: finished.legitimate },
+            verdicts: finished.verdicts,
             found: finished.found.len(),
             rewritten: rewritten.map(|(_, lists)| lists.len()).sum(),
             findings: finished.found.first(most, |finding| Found::new(finding, policy)),

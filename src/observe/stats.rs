@@ -9,7 +9,7 @@ use serde::Serialize;
 use smol_str::SmolStr;
 
 use super::found::Seen;
-use super::record::Record;
+use super::record::{Outcome, Record};
 use super::redact::ListNumber;
 use crate::contact::Kind;
 
@@ -56,15 +56,15 @@ impl Totals {
         self.rewritten += u64::from(record.rewritten > 0);
         self.problems += u64::from(record.problem.is_some());
         match record.outcome {
-            None | Some("no_contact") => return,
-            Some("rescued") => self.rescued += 1,
-            Some("refused") => self.refused += 1,
-            Some("exhausted") => self.exhausted += 1,
-            Some("uninspected") => {
+            None | Some(Outcome::NoContact) => return,
+            Some(Outcome::Rescued) => self.rescued += 1,
+            Some(Outcome::Refused) => self.refused += 1,
+            Some(Outcome::Exhausted) => self.exhausted += 1,
+            Some(Outcome::Uninspected) => {
                 self.uninspected += 1;
                 return;
             }
-            Some(_) => {}
+            Some(Outcome::Clean | Outcome::Rewritten | Outcome::Observed) => {}
         }
         self.writes += 1;
     }
@@ -138,7 +138,7 @@ impl Stats {
     ) {
         self.totals.add(record);
         self.minute_of(record.time).add(record);
-        if record.outcome.is_none_or(|outcome| outcome == "no_contact") {
+        if record.outcome.is_none_or(|outcome| outcome == Outcome::NoContact) {
             return;
         }
         let agent = record.user_agent.as_deref().unwrap_or(UNNAMED);

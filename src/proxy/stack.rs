@@ -113,7 +113,7 @@ impl Observe {
             Body::Streaming(Box::new(stream.at_least(limits.min_rate).telling(&peer.unread)))
         });
         let (metrics, journal) = (Arc::clone(&self.metrics), self.journal.clone());
-        let exchange = Arc::new(Exchange::begin(&request, peer, metrics, journal));
+        let exchange = Arc::new(Exchange::begin(&request, Some(peer), metrics, journal));
         let (forward, sent) = (None, None);
         let exchanged = Arc::clone(&exchange);
         let call = Call { request, exchange: exchanged, forward, sent, fresh: false };

@@ -9,6 +9,7 @@ use optin_proxy::config::Layers;
 use optin_proxy::observe::audit::Audit;
 use optin_proxy::observe::journal::Journal;
 use optin_proxy::observe::metrics::Metrics;
+use optin_proxy::observe::record::Outcome;
 use optin_proxy::proxy::Server;
 use serde_json::Value;
 use tokio_util::sync::CancellationToken;
@@ -359,7 +360,8 @@ async fn nothing_of_an_exchange_is_left_in_the_record_of_another() {
     let kept = kept.journal.kept();
     let records: Vec<_> = kept.newest().collect();
     for four in records.chunks(4) {
-        let found: Vec<_> = four.iter().map(|record| (record.found, record.outcome)).collect();
+        let found: Vec<_> =
+            four.iter().map(|record| (record.found, record.outcome.map(Outcome::as_str))).collect();
         let edited = (found[1].0, Some("rewritten"));
         assert_eq!(found, [(0, Some("clean")), edited, (0, None), edited]);
         assert!(edited.0 > 0);

@@ -375,7 +375,7 @@ impl<'q> Query<'q> {
     }
 
     fn matches(&self, record: &Record) -> bool {
-        self.outcome.is_none_or(|outcome| record.outcome == Some(outcome))
+        self.outcome.is_none_or(|asked| record.outcome.is_some_and(|it| it.as_str() == asked))
             && self.kind.is_none_or(|name| {
                 Kind::ALL.iter().any(|kind| kind.as_str() == name && record.has(*kind))
             })

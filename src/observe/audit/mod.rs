@@ -21,7 +21,7 @@ use serde::Serialize;
 
 use super::found::{Found, Rows};
 use super::metrics::Metrics;
-use super::record::{Record, Verdicts, rfc3339};
+use super::record::{Outcome, Record, Verdicts, rfc3339};
 use crate::config;
 
 pub use files::rotated;
@@ -114,7 +114,7 @@ struct Line<'a> {
     attempts: u32,
     verdicts: Verdicts,
     status: Option<u16>,
-    outcome: Option<&'static str>,
+    outcome: Option<Outcome>,
     #[serde(skip_serializing_if = "Option::is_none")]
     reason: Option<&'static str>,
     sha256_before: Option<&'a str>,
