@@ -7,10 +7,11 @@ use std::error::Error;
 use std::future::poll_fn;
 use std::io;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 use bytes::{Buf, BytesMut};
+use parking_lot::Mutex;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 /// The most that is gathered, in bytes. Then it is written, and waited for.
@@ -35,11 +36,6 @@ impl<T> Gathering<T> {
     pub fn new(stream: T) -> Self {
         Self(Arc::new(Mutex::new(Wire { stream, gathered: BytesMut::new() })))
     }
-
-    fn wire(&self) -> MutexGuard<'_, Wire<T>> {
-        // Bytes are taken off in one step, once they are written: a poisoned lock is as good as any.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
 }
 
 impl<T: AsyncWrite + Unpin> Gathering<T> {
@@ -57,7 +53,7 @@ impl<T: AsyncWrite + Unpin> Gathering<T> {
     {
         poll_fn(|cx| {
             let ended = connection.as_mut().poll(cx);
-            if let Poll::Ready(Err(error)) = self.wire().poll_write_out(cx) {
+            if let Poll::Ready(Err(error)) = self.0.lock().poll_write_out(cx) {
                 return Poll::Ready(Err(error.into()));
             }
             ended.map_err(Into::into)
@@ -86,7 +82,7 @@ impl<T: AsyncRead + Unpin> AsyncRead for Gathering<T> {
         cx: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.wire().stream).poll_read(cx, buffer)
+        Pin::new(&mut self.0.lock().stream).poll_read(cx, buffer)
     }
 }
 
@@ -104,7 +100,7 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for Gathering<T> {
         cx: &mut Context<'_>,
         slices: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        let mut wire = self.wire();
+        let mut wire = self.0.lock();
         // What was taken off its start is no room.
         let room = |gathered: &BytesMut| gathered.capacity() - gathered.len();
         if room(&wire.gathered) == 0 {
@@ -130,7 +126,7 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for Gathering<T> {
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let mut wire = self.wire();
+        let mut wire = self.0.lock();
         ready!(wire.poll_write_out(cx))?;
         Pin::new(&mut wire.stream).poll_shutdown(cx)
     }
@@ -187,7 +183,7 @@ mod tests {
     }
 
     fn written(wire: &Gathering<Peer>) -> Vec<u8> {
-        wire.wire().stream.written.concat()
+        wire.0.lock().stream.written.concat()
     }
 
     /// Writes so many frames, each flushed, and then waits.
@@ -215,8 +211,8 @@ mod tests {
     fn all_that_is_written_before_a_connection_waits_leaves_at_once() {
         let wire = taking(usize::MAX, usize::MAX);
         drive(&wire, frames(wire.clone(), 8, b"a frame of some length".to_vec()));
-        assert_eq!(wire.wire().stream.written, [b"a frame of some length".repeat(8)]);
-        assert_eq!(wire.wire().gathered.capacity(), 0, "an idle connection holds memory");
+        assert_eq!(wire.0.lock().stream.written, [b"a frame of some length".repeat(8)]);
+        assert_eq!(wire.0.lock().gathered.capacity(), 0, "an idle connection holds memory");
     }
 
     #[test]
@@ -236,7 +232,7 @@ mod tests {
         let mut cx = Context::from_waker(Waker::noop());
         for _ in 0..2_000 {
             assert!(driven.as_mut().poll(&mut cx).is_pending());
-            let mut held = wire.wire();
+            let mut held = wire.0.lock();
             assert!(held.gathered.capacity() <= MOST);
             held.stream.in_all = 777;
         }
@@ -264,6 +260,6 @@ mod tests {
         assert!(matches!(Pin::new(&mut end).poll_write(&mut cx, b"GOAWAY"), Poll::Ready(Ok(6))));
         assert!(matches!(Pin::new(&mut end).poll_shutdown(&mut cx), Poll::Ready(Ok(()))));
         assert_eq!(written(&wire), b"GOAWAY");
-        assert!(wire.wire().stream.is_shut);
+        assert!(wire.0.lock().stream.is_shut);
     }
 }

@@ -1,11 +1,12 @@
 //! The memory that the bodies of a stream take.
 
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
+use parking_lot::Mutex;
 use tokio::sync::OwnedSemaphorePermit;
 use tonic::Status;
 
@@ -28,31 +29,26 @@ impl Held {
         Arc::new(Self(Mutex::new(state)))
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
-        // Each change is one step: a poisoned lock is as good as any.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// From now on what comes is a body.
     pub fn awaits_body(&self) {
-        self.state().awaits = true;
+        self.0.lock().awaits = true;
     }
 
     /// The body has come whole: what it takes is for its exchange to hold.
     pub fn hand_over(&self) -> Option<OwnedSemaphorePermit> {
-        let mut state = self.state();
+        let mut state = self.0.lock();
         state.awaits = false;
         state.share.hand_over()
     }
 
     /// Whether a body ended because there was no room for it.
     pub fn is_full(&self) -> bool {
-        self.state().is_full
+        self.0.lock().is_full
     }
 
     /// Takes so many bytes more of a body, if there are some.
     pub fn take(&self, bytes: usize) -> bool {
-        let mut state = self.state();
+        let mut state = self.0.lock();
         if !state.awaits {
             return true;
         }

@@ -2,11 +2,12 @@
 
 use std::cell::Cell;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
 use bytes::Bytes;
 use http::{HeaderValue, Request, StatusCode, Uri};
+use parking_lot::Mutex;
 use tokio::sync::OwnedSemaphorePermit;
 
 use super::finished::{Finished, Inspected, Part};
@@ -186,7 +187,7 @@ impl Exchange {
                 if self.is_recorded() {
                     let mut begun = self.begun();
                     let body = begun.inspected(inspected, self.has_audit());
-                    *self.material() = Some(Material { begun, body });
+                    *self.material.lock() = Some(Material { begun, body });
                 }
                 tally
             }
@@ -198,11 +199,6 @@ impl Exchange {
             }
         }
         let _ = self.result.set(tally);
-    }
-
-    fn material(&self) -> MutexGuard<'_, Option<Material>> {
-        // It is set and taken in one step each: a poisoned lock is as good as any.
-        self.material.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Whether anybody is told of it once it is over.
@@ -371,7 +367,7 @@ impl Exchange {
         if !self.is_recorded() {
             return;
         }
-        let material = self.material().take();
+        let material = self.material.lock().take();
         let Material { begun: mut finished, body } =
             material.unwrap_or_else(|| Material { begun: self.begun(), body: None });
         finished.started = self.started;

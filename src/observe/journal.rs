@@ -6,10 +6,12 @@
 
 use std::collections::VecDeque;
 use std::io;
+use std::sync::Arc;
 use std::sync::mpsc::{SyncSender, sync_channel};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
+
+use parking_lot::{Condvar, Mutex, MutexGuard};
 
 use super::audit::Audit;
 use super::clocks::Clocks;
@@ -213,7 +215,7 @@ impl Journal {
 
     /// To be filled in by an exchange, from its inspection or its end on.
     pub(crate) fn blank(&self) -> Blank {
-        self.state().inbox.waiting().blanks.pop().unwrap_or_default()
+        self.state().inbox.waiting.lock().blanks.pop().unwrap_or_default()
     }
 
     /// Whether contact writes are audited.
@@ -257,7 +259,7 @@ impl Journal {
 
     /// What is kept.
     pub fn kept(&self) -> MutexGuard<'_, Kept> {
-        self.state().kept()
+        self.state().kept.lock()
     }
 
     /// The audit trail, if there is one.
@@ -286,20 +288,15 @@ impl Journal {
 
 impl Drop for Owner {
     fn drop(&mut self) {
-        self.0.inbox.waiting().is_over = true;
+        self.0.inbox.waiting.lock().is_over = true;
         self.0.inbox.came.notify_one();
     }
 }
 
 impl Inbox {
-    fn waiting(&self) -> MutexGuard<'_, Waiting> {
-        // What is in there is whole between any two statements: a poisoned lock is as good as any.
-        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// Adds it if there is room.
     fn add(&self, item: Item, most: usize) -> Result<(), Item> {
-        let mut waiting = self.waiting();
+        let mut waiting = self.waiting.lock();
         waiting.add(item, most)?;
         if std::mem::take(&mut waiting.sleeps) {
             drop(waiting);
@@ -310,32 +307,25 @@ impl Inbox {
 
     /// More waits than whoever reads the log may keep waiting: records come before lines.
     fn is_behind(&self) -> bool {
-        let waiting = self.waiting();
+        let waiting = self.waiting.lock();
         waiting.held - waiting.in_work > AHEAD
     }
 
     /// What has come, once something has; an empty `items` takes its place. False if nothing comes any more.
     fn wait(&self, items: &mut Vec<Item>) -> bool {
-        let mut waiting = self.waiting();
+        let mut waiting = self.waiting.lock();
         while waiting.items.is_empty() {
             if waiting.is_over {
                 return false;
             }
             waiting.sleeps = true;
             // Blanks that nobody needs for so long need not be kept.
-            waiting = if waiting.blanks.is_empty() {
-                self.came.wait(waiting).unwrap_or_else(PoisonError::into_inner)
-            } else {
-                let (mut waiting, timeout) =
-                    self.came.wait_timeout(waiting, IDLE).unwrap_or_else(PoisonError::into_inner);
-                if timeout.timed_out() {
-                    let blanks = std::mem::take(&mut waiting.blanks);
-                    drop(waiting);
-                    drop(blanks);
-                    waiting = self.waiting();
-                }
-                waiting
-            };
+            if waiting.blanks.is_empty() {
+                self.came.wait(&mut waiting);
+            } else if self.came.wait_for(&mut waiting, IDLE).timed_out() {
+                let blanks = std::mem::take(&mut waiting.blanks);
+                MutexGuard::unlocked(&mut waiting, || drop(blanks));
+            }
         }
         waiting.sleeps = false;
         waiting.in_work = waiting.held;
@@ -345,7 +335,7 @@ impl Inbox {
 
     /// Makes room for so much, and gives back what can be filled again.
     fn settle(&self, weight: usize, blanks: &mut Vec<Blank>) {
-        let mut waiting = self.waiting();
+        let mut waiting = self.waiting.lock();
         waiting.held -= weight;
         waiting.in_work -= weight;
         blanks.truncate(BLANKS - waiting.blanks.len().min(BLANKS));
@@ -360,18 +350,13 @@ impl State {
         if let Some(audit) = self.audit.as_ref().filter(|_| is_audited) {
             audit.lost();
         }
-        let mut said = self.said.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut said = self.said.lock();
         if said.is_none_or(|said| said.elapsed() >= SAID_AGAIN) {
             *said = Some(Instant::now());
             tracing::error!(
                 "exchanges go unrecorded for want of room: optin_proxy_journal_dropped_total counts them"
             );
         }
-    }
-
-    fn kept(&self) -> MutexGuard<'_, Kept> {
-        // Counters and records are each written in one step: a poisoned lock is as good as any.
-        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn run(&self) {
@@ -423,7 +408,7 @@ impl State {
         if let Some(outlet) = &self.outlet {
             outlet.take(&record);
         }
-        let mut kept = self.kept();
+        let mut kept = self.kept.lock();
         kept.count += 1;
         record.seq = kept.count;
         count(&mut kept.stats, &record);

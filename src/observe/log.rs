@@ -8,10 +8,11 @@
 use std::fs::File;
 use std::io::{self, IsTerminal, Write};
 use std::os::fd::AsFd;
-use std::sync::{Arc, Condvar, LazyLock, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, LazyLock, OnceLock};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use parking_lot::{Condvar, Mutex};
 use prometheus_client::metrics::counter::Counter;
 use tracing_subscriber::Registry;
 use tracing_subscriber::filter::{LevelFilter, Targets};
@@ -153,13 +154,8 @@ impl Write for &Lines {
 }
 
 impl Shared {
-    fn waiting(&self) -> MutexGuard<'_, Waiting> {
-        // A line is added in one step: a poisoned lock is as good as any.
-        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     fn take(&self, line: &[u8]) {
-        let mut waiting = self.waiting();
+        let mut waiting = self.waiting.lock();
         if waiting.lines.len() + line.len() > WAITING {
             waiting.lost += 1;
             LOST.inc();
@@ -173,12 +169,11 @@ impl Shared {
     }
 
     fn await_room(&self, may_wait: impl Fn() -> bool, stuck: Duration) {
-        let mut waiting = self.waiting();
+        let mut waiting = self.waiting.lock();
         let begun = Instant::now();
         while waiting.lines.len() > WAITING / 2 && !waiting.is_stuck && may_wait() {
             waiting.is_stuck = begun.elapsed() > stuck;
-            waiting =
-                self.room.wait_timeout(waiting, TICK).unwrap_or_else(PoisonError::into_inner).0;
+            self.room.wait_for(&mut waiting, TICK);
         }
     }
 
@@ -186,12 +181,12 @@ impl Shared {
         let mut lines = Vec::new();
         let mut failed = false;
         loop {
-            let mut waiting = self.waiting();
+            let mut waiting = self.waiting.lock();
             waiting.writes = false;
             while waiting.lines.is_empty() {
                 self.done.notify_all();
                 waiting.wanted = Some(1);
-                waiting = self.came.wait(waiting).unwrap_or_else(PoisonError::into_inner);
+                self.came.wait(&mut waiting);
             }
             std::mem::swap(&mut waiting.lines, &mut lines);
             waiting.writes = true;
@@ -214,7 +209,7 @@ impl Shared {
                 let _ = out.write(b"\n");
                 let unwritten = memchr::memchr_iter(b'\n', &lines[written..]).count() as u64;
                 LOST.inc_by(unwritten);
-                self.waiting().lost += unwritten;
+                self.waiting.lock().lost += unwritten;
             }
             lines.clear();
             lines.shrink_to(ROOM);
@@ -224,23 +219,22 @@ impl Shared {
 
     /// Lets lines gather for a while.
     fn gather(&self) {
-        let mut waiting = self.waiting();
+        let mut waiting = self.waiting.lock();
         waiting.wanted = Some(ROOM);
         let is_little = |waiting: &mut Waiting| waiting.lines.len() < ROOM;
-        let gathered = self.came.wait_timeout_while(waiting, TICK, is_little);
-        gathered.unwrap_or_else(PoisonError::into_inner).0.wanted = None;
+        self.came.wait_while_for(&mut waiting, is_little, TICK);
+        waiting.wanted = None;
     }
 
     fn flush(&self, limit: Duration) {
         let deadline = Instant::now() + limit;
-        let mut waiting = self.waiting();
+        let mut waiting = self.waiting.lock();
         while !waiting.lines.is_empty() || waiting.writes {
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
                 return;
             }
-            waiting =
-                self.done.wait_timeout(waiting, left).unwrap_or_else(PoisonError::into_inner).0;
+            self.done.wait_for(&mut waiting, left);
         }
     }
 }
@@ -287,7 +281,7 @@ mod tests {
         fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
             thread::yield_now();
             let some = bytes.len().min(4096);
-            self.0.lock().unwrap().extend_from_slice(&bytes[..some]);
+            self.0.lock().extend_from_slice(&bytes[..some]);
             Ok(some)
         }
 
@@ -308,18 +302,18 @@ mod tests {
             shared.take(&line);
         }
         shared.flush(Duration::from_secs(60));
-        assert_eq!(written.lock().unwrap().len(), 5 * WAITING / line.len() * line.len());
+        assert_eq!(written.lock().len(), 5 * WAITING / line.len() * line.len());
     }
 
     #[test]
     fn nobody_waits_for_room_while_nothing_is_taken() {
         let shared = Shared::default();
-        shared.waiting().lines = vec![b'\n'; WAITING];
+        shared.waiting.lock().lines = vec![b'\n'; WAITING];
         shared.await_room(|| false, Duration::MAX);
         shared.await_room(|| true, Duration::ZERO);
         // Whoever comes later does not wait either.
         shared.await_room(|| true, Duration::MAX);
         shared.take(b"x\n");
-        assert_eq!(shared.waiting().lost, 1);
+        assert_eq!(shared.waiting.lock().lost, 1);
     }
 }

@@ -5,7 +5,7 @@
 //! (`OTEL_EXPORTER_OTLP_ENDPOINT`, `OTEL_SERVICE_NAME`, `OTEL_TRACES_SAMPLER` and so on). Where none of them names an
 //! endpoint, nothing is exported.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 use std::{env, io};
 
@@ -17,6 +17,7 @@ use opentelemetry::{Context, InstrumentationScope, KeyValue};
 use opentelemetry_otlp::{ExporterBuildError, SpanExporter};
 use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::trace::{IdGenerator, RandomIdGenerator, SdkTracer, SdkTracerProvider};
+use parking_lot::Mutex;
 use smol_str::SmolStr;
 use tokio::runtime::{Builder, Runtime};
 
@@ -167,13 +168,13 @@ struct Ids {
 
 impl Ids {
     fn begin(&self, trace: u128) {
-        *self.trace.lock().unwrap_or_else(PoisonError::into_inner) = trace;
+        *self.trace.lock() = trace;
     }
 }
 
 impl IdGenerator for Ids {
     fn new_trace_id(&self) -> TraceId {
-        TraceId::from(*self.trace.lock().unwrap_or_else(PoisonError::into_inner))
+        TraceId::from(*self.trace.lock())
     }
 
     fn new_span_id(&self) -> SpanId {

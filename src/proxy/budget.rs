@@ -2,9 +2,9 @@
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use parking_lot::{Mutex, MutexGuard};
 use tokio::time::Instant;
 
 /// The window over which the budget holds, in seconds.
@@ -78,8 +78,7 @@ impl Budget {
 
     /// Those of the window that ends now.
     fn retries(&self, now: Instant) -> MutexGuard<'_, VecDeque<Instant>> {
-        // Each change is one step: a poisoned lock is as good as any.
-        let mut retries = self.retries.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut retries = self.retries.lock();
         while retries.front().is_some_and(|sent| now - *sent >= Duration::from_secs(WINDOW)) {
             retries.pop_front();
         }

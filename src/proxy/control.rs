@@ -2,11 +2,12 @@
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::thread;
 use std::time::SystemTime;
 
 use arc_swap::ArcSwap;
+use parking_lot::Mutex;
 use rustls::ClientConfig;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -67,13 +68,8 @@ pub(super) struct Heeding(Arc<Mutex<Option<Apply>>>);
 
 impl Drop for Heeding {
     fn drop(&mut self) {
-        *lock(&self.0) = None;
+        *self.0.lock() = None;
     }
-}
-
-fn lock(apply: &Mutex<Option<Apply>>) -> MutexGuard<'_, Option<Apply>> {
-    // It is set in one step: a poisoned lock is as good as any.
-    apply.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// A hand on a server that runs.
@@ -113,7 +109,7 @@ impl Control {
         &self,
         make: impl Fn(&Wanted) -> H + Send + Sync + 'static,
     ) -> (Arc<ArcSwap<H>>, watch::Receiver<Arc<Wanted>>, Heeding) {
-        let mut apply = lock(&self.apply);
+        let mut apply = self.apply.lock();
         let changes = self.wanted.subscribe();
         let first = Arc::clone(&changes.borrow());
         let made = Arc::new(ArcSwap::from_pointee(make(&first)));
@@ -204,10 +200,10 @@ impl Control {
 
     fn change<E>(&self, make: impl FnOnce(&Wanted) -> Result<Wanted, E>) -> Result<(), E> {
         // Of two at once, the last one is in force everywhere. It may take its time, for which a server that ends does not wait.
-        let _one = self.reloading.lock().unwrap_or_else(PoisonError::into_inner);
+        let _one = self.reloading.lock();
         let before = Arc::clone(&self.wanted.borrow());
         let wanted = Arc::new(make(&before)?);
-        let apply = lock(&self.apply);
+        let apply = self.apply.lock();
         self.wanted.send_replace(Arc::clone(&wanted));
         if let Some(apply) = &*apply {
             apply(&wanted);

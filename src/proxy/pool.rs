@@ -7,7 +7,7 @@
 use std::error::Error as StdError;
 use std::future::{Future, poll_fn};
 use std::pin::{Pin, pin};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Weak};
 use std::task::Poll;
 use std::time::Duration;
 
@@ -16,6 +16,7 @@ use http::{Request, Response, Uri};
 use hyper::body::Incoming;
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
+use parking_lot::Mutex;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::{Instant, Sleep, sleep};
 
@@ -175,7 +176,7 @@ impl<C: Connect> Pool<C> {
     fn take(&self, origin: &Origin, now: Instant) -> Option<Connection> {
         // Closed when nobody waits for it any more.
         let mut over = Vec::new();
-        let mut kept = lock(&self.kept);
+        let mut kept = self.kept.lock();
         let connections = &mut kept.connections;
         let mut at = connections.len();
         while let Some(before) = at.checked_sub(1) {
@@ -292,7 +293,7 @@ impl Connection {
 /// Keeps a connection until its time is over.
 fn keep(pool: &Arc<Mutex<Kept>>, mut connection: Connection, keep_alive: Duration) {
     connection.last_used = Instant::now();
-    let mut kept = lock(pool);
+    let mut kept = pool.lock();
     let is_full = kept.connections.len() == kept.most;
     let longest_unused = is_full.then(|| kept.connections.remove(0));
     kept.connections.push(connection);
@@ -308,7 +309,7 @@ async fn watch(pool: Weak<Mutex<Kept>>, keep_alive: Duration) {
     loop {
         tokio::time::sleep(keep_alive).await;
         let Some(pool) = pool.upgrade() else { return };
-        let (now, mut kept) = (Instant::now(), lock(&pool));
+        let (now, mut kept) = (Instant::now(), pool.lock());
         let over = |connection: &mut Connection| connection.is_over(now, keep_alive);
         let over: Vec<_> = kept.connections.extract_if(.., over).collect();
         kept.is_watched = !kept.connections.is_empty();
@@ -320,11 +321,6 @@ async fn watch(pool: Weak<Mutex<Kept>>, keep_alive: Duration) {
             return;
         }
     }
-}
-
-fn lock(kept: &Mutex<Kept>) -> MutexGuard<'_, Kept> {
-    // It is whole between any two statements: a poisoned lock is as good as any.
-    kept.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]

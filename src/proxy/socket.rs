@@ -4,14 +4,15 @@
 use std::future::Future;
 use std::io::{self, IoSlice};
 use std::pin::{Pin, pin};
-use std::sync::{Arc, Mutex, Weak};
+use std::sync::{Arc, Weak};
 use std::task::{Context, Poll, Waker, ready};
 
 use hyper_util::client::legacy::connect::{Connected, Connection};
+use parking_lot::Mutex;
 use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::TcpStream;
 
-use super::turn::{Outlet, count_read, lock, put_off};
+use super::turn::{Outlet, count_read, put_off};
 
 /// A socket that puts writes off.
 #[derive(Debug)]
@@ -29,7 +30,7 @@ impl Socket {
 
 impl Drop for Socket {
     fn drop(&mut self) {
-        lock(&self.0).close();
+        self.0.lock().close();
     }
 }
 
@@ -44,7 +45,7 @@ impl Watch {
         // In memory, hyper's word has to do.
         let Some(watched) = &self.0 else { return false };
         let Some(socket) = watched.upgrade() else { return true };
-        let outlet = lock(&socket);
+        let outlet = socket.lock();
         let ready = pin!(outlet.stream.ready(Interest::READABLE));
         match ready.poll(&mut Context::from_waker(Waker::noop())) {
             Poll::Ready(Ok(ready)) => ready.is_read_closed(),
@@ -61,7 +62,7 @@ impl AsyncRead for Socket {
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         count_read();
-        let (mut outlet, before) = (lock(&self.0), buffer.filled().len());
+        let (mut outlet, before) = (self.0.lock(), buffer.filled().len());
         let polled = Pin::new(&mut outlet.stream).poll_read(cx, buffer);
         if matches!(polled, Poll::Ready(Ok(()))) && buffer.filled().len() == before {
             // Not the end, if what was written was told otherwise.
@@ -88,7 +89,7 @@ impl AsyncWrite for Socket {
         if let Some(all) = put_off(&self.0, slices) {
             return Poll::Ready(Ok(all));
         }
-        let mut outlet = lock(&self.0);
+        let mut outlet = self.0.lock();
         ready!(outlet.poll_written(&self.0, cx))?;
         let stream = Pin::new(&mut outlet.stream);
         match slices {
@@ -104,7 +105,7 @@ impl AsyncWrite for Socket {
 
     /// Ready as soon as it is put off; [`Self::poll_shutdown`] is once it is written.
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let mut outlet = lock(&self.0);
+        let mut outlet = self.0.lock();
         if outlet.is_put_off() {
             return Poll::Ready(Ok(()));
         }
@@ -112,7 +113,7 @@ impl AsyncWrite for Socket {
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let mut outlet = lock(&self.0);
+        let mut outlet = self.0.lock();
         ready!(outlet.poll_written(&self.0, cx))?;
         Pin::new(&mut outlet.stream).poll_shutdown(cx)
     }
@@ -120,7 +121,7 @@ impl AsyncWrite for Socket {
 
 impl Connection for Socket {
     fn connected(&self) -> Connected {
-        lock(&self.0).stream.connected()
+        self.0.lock().stream.connected()
     }
 }
 

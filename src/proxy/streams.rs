@@ -6,11 +6,12 @@
 use std::cell::Cell;
 use std::future::Future;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use hyper::rt::Executor;
+use parking_lot::Mutex;
 use tokio::sync::Notify;
 use tokio::time::{Instant, Sleep, sleep, sleep_until};
 
@@ -64,22 +65,17 @@ impl Activity {
     }
 
     fn change(&self, change: impl FnOnce(&mut usize)) {
-        let mut now = self.now();
+        let mut now = self.0.lock();
         change(&mut now.open);
         now.has_begun = true;
         now.changed = Instant::now();
-    }
-
-    fn now(&self) -> MutexGuard<'_, Now> {
-        // It is whole after any statement: a poisoned lock is as good as any.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Waits until there has been no stream for so long, or for as long as `first` before the first one.
     pub async fn ended(&self, first: Duration, limit: Duration) {
         loop {
             let silent_until = {
-                let now = self.now();
+                let now = self.0.lock();
                 let limit = if now.has_begun { limit } else { first };
                 (now.open == 0).then(|| now.changed + limit)
             };

@@ -13,9 +13,10 @@ use std::cell::{Cell, RefCell};
 use std::future::poll_fn;
 use std::io::{self, IoSlice};
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Weak};
 use std::task::{Context, Poll, Waker, ready};
 
+use parking_lot::Mutex;
 use tokio::io::AsyncWrite;
 use tokio::net::TcpStream;
 use tokio::task::AbortHandle;
@@ -98,7 +99,7 @@ impl Turn {
         }
         let mut due = self.due.take();
         for socket in due.drain(..) {
-            let mut outlet = lock(&socket);
+            let mut outlet = socket.lock();
             if outlet.is_put_off() {
                 self.keep(outlet.send(&socket));
             }
@@ -134,7 +135,7 @@ impl Turn {
             return None;
         }
         self.operation();
-        let mut outlet = lock(socket);
+        let mut outlet = socket.lock();
         let length = slices.iter().map(|slice| slice.len()).sum::<usize>();
         if outlet.due.len() + length > MOST {
             return None;
@@ -263,7 +264,7 @@ impl Outlet {
 async fn write_rest(socket: Weak<Mutex<Outlet>>) {
     poll_fn(|cx| {
         let Some(socket) = socket.upgrade() else { return Poll::Ready(()) };
-        let mut outlet = lock(&socket);
+        let mut outlet = socket.lock();
         let Outlet { stream, due, .. } = &mut *outlet;
         let mut written = Ok(());
         while written.is_ok() && !due.is_empty() {
@@ -280,10 +281,4 @@ async fn write_rest(socket: Weak<Mutex<Outlet>>) {
         Poll::Ready(())
     })
     .await;
-}
-
-/// Its owner has it to itself, but for the end of a turn, what is left, and a look from beside: it is hardly ever waited for.
-pub(super) fn lock(socket: &Mutex<Outlet>) -> MutexGuard<'_, Outlet> {
-    // There is nothing in it that a panic could leave half done.
-    socket.lock().unwrap_or_else(PoisonError::into_inner)
 }

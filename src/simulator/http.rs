@@ -90,28 +90,28 @@ struct Call<'c> {
 impl Call<'_> {
     fn contacts(self) -> Result<Answer, Refusal> {
         match (self.method, self.id) {
-            (&Method::GET | &Method::HEAD, Some(id)) => Ok(atom(self.world.state().detail(id)?)),
+            (&Method::GET | &Method::HEAD, Some(id)) => Ok(atom(self.world.0.lock().detail(id)?)),
             (&Method::GET | &Method::HEAD, None) => {
                 let from = self.next();
                 let address = self.parameter("email").map(|address| unescape(&address));
-                Ok(atom(self.world.state().feed(from, address.as_deref())?))
+                Ok(atom(self.world.0.lock().feed(from, address.as_deref())?))
             }
             (&Method::POST, None) => {
                 if !self.is_atom() {
                     return Ok(unsupported("application/atom+xml"));
                 }
-                let (id, entry) = self.world.state().create(&self.body)?;
+                let (id, entry) = self.world.0.lock().create(&self.body)?;
                 Ok(self.created("contacts", id, entry))
             }
             (&Method::PUT, Some(id)) => {
                 if !self.is_atom() {
                     return Ok(unsupported("application/atom+xml"));
                 }
-                self.world.state().update(id, &self.body)?;
+                self.world.0.lock().update(id, &self.body)?;
                 Ok(empty(StatusCode::NO_CONTENT))
             }
             (&Method::DELETE, Some(id)) => {
-                self.world.state().do_not_mail(id)?;
+                self.world.0.lock().do_not_mail(id)?;
                 Ok(empty(StatusCode::NO_CONTENT))
             }
             (_, Some(_)) => Ok(not_allowed("GET, HEAD, PUT, DELETE")),
@@ -122,17 +122,17 @@ impl Call<'_> {
     fn lists(self) -> Result<Answer, Refusal> {
         match (self.method, self.id) {
             (&Method::GET | &Method::HEAD, id) => {
-                Ok(atom(self.world.state().lists(id, self.next())?))
+                Ok(atom(self.world.0.lock().lists(id, self.next())?))
             }
             (&Method::POST, None) | (&Method::PUT, Some(_)) if !self.is_atom() => {
                 Ok(unsupported("application/atom+xml"))
             }
             (&Method::POST, None) => {
-                let (id, entry) = self.world.state().create_list(&self.body)?;
+                let (id, entry) = self.world.0.lock().create_list(&self.body)?;
                 Ok(self.created("lists", id, entry))
             }
             (&Method::PUT, Some(id)) => {
-                self.world.state().rename_list(id, &self.body)?;
+                self.world.0.lock().rename_list(id, &self.body)?;
                 Ok(empty(StatusCode::NO_CONTENT))
             }
             (_, Some(_)) => Ok(not_allowed("GET, HEAD, PUT")),
@@ -151,7 +151,7 @@ impl Call<'_> {
         };
         match (self.method, self.id) {
             (&Method::GET | &Method::HEAD, Some(id)) => {
-                let body = self.world.state().stored(collection, id)?;
+                let body = self.world.0.lock().stored(collection, id)?;
                 Ok(with_type(Response::new(Full::new(body)), "application/atom+xml"))
             }
             (&Method::POST, None) | (&Method::PUT, Some(_)) if !fits => {
@@ -163,7 +163,7 @@ impl Call<'_> {
                 }))
             }
             (&Method::POST, None) => {
-                let id = self.world.state().store(collection, None, self.body.clone())?;
+                let id = self.world.0.lock().store(collection, None, self.body.clone())?;
                 let name = collection.name();
                 let entry = format!(
                     "<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n\
@@ -174,7 +174,7 @@ impl Call<'_> {
                 Ok(self.created(name, id, entry))
             }
             (&Method::PUT, Some(id)) => {
-                self.world.state().store(collection, Some(id), self.body.clone())?;
+                self.world.0.lock().store(collection, Some(id), self.body.clone())?;
                 Ok(empty(StatusCode::NO_CONTENT))
             }
             (_, Some(_)) => Ok(not_allowed("GET, HEAD, PUT")),

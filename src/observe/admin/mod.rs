@@ -9,14 +9,15 @@ use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::io;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
+use parking_lot::Mutex;
 use tokio::net::TcpListener;
 use tokio::sync::{Notify, mpsc, oneshot};
 
@@ -155,7 +156,7 @@ struct Place {
 
 impl Places {
     fn take(&self) -> Option<Arc<Place>> {
-        let mut taken = self.lock();
+        let mut taken = self.0.lock();
         if taken.len() >= MAX_CONNECTIONS {
             let idle = taken.iter().position(|place| !place.is_busy.load(Ordering::Relaxed))?;
             taken.remove(idle)?.given_up.notify_one();
@@ -166,11 +167,6 @@ impl Places {
     }
 
     fn leave(&self, place: &Arc<Place>) {
-        self.lock().retain(|it| !Arc::ptr_eq(it, place));
-    }
-
-    fn lock(&self) -> MutexGuard<'_, VecDeque<Arc<Place>>> {
-        // Each change is one step: a poisoned lock is as good as any.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock().retain(|it| !Arc::ptr_eq(it, place));
     }
 }

@@ -11,12 +11,13 @@ mod writer;
 
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc::{SyncSender, TrySendError, sync_channel};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
+use parking_lot::Mutex;
 use serde::Serialize;
 
 use super::found::{Found, Rows};
@@ -181,7 +182,7 @@ impl Audit {
     /// A line is lost before it was one. Never waits.
     pub(super) fn lost(&self) {
         self.shared.lost(1, "queue");
-        let mut said = self.shared.said.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut said = self.shared.said.lock();
         if said.is_none_or(|said| said.elapsed() >= SAID_AGAIN) {
             *said = Some(Instant::now());
             let path = self.shared.path.display();
@@ -220,16 +221,11 @@ impl Audit {
 
     /// Why lines cannot be written at present, or not as they should be.
     pub fn fault(&self) -> Option<String> {
-        self.shared.faults().iter().flatten().next().map(|fault| fault.words.clone())
+        self.shared.faults.lock().iter().flatten().next().map(|fault| fault.words.clone())
     }
 }
 
 impl Shared {
-    fn faults(&self) -> MutexGuard<'_, [Option<Standing>; Fault::COUNT]> {
-        // Each is set in one step: a poisoned lock is as good as any.
-        self.faults.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// A line of so many bytes is in the queue no more.
     fn taken(&self, bytes: usize) {
         self.held.fetch_sub(bytes, Ordering::Relaxed);
@@ -248,7 +244,7 @@ impl Shared {
     /// Says so, once a minute at most.
     fn fail(&self, fault: Fault, error: &dyn std::fmt::Display) {
         let words = format!("it {}: {error}", fault.as_str());
-        let standing = &mut self.faults()[fault as usize];
+        let standing = &mut self.faults.lock()[fault as usize];
         let said = standing.as_ref().map(|standing| standing.said);
         let is_due = said.is_none_or(|said| said.elapsed() >= SAID_AGAIN);
         let said = said.filter(|_| !is_due).unwrap_or_else(Instant::now);
@@ -260,7 +256,7 @@ impl Shared {
     }
 
     fn mended(&self, fault: Fault) {
-        if self.faults()[fault as usize].take().is_some() {
+        if self.faults.lock()[fault as usize].take().is_some() {
             let path = self.path.display();
             tracing::info!(%path, "no longer so: the audit trail {}", fault.as_str());
         }

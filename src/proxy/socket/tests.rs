@@ -158,7 +158,7 @@ fn a_thread_whose_turns_are_over_writes_what_it_has_and_puts_nothing_off() {
         end_turns();
         assert!(has_come(&far));
         near.write_all(b"two").await.expect("open");
-        assert_eq!(lock(&near.0).room(), 0);
+        assert_eq!(near.0.lock().room(), 0);
         end_turn();
         near.shutdown().await.expect("open");
         assert_eq!(all(far).await, b"one, two");
@@ -170,12 +170,12 @@ fn a_thread_whose_turns_are_over_writes_what_it_has_and_puts_nothing_off() {
 fn a_silent_connection_keeps_no_room_for_what_it_puts_off() {
     in_turns(async |mut near, far| {
         near.write_all(b"short").await.expect("open");
-        assert!(lock(&near.0).room() >= MOST, "what comes next need not be moved");
+        assert!(near.0.lock().room() >= MOST, "what comes next need not be moved");
         end_turn();
-        assert_eq!(lock(&near.0).room(), 0);
+        assert_eq!(near.0.lock().room(), 0);
         near.write_all(b"short").await.expect("open");
         near.write_all(&[b'x'; MOST]).await.expect("open");
-        assert_eq!(lock(&near.0).room(), 0);
+        assert_eq!(near.0.lock().room(), 0);
         drop(near);
         assert_eq!(all(far).await.len(), 5 + 5 + MOST);
     });
