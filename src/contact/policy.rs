@@ -219,7 +219,8 @@ fn judge_contacts(
                     let filled = filled.map(removable);
                     report(Kind::Undeclared, Was::Empty, filled);
                     if said.disagree {
-                        report(Kind::ListsDisagree, Was::Several, filled);
+                        let mended = filled.filter(|_| policy.lists != Lists::Leave);
+                        report(Kind::ListsDisagree, Was::Several, mended);
                     }
                     if said.declarations.is_none()
                         && let Some(source) = filled

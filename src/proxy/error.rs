@@ -198,6 +198,14 @@ impl Error {
                     _ => "http_request_denied",
                 },
             },
+            // Some resolvers would take it for an address that is not to be reached.
+            Self::BadAuthority(Some(why @ HostError::Numeric)) => Problem {
+                status: StatusCode::FORBIDDEN,
+                name: "target-denied",
+                title: "This target is not served here",
+                detail: format!("Its host cannot be one: {why}."),
+                token: "http_request_denied",
+            },
             Self::BadAuthority(why) => Problem {
                 status: StatusCode::BAD_REQUEST,
                 name: "target-malformed",

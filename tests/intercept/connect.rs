@@ -187,9 +187,6 @@ async fn what_is_no_host_and_port_gets_400() {
         "user@elsewhere.example:443",
         "user:password@elsewhere.example:443",
         ":443",
-        "127.1:443",
-        "0x7f000001:443",
-        "2130706433:443",
         "a..b:443",
         "a%41.example:443",
         "/x",
@@ -202,6 +199,20 @@ async fn what_is_no_host_and_port_gets_400() {
             .ask(format!("CONNECT {target} HTTP/1.1\r\nHost: x\r\n\r\n").as_bytes())
             .await;
         assert_eq!(refused.status, 400, "{target}");
+    }
+}
+
+/// What some resolvers take for an address is none that is served, whichever it is.
+#[tokio::test]
+async fn an_address_in_another_spelling_gets_403() {
+    let proxy = Proxy::start(UPSTREAM, &[LOCAL]).await;
+    for host in ["127.1", "0x7f000001", "0x7f.1", "2130706433", "0177.0.0.1"] {
+        for asked in [format!("CONNECT {host}:443"), format!("GET http://{host}/x")] {
+            let asked = format!("{asked} HTTP/1.1\r\nHost: x\r\n\r\n");
+            let refused = proxy.ask(asked.as_bytes()).await;
+            let problem = (refused.status, refused.problem());
+            assert_eq!(problem, (403, "target-denied".to_owned()), "{asked}");
+        }
     }
 }
 
