@@ -66,7 +66,7 @@ where
         }
         // Answered here already: the server sends the 100 when the body is first asked for.
         if asked.expects_continue {
-            request.headers_mut().remove(EXPECT);
+            remove(request.headers_mut(), &[EXPECT]);
         }
         // hyper takes it that such a request has no content, unless it is told how that is framed.
         if [Method::GET, Method::HEAD].contains(request.method())
@@ -91,7 +91,7 @@ where
             response.headers_mut().remove(CONTENT_LENGTH);
         }
         if answered.has_trailer && !asked.takes_trailers {
-            response.headers_mut().remove(TRAILER);
+            remove(response.headers_mut(), &[TRAILER]);
         }
         if let Some(downstream) = downstream.filter(|_| answered.has_location) {
             for name in [LOCATION, CONTENT_LOCATION] {
@@ -196,7 +196,7 @@ fn strip_hop_by_hop(headers: &mut HeaderMap) -> Seen {
     }
     // What was read by it is written by it, and in the one way that nobody reads otherwise (RFC 9112 section 6.3).
     if has_coding {
-        headers.remove(CONTENT_LENGTH);
+        gone.push(CONTENT_LENGTH);
     } else if (is_odd || lengths > 1)
         && let Some(length) = headers.get(CONTENT_LENGTH).and_then(|it| it.to_str().ok())
         && let Some(length) = length.split(',').next()
@@ -204,10 +204,24 @@ fn strip_hop_by_hop(headers: &mut HeaderMap) -> Seen {
     {
         headers.insert(CONTENT_LENGTH, HeaderValue::from(length));
     }
-    for name in gone.into_iter().chain(nominated) {
-        headers.remove(name);
+    gone.extend(nominated);
+    if !gone.is_empty() {
+        remove(headers, &gone);
     }
     seen
+}
+
+/// Takes fields out, and leaves the others in their order: taken out one by one, the last would come into the place of each.
+pub(super) fn remove(headers: &mut HeaderMap, gone: &[HeaderName]) {
+    let room = HeaderMap::with_capacity(headers.keys_len());
+    let mut name = None;
+    for (next, value) in std::mem::replace(headers, room) {
+        // Of several values, the first has the name.
+        name = next.or(name);
+        if let Some(name) = name.as_ref().filter(|name| !gone.contains(name)) {
+            headers.append(name, value);
+        }
+    }
 }
 
 /// Takes out of trailers what is meant for this connection only, or says how long a message is.

@@ -19,6 +19,7 @@ use super::body::{self, Ahead, Body, BodyError, Rest, Side, Streaming};
 use super::call::{Call, Forward};
 use super::coding::{Coding, DecodeError};
 use super::error::Error;
+use super::headers;
 use super::room::{Room, Share};
 use super::route::Route;
 use super::stage::{Handle, Stage};
@@ -173,8 +174,8 @@ impl Sanitize {
     fn note(&self, call: &mut Call, found: Found, update: bool) -> Result<(), Error> {
         if let Found::Contact { edited: Some(_), .. } = found {
             let gone: Vec<_> = digests(call.request.headers()).cloned().collect();
-            for digest in &gone {
-                call.request.headers_mut().remove(digest);
+            if !gone.is_empty() {
+                headers::remove(call.request.headers_mut(), &gone);
             }
         }
         let claims_contact = found.report(&call.exchange, &self.config)?;

@@ -2,7 +2,7 @@
 
 use crate::support::origin::{Origin, Reply};
 use crate::support::proxy::Proxy;
-use crate::support::{CONTACT, CONTACTS, GET, RECIPE, answer, no_content, request};
+use crate::support::{CONTACT, CONTACTS, GET, RECIPE, REFUSAL, answer, no_content, request};
 
 async fn origin() -> Origin {
     Origin::start([Reply::Write(answer("200 OK", "", b"ok"))]).await
@@ -233,4 +233,29 @@ async fn a_method_that_is_not_served_is_told_which_are() {
         Some("GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS, CONNECT")
     );
     assert!(origin.requests().is_empty());
+}
+
+fn names(head: &str) -> Vec<&str> {
+    head.lines().skip(1).filter_map(|line| line.split_once(':')).map(|(name, _)| name).collect()
+}
+
+/// Regression: the last field came into the place of each that was taken out.
+#[tokio::test]
+async fn fields_stay_in_their_order_whichever_are_taken_out() {
+    let fields = "Connection: close\r\nX-b: 1\r\nKeep-Alive: timeout=5\r\nx-A: 2\r\nX-C: 3\r\nX-C: 4\r\nDate: x\r\n";
+    let refusal = answer("400 Bad Request", fields, REFUSAL.as_bytes());
+    let origin = Origin::start([Reply::WriteAndClose(refusal)]).await;
+    let proxy = Proxy::before(&origin, &["retry.max_attempts=1"]).await;
+    let more = "Connection: close\r\nExpect: 100-continue\r\nX-b: 1\r\nDigest: x\r\nx-A: 2\r\nX-C: 3\r\nX-C: 4\r\n";
+    let mut client = proxy.client().await;
+    client.send(&request("PUT", CONTACT, more, RECIPE)).await;
+    assert!(client.head().await.expect("a head").starts_with("HTTP/1.1 100"));
+    let answered = client.answer(false).await;
+    assert_eq!(answered.status, 400);
+    let asked = &origin.requests()[0].head;
+    let kept = ["X-b", "x-A", "X-C", "X-C"];
+    let own = ["Host", "Content-Type", "Content-Length"];
+    assert_eq!(names(asked), [&own[..], &kept, &["via"]].concat());
+    let answered = names(&answered.head);
+    assert_eq!(answered[..6], [&["Content-Length"][..], &kept, &["Date"]].concat());
 }
