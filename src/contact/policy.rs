@@ -219,8 +219,7 @@ fn judge_contacts(
                     let filled = filled.map(removable);
                     report(Kind::Undeclared, Was::Empty, filled);
                     if said.disagree {
-                        let mended = filled.filter(|_| policy.lists != Lists::Leave);
-                        report(Kind::ListsDisagree, Was::Several, mended);
+                        report(Kind::ListsDisagree, Was::Several, filled);
                     }
                     if said.declarations.is_none()
                         && let Some(source) = filled

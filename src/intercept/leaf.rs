@@ -12,7 +12,7 @@ use rustls::server::{ClientHello, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
 use tokio::sync::Mutex;
 use tokio::task::spawn_blocking;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout, timeout_at};
 
 use super::ca::{Authority, CaError, NEARLY_OVER};
 use super::host::Host;
@@ -33,6 +33,8 @@ pub(crate) struct Leaves {
     minted: Vec<ArcSwapOption<Minted>>,
     /// One reads files and makes what is missing, for all who wait: if the file system hangs, it takes one thread.
     making: Arc<Mutex<()>>,
+    /// When the last one began.
+    begun: ArcSwapOption<Instant>,
 }
 
 struct Minted {
@@ -45,7 +47,8 @@ struct Minted {
 impl Leaves {
     pub fn new(folder: Option<PathBuf>, hosts: Vec<Host>) -> Self {
         let minted = hosts.iter().map(|_| ArcSwapOption::empty()).collect();
-        Self { folder, hosts, authority: ArcSwapOption::empty(), minted, making: Arc::default() }
+        let (authority, making, begun) = Default::default();
+        Self { folder, hosts, authority, minted, making, begun }
     }
 
     /// What is needed to accept TLS as `host`, which is one of those to intercept. Reads files the
@@ -86,19 +89,22 @@ impl Leaves {
         self: &Arc<Self>,
         work: impl FnOnce(&Self) -> Result<T, CaError> + Send + 'static,
     ) -> Result<T, CaError> {
-        let leaves = Arc::clone(self);
-        let making = async {
-            let one = Arc::clone(&self.making).lock_owned().await;
-            let made = spawn_blocking(move || {
-                let _until_it_ends = one;
-                work(&leaves)
-            });
-            made.await.map_err(|error| CaError::Make(error.to_string()))?
-        };
-        timeout(PATIENCE, making).await.unwrap_or_else(|_| {
+        let late = |_| {
             let path = self.folder.clone().unwrap_or_default();
-            Err(CaError::File { path, error: io::ErrorKind::TimedOut.into() })
-        })
+            CaError::File { path, error: io::ErrorKind::TimedOut.into() }
+        };
+        // Who comes long after it began need not wait for it.
+        let begun = self.begun.load().as_deref().copied().unwrap_or_else(Instant::now);
+        let turn = timeout_at(begun + PATIENCE, Arc::clone(&self.making).lock_owned());
+        let one = turn.await.map_err(late)?;
+        self.begun.store(Some(Arc::new(Instant::now())));
+        let leaves = Arc::clone(self);
+        let making = spawn_blocking(move || {
+            let _until_it_ends = one;
+            work(&leaves)
+        });
+        let made = timeout(PATIENCE, making).await.map_err(late)?;
+        made.unwrap_or_else(|error| Err(CaError::Make(error.to_string())))
     }
 
     /// Whether these are the hosts, and this is the folder.

@@ -147,7 +147,7 @@ impl Default for Metrics {
         let (help, kinds) = ("Findings in contact writes", Kind::ALL.map(Kind::as_str));
         let mismatches = each(own, "mismatches", help, "kind", kinds);
         let edits = metric(own, "edits", "Places edited in bodies");
-        let bodies: Family<_, Counter> = metric(own, "bodies", "Bodies of contact writes");
+        let bodies: Family<_, Counter> = metric(own, "bodies", "Bodies that may be contact writes");
         let body =
             |result, reason| bodies.get_or_create_owned(&[("result", result), ("reason", reason)]);
         let (inspected, uninspected) = (
@@ -167,7 +167,8 @@ impl Default for Metrics {
         let help = "Answers of the proxy's own, for want of the API's";
         let names = Fault::ALL.map(Fault::name).into_iter().chain(["overloaded"]);
         let problems = by(own, "problems", help, "problem", names);
-        let help = "Heads that could not be read as a request";
+        let help =
+            "Heads that could not be read as a request, and connections of HTTP/2 that were none";
         let malformed = metric(own, "malformed_requests", help);
         let connections = metric(own, "connections", "Open downstream connections");
         let decisions = ["intercepted", "tunneled", "forwarded", "refused", "failed"];

@@ -88,7 +88,7 @@ where
         let answered = strip_hop_by_hop(response.headers_mut());
         // RFC 9110 section 8.6: some clients take it for a mistake, whatever it says.
         if response.status() == StatusCode::NO_CONTENT {
-            response.headers_mut().remove(CONTENT_LENGTH);
+            remove(response.headers_mut(), &[CONTENT_LENGTH]);
         }
         if answered.has_trailer && !asked.takes_trailers {
             remove(response.headers_mut(), &[TRAILER]);
@@ -205,14 +205,15 @@ fn strip_hop_by_hop(headers: &mut HeaderMap) -> Seen {
         headers.insert(CONTENT_LENGTH, HeaderValue::from(length));
     }
     gone.extend(nominated);
-    if !gone.is_empty() {
-        remove(headers, &gone);
-    }
+    remove(headers, &gone);
     seen
 }
 
 /// Takes fields out, and leaves the others in their order: taken out one by one, the last would come into the place of each.
 pub(super) fn remove(headers: &mut HeaderMap, gone: &[HeaderName]) {
+    if !gone.iter().any(|name| headers.contains_key(name)) {
+        return;
+    }
     let room = HeaderMap::with_capacity(headers.keys_len());
     let mut name = None;
     for (next, value) in std::mem::replace(headers, room) {

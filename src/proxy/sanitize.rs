@@ -19,7 +19,7 @@ use super::body::{self, Ahead, Body, BodyError, Rest, Side, Streaming};
 use super::call::{Call, Forward};
 use super::coding::{Coding, DecodeError};
 use super::error::Error;
-use super::headers;
+use super::headers::remove;
 use super::room::{Room, Share};
 use super::route::Route;
 use super::stage::{Handle, Stage};
@@ -67,9 +67,10 @@ where
             if let Body::Buffered(bytes) = call.request.body() {
                 let length = bytes.len();
                 let headers = call.request.headers_mut();
-                headers.remove(TRAILER);
-                if announced != Some(length as u64) {
-                    headers.remove(TRANSFER_ENCODING);
+                if announced == Some(length as u64) {
+                    remove(headers, &[TRAILER]);
+                } else {
+                    remove(headers, &[TRAILER, TRANSFER_ENCODING]);
                     headers.insert(CONTENT_LENGTH, HeaderValue::from(length));
                 }
             }
@@ -174,9 +175,7 @@ impl Sanitize {
     fn note(&self, call: &mut Call, found: Found, update: bool) -> Result<(), Error> {
         if let Found::Contact { edited: Some(_), .. } = found {
             let gone: Vec<_> = digests(call.request.headers()).cloned().collect();
-            if !gone.is_empty() {
-                headers::remove(call.request.headers_mut(), &gone);
-            }
+            remove(call.request.headers_mut(), &gone);
         }
         let claims_contact = found.report(&call.exchange, &self.config)?;
         call.sent = claims_contact.map(|claims_contact| Sent { update, claims_contact });

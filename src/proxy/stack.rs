@@ -135,9 +135,9 @@ impl Observe {
         let headers = response.headers_mut();
         // Nobody else's report is taken for ours.
         match self.config.log.report_header.then(|| line.exchange.report()).flatten() {
-            Some(report) => headers.insert(REPORT, report),
-            None => headers.remove(REPORT),
-        };
+            Some(report) => drop(headers.insert(REPORT, report)),
+            None => super::headers::remove(headers, &[REPORT]),
+        }
         // The API's own is not taken away.
         if let Entry::Vacant(vacant) = headers.entry(REQUEST_ID)
             && let Some(id) = line.exchange.id().value()

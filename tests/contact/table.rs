@@ -111,18 +111,6 @@ fn undeclared_can_be_filled_with_either_value_and_the_lists_follow() {
     }
 }
 
-/// Regression: that they disagree was told as mended.
-#[test]
-fn lists_that_are_left_disagree_as_before() {
-    let policy = with(|policy| {
-        (policy.undeclared, policy.lists) = (Undeclared::Customer, Lists::Leave);
-    });
-    let (out, found) = run(&[""], &[Some(C), Some(U)], &policy);
-    assert_eq!(out, entry(&[U], &[Some(C), Some(U)]));
-    let all = [(Kind::Undeclared, true), (Kind::ListsDisagree, false), (ListDiffers, false)];
-    assert_eq!(found, all);
-}
-
 #[test]
 fn a_declaration_is_inserted_under_the_contacts_own_prefix() {
     let policy = with(|policy| policy.undeclared = Undeclared::Customer);

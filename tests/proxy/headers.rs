@@ -259,3 +259,22 @@ async fn fields_stay_in_their_order_whichever_are_taken_out() {
     let answered = names(&answered.head);
     assert_eq!(answered[..6], [&["Content-Length"][..], &kept, &["Date"]].concat());
 }
+
+/// Regression: so it was where a length took the place of chunks, or was not passed on.
+#[tokio::test]
+async fn fields_stay_in_their_order_where_the_framing_changes() {
+    let reply = b"HTTP/1.1 204 No Content\r\nContent-Length: 0\r\nX-A: 1\r\noptin-proxy: x\r\nX-B: 2\r\nX-C: 3\r\n\r\n";
+    let origin = Origin::start([Reply::WriteAndClose(reply.to_vec())]).await;
+    let proxy = Proxy::before(&origin, &["log.report_header=false"]).await;
+    let asked = format!(
+        "PUT {CONTACT} HTTP/1.1\r\nHost: p\r\nTransfer-Encoding: chunked\r\nTrailer: X-T\r\nX-A: 1\r\nX-B: 2\r\nX-C: 3\r\n\r\n\
+         {:x}\r\n",
+        RECIPE.len()
+    );
+    let asked = [asked.as_bytes(), RECIPE, b"\r\n0\r\nX-T: 1\r\n\r\n"].concat();
+    let answered = proxy.ask(&asked).await;
+    let kept = ["X-A", "X-B", "X-C"];
+    let asked = &origin.requests()[0].head;
+    assert_eq!(names(asked)[..4], [&["Host"][..], &kept].concat(), "{asked}");
+    assert_eq!(names(&answered.head)[..3], kept, "{}", answered.head);
+}

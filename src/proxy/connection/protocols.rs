@@ -99,5 +99,7 @@ impl<H> Served<H> {
 /// Why a connection of HTTP/2 was ended from here: what its client did is not allowed (RFC 9113 section 5.4.1).
 pub(super) fn breach(error: &hyper::Error) -> Option<h2::Reason> {
     let error = error.source()?.downcast_ref::<h2::Error>()?;
-    error.reason().filter(|_| error.is_go_away() && error.is_library())
+    // Clients are also told to calm down for what they may do, if it comes too often.
+    let is_breach = error.is_go_away() && error.is_library();
+    error.reason().filter(|reason| is_breach && *reason != h2::Reason::ENHANCE_YOUR_CALM)
 }
