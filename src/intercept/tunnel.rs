@@ -1,7 +1,7 @@
 //! Blind tunnels: bytes pass unseen and untouched, either side may end its half first, and a tunnel
 //! through which nothing passes is ended.
 
-use std::io;
+use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll};
@@ -140,6 +140,18 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for Rewound<T> {
         Pin::new(&mut self.inner).poll_write(cx, bytes)
     }
 
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        slices: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.inner).poll_write_vectored(cx, slices)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.inner.is_write_vectored()
+    }
+
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.inner).poll_flush(cx)
     }
@@ -210,6 +222,15 @@ mod tests {
         let mut rewound = Rewound::new(Bytes::from_static(b"hello "), near);
         rewound.read_to_string(&mut text).await.expect("it ends");
         assert_eq!(text, "hello world");
+    }
+
+    /// Regression: of a handshake that fails, the client got no alert, since TLS has one write for both.
+    #[tokio::test]
+    async fn pieces_are_written_at_once() {
+        let mut rewound = Rewound::new(Bytes::new(), Vec::new());
+        assert!(rewound.is_write_vectored());
+        let pieces = [IoSlice::new(b"hello, "), IoSlice::new(b"alert")];
+        assert_eq!(rewound.write_vectored(&pieces).await.expect("memory"), 12);
     }
 
     /// Regression: a tunnel kept the whole head of its CONNECT for as long as it lasted.

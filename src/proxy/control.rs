@@ -52,11 +52,23 @@ impl Wanted {
         if forwards && before.is_none() && folder.is_none() && !hosts.is_empty() {
             tracing::info!("base URLs are served, and HTTPS_PROXY is not: {}", CaError::NoFolder);
         }
-        // A base URL is served all the same; that the other half is missing shows in the readiness.
-        if let Err(error) = &authority {
+        Ok(Self { config, tls, leaves, authority })
+    }
+
+    /// When the authority ends, if there is one.
+    fn authority_end(&self) -> Result<Option<SystemTime>, String> {
+        match self.leaves.not_after() {
+            Some(end) => Ok(Some(end)),
+            None => self.authority.clone(),
+        }
+    }
+
+    /// A base URL is served all the same; that the other half is missing shows in the readiness.
+    fn tell(self) -> Self {
+        if let Err(error) = &self.authority {
             tracing::error!(%error, "HTTPS_PROXY mode will not work");
         }
-        Ok(Self { config, tls, leaves, authority })
+        self
     }
 }
 
@@ -98,7 +110,7 @@ impl Control {
         config: Arc<Config>,
         forwards: bool,
     ) -> Result<Self, SetupError> {
-        let wanted = watch::Sender::new(Arc::new(Wanted::new(config, None, forwards)?));
+        let wanted = watch::Sender::new(Arc::new(Wanted::new(config, None, forwards)?.tell()));
         let (apply, reloading, drain, cut) = Default::default();
         Ok(Self { address, wanted, apply, reloading, drain, cut, forwards })
     }
@@ -142,11 +154,7 @@ impl Control {
     /// # Errors
     /// Why it could not be used when the configuration was read.
     pub fn authority_end(&self) -> Result<Option<SystemTime>, String> {
-        let wanted = self.wanted.borrow();
-        match wanted.leaves.not_after() {
-            Some(end) => Ok(Some(end)),
-            None => wanted.authority.clone(),
-        }
+        self.wanted.borrow().authority_end()
     }
 
     /// From now on connections close after their answer. New ones are still served.
@@ -180,13 +188,23 @@ impl Control {
     /// own address and the limit of connections stay as they were.
     ///
     /// # Errors
-    /// If TLS cannot be set up, or the listener would serve everybody. Nothing has changed then.
+    /// If TLS cannot be set up, the listener would serve everybody, or HTTPS_PROXY mode works and would not any more. Nothing has
+    /// changed then.
     pub fn reload(&self, config: Arc<Config>) -> Result<(), StartError> {
         if self.forwards && config.listen.is_open(self.address.ip()) {
             return Err(StartError::Open { address: self.address });
         }
-        self.change(|before| Wanted::new(config, Some(before), self.forwards))?;
-        Ok(())
+        self.change(|before| {
+            let wanted = Wanted::new(config, Some(before), self.forwards)?;
+            let is_another = !Arc::ptr_eq(&wanted.leaves, &before.leaves);
+            match wanted.authority_end() {
+                // What works is not given up for what does not.
+                Err(why) if is_another && matches!(before.authority_end(), Ok(Some(_))) => {
+                    Err(StartError::Authority(why))
+                }
+                _ => Ok(wanted.tell()),
+            }
+        })
     }
 
     /// The same for a configuration that differs in what is kept in no file, as the mode.

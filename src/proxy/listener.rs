@@ -79,6 +79,9 @@ pub enum StartError {
     /// The upstream's side.
     #[error(transparent)]
     Setup(#[from] SetupError),
+    /// Another configuration, whose certificate authority cannot be used where the one before can.
+    #[error("HTTPS_PROXY mode works, and would not any more: {0}")]
+    Authority(String),
     /// It would be a proxy for everybody.
     #[error("listen.address: {address}: {CLOSE_IT}")]
     Open {

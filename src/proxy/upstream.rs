@@ -16,7 +16,7 @@ use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder, MaybeHttpsStream};
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::client::legacy::connect::dns::{GaiResolver, Name};
 use hyper_util::rt::TokioIo;
-use rustls::{CertificateError, ClientConfig};
+use rustls::{AlertDescription, CertificateError, ClientConfig};
 use tokio::net::TcpStream;
 use tower::util::MapResponse;
 use tower::{Service, ServiceExt as _};
@@ -241,7 +241,9 @@ impl Fault {
                  private one, name that in upstream.ca_file; whoever issued it, upstream.url's host must be among its \
                  subjectAltNames."
             }
-            Self::Tls => "Check that upstream.url speaks TLS 1.2 or later on that port.",
+            Self::Tls => {
+                "Check that upstream.url speaks TLS 1.2 or later on that port, and asks for no client certificate."
+            }
             Self::Garbage => {
                 "If upstream.url's port speaks TLS, the URL has to begin with https. Otherwise the request may have been applied \
                  all the same: look before sending a create again."
@@ -308,19 +310,23 @@ fn classify<'e>(error: &PoolError, causes: impl Fn() -> Causes<'e>) -> Fault {
     {
         return Fault::Dns;
     }
-    if let Some(tls) = causes().find_map(|cause| cause.downcast_ref::<rustls::Error>()) {
-        return match tls {
-            rustls::Error::InvalidCertificate(_) | rustls::Error::NoCertificatesPresented => {
-                Fault::Certificate
-            }
-            _ => Fault::Tls,
-        };
+    let is_connect = matches!(error, PoolError::Connect(_));
+    match causes().find_map(|cause| cause.downcast_ref::<rustls::Error>()) {
+        Some(rustls::Error::InvalidCertificate(_) | rustls::Error::NoCertificatesPresented) => {
+            return Fault::Certificate;
+        }
+        // In TLS 1.3, said only once the client has done its part.
+        Some(rustls::Error::AlertReceived(AlertDescription::CertificateRequired)) => {
+            return Fault::Tls;
+        }
+        Some(_) if is_connect => return Fault::Tls,
+        // The request may have been read, and done.
+        _ => {}
     }
-    if let PoolError::Connect(_) = error {
-        return match causes()
-            .find_map(|cause| cause.downcast_ref::<io::Error>())
-            .map(io::Error::kind)
-        {
+    if is_connect {
+        // One that wraps another is of no kind.
+        let kinds = causes().filter_map(|cause| Some(cause.downcast_ref::<io::Error>()?.kind()));
+        return match kinds.into_iter().find(|kind| *kind != io::ErrorKind::Other) {
             Some(io::ErrorKind::ConnectionRefused) => Fault::Refused,
             Some(
                 io::ErrorKind::UnexpectedEof

@@ -440,3 +440,22 @@ async fn what_comes_right_behind_a_reload_is_answered_however_short_connections_
     }
     assert_eq!(client.ask(&put(RECIPE)).await.outcome(), "observed");
 }
+
+/// Regression: it was taken, and then no host was opened any more.
+#[tokio::test]
+async fn a_host_that_the_authority_in_use_may_not_sign_for_is_refused() {
+    let mut control = None;
+    let proxy = Proxy::start_with("http://127.0.0.1:1", &[], |server| {
+        control = Some(server.control());
+    })
+    .await;
+    let control = control.expect("it was made ready");
+    control.authority().await.expect("it is made");
+    let folder = format!("intercept.ca_dir={}", proxy.folder.path().display());
+    let hosts = "intercept.hosts=[\"api.constantcontact.com\", \"other.example\"]";
+    let refused = control.reload(but(&control.config(), &[&folder, hosts]));
+    let why = refused.expect_err("it may not").to_string();
+    assert!(why.contains("other.example"), "{why}");
+    assert_eq!(control.config().intercept.rules.hosts.len(), 1);
+    assert!(control.authority_end().expect("as before").is_some());
+}

@@ -1,9 +1,12 @@
 //! Whom the proxy takes for the API.
 
-use crate::support::origin::{Origin, Reply};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpListener;
+
+use crate::support::origin::{Origin, Reply, read_head};
 use crate::support::proxy::Proxy;
 use crate::support::tls::{Authority, own_certificate};
-use crate::support::{GET, RECIPE, RECIPE_OUT, no_content, put};
+use crate::support::{CONTACTS, GET, RECIPE, RECIPE_OUT, no_content, put, request};
 
 #[tokio::test]
 async fn a_private_authority_is_trusted_if_it_is_named_and_no_other() {
@@ -99,4 +102,40 @@ async fn a_plain_text_peer_is_no_tls_peer() {
     // The origin waits for an end of line that TLS does not send: no handshake within the deadline.
     assert_eq!((answer.status, answer.problem()), (504, "upstream-connect-timeout".to_owned()));
     assert_eq!(answer.field("proxy-status"), Some("optin-proxy; error=connection_timeout"));
+}
+
+/// Regression: what ended while TLS was agreed upon was told as out of reach, and what broke behind a request as never begun, so
+/// that a create may have been sent again.
+#[tokio::test]
+async fn a_connection_that_breaks_is_told_by_what_had_come_of_it() {
+    let ours = Authority::new();
+    let acceptor = ours.acceptor("localhost", &[]);
+    let ca_file = format!("upstream.ca_file={}", ours.file().display());
+    for (agrees, problem, advice) in [
+        (false, "upstream-tls-failed", "TLS handshake: the connection was closed"),
+        (true, "upstream-connection-closed", "may have been applied"),
+    ] {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+        let url = format!("https://localhost:{}", listener.local_addr().expect("bound").port());
+        let acceptor = acceptor.clone();
+        tokio::spawn(async move {
+            while let Ok((mut stream, _)) = listener.accept().await {
+                if !agrees {
+                    let _ = stream.read(&mut [0; 1_024]).await;
+                    continue;
+                }
+                let mut stream = acceptor.accept(stream).await.expect("TLS");
+                read_head(&mut stream, &mut Vec::new()).await;
+                // A record that nobody can decrypt.
+                let record = [&[0x17, 3, 3, 0, 32][..], &[b'a'; 32]].concat();
+                stream.get_mut().0.write_all(&record).await.expect("it is read");
+                let _ = stream.read(&mut [0]).await;
+            }
+        });
+        let proxy = Proxy::start(&url, &[&ca_file]).await;
+        let answer = proxy.ask(&request("POST", CONTACTS, "", RECIPE)).await;
+        assert_eq!((answer.status, answer.problem()), (502, problem.to_owned()));
+        let said = String::from_utf8_lossy(&answer.body);
+        assert!(said.contains(advice), "{said}");
+    }
 }
