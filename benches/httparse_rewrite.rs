@@ -116,6 +116,16 @@ fn rewritten(Message { head, own, .. }: &Message, length: usize, out: &mut Vec<u
     out.extend_from_slice(b"\r\n");
 }
 
+async fn exchange(
+    stream: &mut TcpStream,
+    head: &[u8],
+    content: &[u8],
+    read: &mut BytesMut,
+) -> io::Result<Message> {
+    send(stream, head, content).await?;
+    Ok(next(stream, read, false).await?.ok_or(io::ErrorKind::UnexpectedEof)?)
+}
+
 struct Upstream {
     address: SocketAddr,
     idle: RefCell<Vec<TcpStream>>,
@@ -123,22 +133,30 @@ struct Upstream {
 }
 
 impl Upstream {
-    async fn connection(&self) -> io::Result<TcpStream> {
-        let kept = self.idle.borrow_mut().pop();
-        if let Some(kept) = kept {
-            return Ok(kept);
-        }
+    async fn connect(&self) -> io::Result<TcpStream> {
         let stream = TcpStream::connect(self.address).await?;
         stream.set_nodelay(true)?;
         Ok(stream)
     }
 
     async fn ask(&self, head: &[u8], content: &[u8], read: &mut BytesMut) -> io::Result<Message> {
-        let mut stream = self.connection().await?;
-        send(&mut stream, head, content).await?;
-        let answer = next(&mut stream, read, false).await?.ok_or(io::ErrorKind::UnexpectedEof)?;
-        self.idle.borrow_mut().push(stream);
-        Ok(answer)
+        loop {
+            let kept = self.idle.borrow_mut().pop();
+            let is_kept = kept.is_some();
+            let mut stream = match kept {
+                Some(kept) => kept,
+                None => self.connect().await?,
+            };
+            match exchange(&mut stream, head, content, read).await {
+                Ok(answer) => {
+                    self.idle.borrow_mut().push(stream);
+                    return Ok(answer);
+                }
+                // The origin may have closed it meanwhile.
+                Err(_) if is_kept => read.clear(),
+                Err(error) => return Err(error),
+            }
+        }
     }
 
     async fn serve(self: Rc<Self>, mut client: TcpStream) -> io::Result<()> {
