@@ -63,7 +63,7 @@ enum Accepted {
     InMemory(DuplexStream),
 }
 
-/// Why the proxy cannot start.
+/// Why the proxy cannot start, or go on by another configuration.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
     /// The address is taken, or not this machine's.

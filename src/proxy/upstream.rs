@@ -325,8 +325,9 @@ fn classify<'e>(error: &PoolError, causes: impl Fn() -> Causes<'e>) -> Fault {
     }
     if is_connect {
         // One that wraps another is of no kind.
-        let kinds = causes().filter_map(|cause| Some(cause.downcast_ref::<io::Error>()?.kind()));
-        return match kinds.into_iter().find(|kind| *kind != io::ErrorKind::Other) {
+        let mut kinds =
+            causes().filter_map(|cause| Some(cause.downcast_ref::<io::Error>()?.kind()));
+        return match kinds.find(|kind| *kind != io::ErrorKind::Other) {
             Some(io::ErrorKind::ConnectionRefused) => Fault::Refused,
             Some(
                 io::ErrorKind::UnexpectedEof
