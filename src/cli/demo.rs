@@ -89,6 +89,8 @@ impl Demo {
                 ("demo", "listen.address=127.0.0.1:0".to_owned()),
                 ("demo", "listen.allow_from=[]".to_owned()),
                 ("demo", "listen.proxy_auth=".to_owned()),
+                // What it shows is told by it.
+                ("demo", "log.report_header=true".to_owned()),
                 ("demo", format!("upstream.url=http://{behind}")),
             ],
         );
@@ -131,14 +133,14 @@ impl Demo {
         bar.finish_and_clear();
 
         let mut out = anstream::stdout().lock();
-        write!(out, "{}", example(&world, &proxied))?;
-        write!(out, "{}", table(&straight, &proxied))?;
-        writeln!(
+        let told = writeln!(
             out,
-            "{} updates each way in {:.1} s.",
+            "{}{}{} updates each way in {:.1} s.",
+            example(&world, &proxied),
+            table(&straight, &proxied),
             self.updates,
             started.elapsed().as_secs_f64()
-        )?;
+        );
         let well = proxied.iter().all(|update| update.status.is_success());
         if let Some(dashboard) = dashboard {
             write!(out, "{}", to_try(&direct.to_string(), &proxy.to_string(), self.updates))?;
@@ -156,7 +158,7 @@ impl Demo {
         }
         let _ = tokio::task::spawn_blocking(move || journal.flush(FLUSH)).await;
         if well {
-            Ok(())
+            Ok(told?)
         } else {
             Err(Failure::Failed("some proxied updates did not end well".into()))
         }

@@ -63,9 +63,9 @@ impl Doctor {
                 let _ = writeln!(report, "      {remedy}");
             }
         }
-        io::stdout().write_all(report.as_bytes())?;
+        let told = io::stdout().write_all(report.as_bytes());
         if findings.iter().all(|finding| finding.remedy.is_none()) {
-            Ok(())
+            Ok(told?)
         } else {
             Err(Failure::Negative)
         }

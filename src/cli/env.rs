@@ -14,7 +14,7 @@ use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
 use super::{ConfigArgs, Failure, ca};
-use crate::config::Config;
+use crate::config::{self, Config};
 use crate::intercept::Host;
 use crate::intercept::ca::Authority;
 use crate::intercept::trust::{Files, Reached, variables};
@@ -104,8 +104,8 @@ pub(super) fn reached(config: &Config, address: &str) -> Result<Reached, Failure
             "the proxy's address has credentials in it: write host:port, and them in listen.proxy_auth".into(),
         ));
     }
-    let is_usable = |(host, port): &(&str, &str)| !host.is_empty() && port.parse::<u16>().is_ok();
-    let (host, port) = address.rsplit_once(':').filter(is_usable).ok_or_else(|| {
+    let parts = address.rsplit_once(':').filter(|_| config::is_address(address));
+    let (host, port) = parts.ok_or_else(|| {
         Failure::Usage(format!("{address}: write the proxy's address as host:port"))
     })?;
     // Where it listens on all addresses, this machine reaches it by the nearest.

@@ -35,9 +35,11 @@ impl Healthcheck {
         })?;
         let (head, body) = answer.split_once("\r\n\r\n").unwrap_or((&answer, ""));
         let mut out = io::stdout();
-        write!(out, "{body}")?;
-        match head.split(' ').nth(1) {
-            Some("200") => Ok(out.flush()?),
+        // It is the status that counts, whoever reads this.
+        let told = write!(out, "{body}").and_then(|()| out.flush());
+        let status = head.strip_prefix("HTTP/1.1 ").and_then(|rest| rest.split(' ').next());
+        match status {
+            Some("200") => Ok(told?),
             Some(status) => {
                 Err(Failure::Failed(format!("not ready: /readyz at {address} says {status}")))
             }
@@ -72,8 +74,12 @@ fn ask(address: &str) -> io::Result<String> {
         match stream.read(&mut part) {
             Ok(0) => break,
             Ok(read) => answer.extend_from_slice(&part[..read]),
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(error),
+            Err(error) => match error.kind() {
+                io::ErrorKind::Interrupted => {}
+                // What a socket says of its time limit.
+                io::ErrorKind::WouldBlock => return Err(io::ErrorKind::TimedOut.into()),
+                _ => return Err(error),
+            },
         }
     }
     String::from_utf8(answer).map_err(|_| io::ErrorKind::InvalidData.into())

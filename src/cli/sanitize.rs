@@ -65,7 +65,9 @@ impl Sanitize {
         };
         let cap = config.sanitize.max_body;
         let mut start = Vec::new();
-        (&mut input).take(cap as u64 + 1).read_to_end(&mut start)?;
+        (&mut input).take(cap as u64 + 1).read_to_end(&mut start).map_err(|error| {
+            Failure::Failed(format!("cannot read {}: {error}", self.file.display()))
+        })?;
         let body = Bytes::from(start);
         let host = self.host.as_deref().unwrap_or(&config.listen.address);
         let request = contact::Request {
@@ -86,8 +88,9 @@ impl Sanitize {
             Sanitized::Contact(contact) => contact.body.clone(),
             _ => body.clone(),
         };
+        let mut told = Ok(());
         if self.diff {
-            print_diff(&body, &out)?;
+            told = print_diff(&body, &out);
         } else if !self.check {
             let mut stdout = io::stdout().lock();
             stdout.write_all(&out)?;
@@ -97,10 +100,11 @@ impl Sanitize {
         }
         let printed = report.print(self.format);
         let clean = report.findings.is_empty() && report.uninspectable.is_none();
+        // Whoever stops reading the diff is told the truth by the status.
         if self.check && !clean {
             return Err(Failure::Negative);
         }
-        Ok(printed?)
+        Ok(told.and(printed)?)
     }
 }
 

@@ -20,14 +20,17 @@ use tokio::sync::Semaphore;
 pub use changes::Change;
 pub use file::{File, Log, LogFormat, LogLevel, Uninspectable};
 pub use layers::{ConfigError, Layers};
-pub(crate) use values::check_address;
 use values::{ca_dir, load_authorities, load_credentials, load_token, parse_upstream};
+pub(crate) use values::{check_address, is_address};
 
 use crate::contact::refusal::Pattern;
 use crate::contact::{Mode, Policy, Source, Span};
 use crate::intercept::{Host, Rules};
 use crate::observe::admin::Token;
 use crate::proxy::Credentials;
+
+/// The most fields that a message may have. There is room for them in each request, before one is read.
+const MAX_HEADERS: usize = 16_384;
 
 /// A valid configuration.
 #[derive(Debug, Clone)]
@@ -283,6 +286,10 @@ impl Config {
             if number > Semaphore::MAX_PERMITS {
                 return Err((key, format!("must be {} or less", Semaphore::MAX_PERMITS)));
             }
+        }
+        if file.limits.max_headers > MAX_HEADERS {
+            let why = format!("must be {MAX_HEADERS} or less: each request has room for as many");
+            return Err(("limits.max_headers", why));
         }
         if file.admin.exchanges > 1_000_000 {
             return Err((

@@ -1,6 +1,6 @@
 //! Values that lead elsewhere: URLs, addresses, and files.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::str::FromStr;
 
@@ -12,6 +12,7 @@ use rustls::pki_types::pem::PemObject;
 use serde::{Serialize, Serializer};
 
 use super::file::Secret;
+use crate::intercept::Host;
 use crate::observe::admin::Token;
 use crate::proxy::Credentials;
 
@@ -147,11 +148,17 @@ pub(crate) fn check_address(
     key: &'static str,
     address: &str,
 ) -> Result<(), (&'static str, String)> {
-    let valid = address
-        .rsplit_once(':')
-        .is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok());
-    if valid {
+    if is_address(address) {
         return Ok(());
     }
     Err((key, "must be a host and a port, like 127.0.0.1:8080 (port 0: any that is free)".into()))
+}
+
+/// Whether there is a host in it, an IPv6 address in brackets, and a port.
+pub(crate) fn is_address(text: &str) -> bool {
+    let is_host = |host: &str| !host.contains(':') || host.starts_with('[');
+    text.parse::<SocketAddr>().is_ok()
+        || text.rsplit_once(':').is_some_and(|(host, port)| {
+            is_host(host) && host.parse::<Host>().is_ok() && port.parse::<u16>().is_ok()
+        })
 }

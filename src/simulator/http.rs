@@ -29,15 +29,16 @@ pub(super) async fn answer(world: &World, scheme: &str, request: Request<Incomin
     // HTTP/2 names it in its target.
     let host = parts.headers.get(HOST).and_then(|host| host.to_str().ok());
     let host = parts.uri.authority().map(|it| it.as_str()).or(host).unwrap_or_default();
-    if let Some(refused) = refuse_stranger(&parts.headers) {
-        return refused;
-    }
+    // Read before anything is refused: a client that has not sent it all would lose its connection.
     let Ok(body) = Limited::new(body, MAX_BODY).collect().await else {
         return plain(
             StatusCode::PAYLOAD_TOO_LARGE,
             "Error 413: the body is too long or broke off",
         );
     };
+    if let Some(refused) = refuse_stranger(&parts.headers) {
+        return refused;
+    }
     let path = parts.uri.path();
     let mut segments = path.strip_suffix('/').unwrap_or(path).split('/').skip(1);
     let lower = |segment: Option<&str>| segment.map(str::to_ascii_lowercase);
@@ -46,7 +47,8 @@ pub(super) async fn answer(world: &World, scheme: &str, request: Request<Incomin
         return not_found();
     }
     // Another account's data is not for this key (assumed to be a 403).
-    if !segments.next().is_some_and(|user| user.eq_ignore_ascii_case(ACCOUNT)) {
+    let user = segments.next().map(|user| percent_decode_str(user).decode_utf8_lossy());
+    if !user.is_some_and(|user| user.eq_ignore_ascii_case(ACCOUNT)) {
         return plain(StatusCode::FORBIDDEN, "Error 403: this key may not use that account");
     }
     let Some(collection) = lower(segments.next()) else { return not_found() };
@@ -187,7 +189,11 @@ impl Call<'_> {
         let Origin { scheme, host } = self.origin;
         let mut answer = atom(entry);
         *answer.status_mut() = StatusCode::CREATED;
-        let location = format!("{scheme}://{host}{}", path(collection, id));
+        let location = match *host {
+            // By HTTP/1.0, it need not be said.
+            "" => path(collection, id),
+            host => format!("{scheme}://{host}{}", path(collection, id)),
+        };
         if let Ok(location) = HeaderValue::from_str(&location) {
             answer.headers_mut().insert(LOCATION, location);
         }

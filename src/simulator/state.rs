@@ -361,7 +361,8 @@ impl State {
         self.contacts.iter().find(|(_, contact)| same(contact)).map(|(id, _)| *id)
     }
 
-    /// The lists of a body. A list that says nothing of its own takes the contact's source (assumed).
+    /// The lists of a body. One that the account does not have is an error (assumed), and one that says nothing of its own takes
+    /// the contact's source (assumed).
     fn memberships(
         &self,
         sent: &Sent,

@@ -1,5 +1,8 @@
 //! Just enough XML for a server: a tree out of a body, independent of the proxy's own reading of it.
 
+use std::borrow::Cow;
+
+use encoding_rs::{Encoding, UTF_8};
 use quick_xml::NsReader;
 use quick_xml::events::{BytesStart, Event};
 use quick_xml::name::ResolveResult;
@@ -43,8 +46,8 @@ impl Element {
 
 /// The root element of a document. `None` if it is not well-formed, as far as the reader can tell.
 pub(super) fn parse(body: &[u8]) -> Option<Element> {
-    let text = String::from_utf8_lossy(body);
-    let mut reader = NsReader::from_str(text.trim_start_matches('\u{FEFF}'));
+    let text = declared(body).unwrap_or(UTF_8).decode(body).0;
+    let mut reader = NsReader::from_str(legal(&text)?);
     let mut open = vec![Element::default()];
     loop {
         let (resolved, event) = reader.read_resolved_event().ok()?;
@@ -72,7 +75,7 @@ pub(super) fn parse(body: &[u8]) -> Option<Element> {
             Event::GeneralRef(name) => {
                 let reference = format!("&{};", &*name);
                 let resolved = quick_xml::escape::unescape(&reference).ok()?;
-                open.last_mut()?.text.push_str(&resolved);
+                open.last_mut()?.text.push_str(legal(&resolved)?);
             }
             Event::DocType(_) => return None,
             Event::Eof => break,
@@ -90,13 +93,28 @@ fn element(namespace: String, tag: &BytesStart<'_>) -> Option<Element> {
         let attribute = attribute.ok()?;
         let value = quick_xml::escape::unescape(&attribute.value).ok()?;
         if attribute.key.as_ref() == "id" {
-            element.id = value.into_owned();
+            element.id = legal(&value)?.to_owned();
         }
     }
     Some(element)
 }
 
+/// The encoding that a document says it has (XML 1.0 section 4.3.3), where ASCII is enough to read that.
+fn declared(body: &[u8]) -> Option<&'static Encoding> {
+    let declaration =
+        &body.strip_prefix(b"<?xml")?[..memchr::memmem::find(body, b"?>")?.checked_sub(5)?];
+    let (_, value) = str::from_utf8(declaration).ok()?.split_once("encoding")?;
+    let label = value.split(['"', '\'']).nth(1)?;
+    Encoding::for_label(label.as_bytes()).filter(|encoding| encoding.is_ascii_compatible())
+}
+
+/// The same text, unless it holds what no document may (XML 1.0 section 2.2): it could not be given back.
+fn legal(text: &str) -> Option<&str> {
+    let is_char = |char| matches!(char, '\t' | '\n' | '\r' | ' '..='\u{D7FF}' | '\u{E000}'..='\u{FFFD}' | '\u{10000}'..);
+    text.chars().all(is_char).then_some(text)
+}
+
 /// Text as it may stand in an element or attribute.
-pub(super) fn escape(text: &str) -> std::borrow::Cow<'_, str> {
+pub(super) fn escape(text: &str) -> Cow<'_, str> {
     quick_xml::escape::escape(text)
 }

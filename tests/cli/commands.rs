@@ -119,6 +119,31 @@ fn a_reader_that_stops_reading_is_no_failure() {
     }
 }
 
+/// It once ended with 0, so that `report --verify | head` took any trail for whole.
+#[test]
+fn a_reader_that_stops_reading_does_not_change_the_verdict() {
+    use std::process::Stdio;
+    let trail = tempfile::NamedTempFile::new().expect("a file");
+    let lines =
+        [1, 3].map(|seq| format!("{{\"time\":\"2026-11-25T00:00:00.000Z\",\"seq\":{seq}}}\n"));
+    std::fs::write(trail.path(), lines.concat()).expect("ours");
+    let trail = trail.path().to_str().expect("UTF-8");
+    let body = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/corpus/in/recipe.xml");
+    for arguments in [
+        &["report", "--verify", trail][..],
+        &["report", "--verify", "--format", "csv", trail],
+        &["sanitize", "--check", "--diff", body],
+        &["doctor", "--set", "upstream.url=http://127.0.0.1:1"],
+        &["demo", "--set", "sanitize.mode=off", "--updates", "30"],
+    ] {
+        let mut child = command(arguments);
+        let child = child.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn();
+        let mut child = child.expect("it starts");
+        drop((child.stdout.take(), child.stderr.take()));
+        assert_eq!(child.wait().expect("it ends").code(), Some(1), "{arguments:?}");
+    }
+}
+
 #[test]
 fn the_simulator_says_where_it_is_and_whose_account_it_has() {
     let mut running = Running::start(&mut command(&["simulate", "--listen", "127.0.0.1:0"]));

@@ -66,6 +66,10 @@ fn mistakes_name_file_line_key_and_the_nearest_right_key() {
         ("[retri]\nx = 1\n", "proxy.toml:1: unknown key `retri`; did you mean `retry`?"),
         ("url = 'x'\n", "proxy.toml:1: unknown key `url`; did you mean `upstream.url`?"),
         (
+            "[limits]\nmax_body = '1MiB'\n",
+            "proxy.toml:2: unknown key `limits.max_body`; did you mean `sanitize.max_body`?",
+        ),
+        (
             "[retry]\nmax_attempts = 'x'\n",
             "proxy.toml:2: retry.max_attempts: invalid type: string \"x\", expected u32",
         ),
@@ -207,6 +211,14 @@ fn values_that_nobody_can_mean_are_refused() {
         "limits.max_connections=0",
         "limits.max_requests=0",
         "limits.max_headers=0",
+        // Each request would ask for all of the memory that there is.
+        "limits.max_headers=16385",
+        "listen.address=http://127.0.0.1:8080",
+        "listen.address=x/y:1",
+        "listen.address=0:8080",
+        "listen.address=:::8080",
+        "admin.address=*:8081",
+        "admin.address=localhost",
         "limits.max_target=0B",
         "limits.max_head=8191B",
         "limits.header_timeout=0s",

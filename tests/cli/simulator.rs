@@ -224,6 +224,47 @@ async fn strangers_are_challenged_and_wrong_requests_get_the_documented_status()
     }
 }
 
+/// It once answered before it had read the body, and closed: what the client sent next on the connection was lost.
+#[tokio::test]
+async fn a_client_that_sends_its_credentials_only_after_the_challenge_keeps_its_connection() {
+    let mut api = Api::start(Options::default()).await;
+    let entry = body("x@example.com", "CONTACT", &["-"]);
+    let head = format!(
+        "PUT {CONTACTS}/1 HTTP/1.1\r\nHost: x\r\n{ATOM}Content-Length: {}\r\n",
+        entry.len()
+    );
+    api.client.send(format!("{head}\r\n").as_bytes()).await;
+    // By the other connection, the head has arrived.
+    let mut other = Client::connect(api.address).await;
+    assert_eq!(other.ask(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n").await.status, 401);
+    assert_eq!(api.client.ask(entry.as_bytes()).await.status, 401);
+    assert_eq!(api.put(1, &entry).await.status, 204);
+}
+
+#[tokio::test]
+async fn what_is_taken_can_be_given_back() {
+    let mut api = Api::start(Options::default()).await;
+    let entry = body("x@example.com", "CONTACT", &["-"]);
+    let named = |name: &str| {
+        entry.replace("</EmailAddress>", &format!("</EmailAddress><FirstName>{name}</FirstName>"))
+    };
+    for name in ["a&#1;b", "a\u{1}b", "&#xFFFF;"] {
+        assert_eq!(api.put(1, &named(name)).await.status, 400, "{name:?}");
+    }
+    let declared = format!("<?xml version='1.0' encoding='ISO-8859-1'?>{}", named("Jörg"));
+    let latin: Vec<u8> =
+        declared.chars().map(|char| u8::try_from(char).expect("Latin-1")).collect();
+    let head = format!(
+        "PUT {CONTACTS}/1 HTTP/1.1\r\nHost: x\r\nAuthorization: Basic {}\r\n{ATOM}Content-Length: {}\r\n\r\n",
+        STANDARD.encode(CREDENTIALS),
+        latin.len()
+    );
+    assert_eq!(api.client.ask(&[head.as_bytes(), &latin].concat()).await.status, 204);
+    // An escaped letter is the letter.
+    let detail = api.ask("GET", "/ws/customers/joe%73flowers/contacts/1", "", "").await;
+    assert!(String::from_utf8_lossy(&detail.body).contains("Jörg"), "{detail:?}");
+}
+
 #[tokio::test]
 async fn the_owner_cannot_resubscribe_and_the_contact_can() {
     let mut api = Api::start(Options::default()).await;

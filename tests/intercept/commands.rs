@@ -214,6 +214,12 @@ fn env_carries_the_proxys_credentials_and_nothing_else_does() {
         assert!(refused.stderr.contains("listen.proxy_auth"), "{}", refused.stderr);
         assert!(!refused.stderr.contains("s3cr3t"), "{}", refused.stderr);
     }
+    // Regression: variables were written with what is no address.
+    for address in ["https://h:1", "x y:1", "h/p:1", "::1:1"] {
+        let refused = run_in(data.path(), &["env", "--proxy", address]);
+        assert_eq!(refused.code, Some(2), "{address}");
+        assert!(refused.stderr.contains("as host:port"), "{}", refused.stderr);
+    }
     let checked = text(&run_in(data.path(), &["check", "--set", secret]).stdout);
     assert!(!checked.contains("s3cr3t") && checked.contains("(hidden)"), "{checked}");
     let file = data.path().join("secret");

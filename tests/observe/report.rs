@@ -172,3 +172,20 @@ fn a_line_longer_than_what_is_read_at_once_is_one_line() {
     assert_eq!(report["all"]["findings"], 40_000);
     assert_eq!(report["all"]["writes"], 2, "the last one has no line break");
 }
+
+#[test]
+fn a_trail_is_not_overwritten_by_its_report() {
+    let (trail, other) = (trail(), tempfile::NamedTempFile::new().expect("a file"));
+    let before = std::fs::read(trail.path()).expect("ours");
+    let [trail_path, other_path] = [&trail, &other].map(|it| it.path().to_str().expect("UTF-8"));
+    for of in [trail_path, other_path] {
+        let output = run(&["report", "-o", trail_path, of], b"");
+        assert_eq!(output.code, Some(2), "{}", output.stderr);
+        assert!(output.stderr.contains("name another file behind -o"), "{}", output.stderr);
+        assert_eq!(std::fs::read(trail.path()).expect("ours"), before);
+    }
+    // What was there before is a report.
+    for _ in 0..2 {
+        assert_eq!(run(&["report", "-o", other_path, trail_path], b"").code, Some(0));
+    }
+}

@@ -5,6 +5,7 @@ mod line;
 mod read;
 mod sums;
 
+use std::fmt;
 use std::io::{self, Write};
 use std::path::PathBuf;
 
@@ -50,6 +51,13 @@ enum Format {
 
 impl Report {
     pub fn run(self) -> Result<(), Failure> {
+        // A pattern for the trail's files behind -o names one of them.
+        if let Some(path) = self.output.as_deref().filter(|path| read::is_trail(path)) {
+            return Err(Failure::Usage(format!(
+                "{}: this is an audit trail, and would be overwritten: name another file behind -o",
+                path.display()
+            )));
+        }
         let trail = Trail::open(&self.files)
             .map_err(|(path, error)| Failure::Failed(format!("{}: {error}", path.display())))?;
         let bar = progress(
@@ -72,30 +80,35 @@ impl Report {
             Format::Csv => csv(&sums),
             Format::Html => html::page(&sums),
         };
-        match &self.output {
-            Some(path) => std::fs::write(path, text)
-                .map_err(|error| Failure::Failed(format!("{}: {error}", path.display())))?,
-            None => io::stdout().write_all(text.as_bytes())?,
-        }
+        let told = match &self.output {
+            Some(path) => {
+                std::fs::write(path, text)
+                    .map_err(|error| Failure::Failed(format!("{}: {error}", path.display())))?;
+                Ok(())
+            }
+            None => io::stdout().write_all(text.as_bytes()),
+        };
         if sums.foreign > 0 {
-            writeln!(
-                io::stderr(),
-                "{} lines are none of an audit trail, and not counted",
-                sums.foreign
-            )?;
+            say(format_args!("{} lines are none of an audit trail, and not counted", sums.foreign));
         }
-        chain.map_or(Ok(()), |chain| verdict(&chain))
+        // Whoever stops reading the report is told the truth by the status.
+        chain.map_or(Ok(()), |chain| verdict(&chain))?;
+        Ok(told?)
     }
+}
+
+/// On standard error, where nobody may be left to hear it.
+fn say(line: fmt::Arguments<'_>) {
+    let _ = writeln!(io::stderr(), "{line}");
 }
 
 /// What became of the chain, on standard error: the report itself may go on to a program.
 fn verdict(chain: &Chain) -> Result<(), Failure> {
-    let mut err = io::stderr().lock();
     for fault in &chain.faults {
-        writeln!(err, "{fault}")?;
+        say(format_args!("{fault}"));
     }
     if chain.broken > chain.faults.len() as u64 {
-        writeln!(err, "and {} more", chain.broken - chain.faults.len() as u64)?;
+        say(format_args!("and {} more", chain.broken - chain.faults.len() as u64));
     }
     if chain.broken > 0 {
         return Err(Failure::Failed(format!(
@@ -104,16 +117,15 @@ fn verdict(chain: &Chain) -> Result<(), Failure> {
         )));
     }
     let Some((first, last)) = chain.range else {
-        writeln!(err, "no lines, and so nothing to verify")?;
+        say(format_args!("no lines, and so nothing to verify"));
         return Ok(());
     };
-    writeln!(
-        err,
+    say(format_args!(
         "the chain is whole from line {first} to line {last}, which has the hash {}",
         chain.head
-    )?;
+    ));
     if first > 1 {
-        writeln!(err, "lines before {first} are in files that were not named, or are deleted")?;
+        say(format_args!("lines before {first} are in files that were not named, or are deleted"));
     }
     Ok(())
 }

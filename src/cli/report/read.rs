@@ -105,6 +105,12 @@ impl Trail {
     }
 }
 
+/// Whether there is an audit trail in a file.
+pub(super) fn is_trail(path: &Path) -> bool {
+    // A pipe would be waited for.
+    path.is_file() && open(path).is_ok_and(|(_, first, _)| first != u64::MAX)
+}
+
 /// A file's length, the number of its first line (the largest there is if it has none), and all of it to be read.
 /// A pipe has no length, and cannot be opened twice.
 fn open(path: &Path) -> io::Result<(Option<u64>, u64, Box<dyn Read>)> {
