@@ -101,7 +101,9 @@ impl Leaves {
         let leaves = Arc::clone(self);
         let making = spawn_blocking(move || {
             let _until_it_ends = one;
-            work(&leaves)
+            let made = work(&leaves);
+            leaves.begun.store(None);
+            made
         });
         let made = timeout(PATIENCE, making).await.map_err(late)?;
         made.unwrap_or_else(|error| Err(CaError::Make(error.to_string())))

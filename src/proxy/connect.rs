@@ -232,6 +232,7 @@ pub(super) fn unreachable(error: ConnectError, target: &Target) -> Error {
         ConnectError::Io(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
             Fault::Refused
         }
+        ConnectError::Io(error) if error.kind() == io::ErrorKind::TimedOut => Fault::ConnectTimeout,
         ConnectError::Io(_) => Fault::Unreachable,
     };
     let host = target.to_string();

@@ -5,13 +5,15 @@ use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU32, Ordering};
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use bytes::{Buf, Bytes};
 use http::StatusCode;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf, Take};
 use tokio::time::Sleep;
+
+use super::taker::Taker;
 
 /// Whether an end has come that may have moved; a timer that comes before it is set again.
 pub(super) fn is_over(
@@ -130,15 +132,13 @@ impl Drop for Waiting {
 }
 
 /// A downstream connection in hyper's hands: some of it may have been read before, and the peer must take what is
-/// written. A reader that stops would otherwise hold the connection, and what is buffered for it, for ever.
+/// written.
 #[derive(Debug)]
 pub(crate) struct Downstream<T> {
     inner: Take<T>,
     /// Read before, and to be read again.
     start: Bytes,
-    write_limit: Duration,
-    /// Armed only while the peer takes nothing.
-    stalled: Option<Pin<Box<Sleep>>>,
+    taker: Taker,
     head: Arc<Head>,
     sparing: Option<Sparing>,
 }
@@ -165,7 +165,7 @@ impl Sparing {
 impl<T: AsyncRead> Downstream<T> {
     pub fn new(inner: T, start: Bytes, write_limit: Duration, head: Arc<Head>) -> Self {
         let inner = inner.take(u64::MAX);
-        Self { inner, start, write_limit, stalled: None, head, sparing: None }
+        Self { inner, start, taker: Taker::new(write_limit), head, sparing: None }
     }
 
     /// Has no more than [`READ`] read at once; and less of the first so many bytes of each message, or of [`SPARED`], which
@@ -184,21 +184,6 @@ impl<T: AsyncRead> Downstream<T> {
     /// The connection itself.
     pub fn into_inner(self) -> T {
         self.inner.into_inner()
-    }
-
-    fn guard<R>(
-        &mut self,
-        cx: &mut Context<'_>,
-        polled: Poll<io::Result<R>>,
-    ) -> Poll<io::Result<R>> {
-        if polled.is_ready() {
-            self.stalled = None;
-            return polled;
-        }
-        let limit = self.write_limit;
-        let stalled = self.stalled.get_or_insert_with(|| Box::pin(tokio::time::sleep(limit)));
-        ready!(stalled.as_mut().poll(cx));
-        Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, "the peer stopped reading")))
     }
 
     /// What hyper writes while it waits for a head, all else being said, is its answer to one that it could not
@@ -262,7 +247,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Downstream<T> {
         }
         self.head.flushed.store(false, Ordering::Relaxed);
         let polled = Pin::new(self.inner.get_mut()).poll_write(cx, bytes);
-        self.guard(cx, polled)
+        self.taker.guard(cx, polled)
     }
 
     fn poll_write_vectored(
@@ -275,7 +260,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Downstream<T> {
         }
         self.head.flushed.store(false, Ordering::Relaxed);
         let polled = Pin::new(self.inner.get_mut()).poll_write_vectored(cx, slices);
-        self.guard(cx, polled)
+        self.taker.guard(cx, polled)
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -286,7 +271,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Downstream<T> {
         let polled = Pin::new(self.inner.get_mut()).poll_flush(cx);
         // Not for good: a socket that has put something off may find that the system takes no more.
         self.head.flushed.store(matches!(polled, Poll::Ready(Ok(()))), Ordering::Relaxed);
-        self.guard(cx, polled)
+        self.taker.guard(cx, polled)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -295,7 +280,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Downstream<T> {
             return Poll::Ready(Ok(()));
         }
         let polled = Pin::new(self.inner.get_mut()).poll_shutdown(cx);
-        self.guard(cx, polled)
+        self.taker.guard(cx, polled)
     }
 }
 
@@ -343,11 +328,14 @@ pub(super) struct Remembering<T> {
     history: History,
     /// Why nothing can be written any more.
     broken: Option<io::Error>,
+    taker: Taker,
 }
 
 impl<T: AsyncRead> Remembering<T> {
-    pub fn new(inner: T) -> Self {
-        Self { inner: inner.take(READ as u64), history: History::default(), broken: None }
+    /// One that may take nothing of what is written for so long at most.
+    pub fn new(inner: T, write_limit: Duration) -> Self {
+        let (inner, history) = (inner.take(READ as u64), History::default());
+        Self { inner, history, broken: None, taker: Taker::new(write_limit) }
     }
 
     pub fn history(&self) -> History {
@@ -355,13 +343,19 @@ impl<T: AsyncRead> Remembering<T> {
     }
 
     /// What became of a write: one that failed is as good as done, and so is whatever follows it.
-    fn written<R>(&mut self, polled: Poll<io::Result<R>>, all: R) -> Poll<io::Result<R>> {
+    fn written<R>(
+        &mut self,
+        cx: &mut Context<'_>,
+        polled: Poll<io::Result<R>>,
+        all: R,
+    ) -> Poll<io::Result<R>> {
         match polled {
             Poll::Ready(Err(error)) => {
                 self.broken = Some(error);
                 Poll::Ready(Ok(all))
             }
-            polled => polled,
+            // Who takes nothing has nothing to say either.
+            polled => self.taker.guard(cx, polled),
         }
     }
 }
@@ -396,7 +390,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Remembering<T> {
             return Poll::Ready(Ok(bytes.len()));
         }
         let polled = Pin::new(self.inner.get_mut()).poll_write(cx, bytes);
-        self.written(polled, bytes.len())
+        self.written(cx, polled, bytes.len())
     }
 
     fn poll_write_vectored(
@@ -409,7 +403,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Remembering<T> {
             return Poll::Ready(Ok(all()));
         }
         let polled = Pin::new(self.inner.get_mut()).poll_write_vectored(cx, slices);
-        self.written(polled, all())
+        self.written(cx, polled, all())
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -421,11 +415,12 @@ impl<T: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Remembering<T> {
             return Poll::Ready(Ok(()));
         }
         let polled = Pin::new(self.inner.get_mut()).poll_flush(cx);
-        self.written(polled, ())
+        self.written(cx, polled, ())
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(self.inner.get_mut()).poll_shutdown(cx)
+        let polled = Pin::new(self.inner.get_mut()).poll_shutdown(cx);
+        self.taker.guard(cx, polled)
     }
 }
 

@@ -25,6 +25,7 @@ mod socket;
 mod stack;
 mod stage;
 mod streams;
+mod taker;
 mod turn;
 mod upstream;
 mod verify;

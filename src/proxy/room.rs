@@ -53,7 +53,7 @@ impl Share {
     }
 
     fn acquire(&mut self, bytes: usize) -> bool {
-        let bytes = u32::try_from(bytes).unwrap_or(u32::MAX);
+        let Ok(bytes) = u32::try_from(bytes) else { return false };
         match (Arc::clone(&self.room.free).try_acquire_many_owned(bytes), &mut self.taken) {
             (Ok(more), Some(taken)) => taken.merge(more),
             (Ok(first), none) => *none = Some(first),

@@ -64,10 +64,12 @@ impl Upstream {
             .https_or_http()
             .enable_http1()
             .wrap_connector(http.map_response(socket as IntoSocket));
-        let connector = Api { https, timeout: config.upstream.connect_timeout };
+        // Beyond the wait for an answer, whose end is told the client.
+        let stall = config.limits.idle_timeout.saturating_add(config.upstream.response_timeout);
+        let connector = Api { https, timeout: config.upstream.connect_timeout, stall };
         let keep_alive = config.upstream.keep_alive;
         let api = Pool::new(connector, keep_alive, config.limits.max_requests);
-        let others = Pool::new(Guarded(guard), keep_alive, OTHERS);
+        let others = Pool::new(Guarded { guard, stall }, keep_alive, OTHERS);
         let config::Upstream { scheme, authority, .. } = &config.upstream;
         let origin = Origin { scheme: scheme.clone(), authority: authority.clone() };
         Self { api, origin, others, config }
@@ -329,6 +331,8 @@ fn classify<'e>(error: &PoolError, causes: impl Fn() -> Causes<'e>) -> Fault {
             causes().filter_map(|cause| Some(cause.downcast_ref::<io::Error>()?.kind()));
         return match kinds.find(|kind| *kind != io::ErrorKind::Other) {
             Some(io::ErrorKind::ConnectionRefused) => Fault::Refused,
+            // Of one address among several, or the system's own.
+            Some(io::ErrorKind::TimedOut) => Fault::ConnectTimeout,
             Some(
                 io::ErrorKind::UnexpectedEof
                 | io::ErrorKind::ConnectionReset
@@ -397,7 +401,11 @@ impl<'e> Iterator for Causes<'e> {
 }
 
 /// Opens connections to hosts of the client's choosing, as far as they are allowed.
-struct Guarded(Guard);
+struct Guarded {
+    guard: Guard,
+    /// How long the peer may take nothing of what is written.
+    stall: Duration,
+}
 
 impl Connect for Guarded {
     type Stream = Socket;
@@ -405,8 +413,8 @@ impl Connect for Guarded {
     async fn connect(&self, uri: Uri) -> Result<Remembering<Socket>, BoxError> {
         let host = uri.host().unwrap_or_default().parse();
         let host = host.map_err(|error| ConnectError::Io(io::Error::other::<HostError>(error)))?;
-        let stream = self.0.connect(&host, uri.port_u16().unwrap_or(80)).await?;
-        Ok(Remembering::new(Socket::new(stream)))
+        let stream = self.guard.connect(&host, uri.port_u16().unwrap_or(80)).await?;
+        Ok(Remembering::new(Socket::new(stream), self.stall))
     }
 }
 
@@ -414,6 +422,8 @@ impl Connect for Guarded {
 struct Api {
     https: HttpsConnector<MapResponse<HttpConnector<Resolver>, IntoSocket>>,
     timeout: Duration,
+    /// How long the peer may take nothing of what is written.
+    stall: Duration,
 }
 
 impl Connect for Api {
@@ -427,7 +437,7 @@ impl Connect for Api {
             https.call(uri).await
         };
         match tokio::time::timeout(self.timeout, connecting).await {
-            Ok(stream) => Ok(Remembering::new(TokioIo::new(stream?))),
+            Ok(stream) => Ok(Remembering::new(TokioIo::new(stream?), self.stall)),
             Err(_) => Err(ConnectError::Timeout(self.timeout).into()),
         }
     }

@@ -116,9 +116,6 @@ impl Writer {
                 };
             }
             self.write(&mut batch);
-            if self.unsynced.is_some_and(|since| since.elapsed() >= self.config.fsync) {
-                self.sync();
-            }
         }
     }
 
@@ -231,6 +228,10 @@ impl Writer {
             }
         }
         self.shared.ended(batch.lines);
+        // Here, since there may be no end to what comes.
+        if self.unsynced.is_some_and(|since| since.elapsed() >= self.config.fsync) {
+            self.sync();
+        }
     }
 
     /// After a fault, what has come into the file of a batch as whole lines. Half a line is taken away: it would spoil the
