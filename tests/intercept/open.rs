@@ -395,6 +395,15 @@ async fn without_a_usable_authority_the_api_is_refused_and_base_urls_are_served(
     assert_eq!(proxy.ask(&request("PUT", CONTACT, "", RECIPE)).await.outcome(), "rewritten");
 }
 
+/// A pipe that nobody writes. At its end, who has opened it is let go, and who is yet to open it finds none: it would wait for ever.
+struct Hanging(std::path::PathBuf, #[expect(dead_code, reason = "it is open")] std::fs::File);
+
+impl Drop for Hanging {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.0);
+    }
+}
+
 /// Regression: the first CONNECT held a worker for as long as the file system did not answer, and with it the probes, all other
 /// requests, and the end.
 #[tokio::test]
@@ -407,9 +416,8 @@ async fn files_that_cannot_be_read_cost_a_connect_its_answer_and_nobody_else_any
     std::fs::remove_file(&hanging).expect("ours");
     let made = Command::new("mkfifo").arg(&hanging).status().expect("coreutils");
     assert!(made.success());
-    // Whoever reads it is let go with this.
     let held = std::fs::OpenOptions::new().read(true).write(true).open(&hanging);
-    let _held = held.expect("a pipe");
+    let _until_the_end = Hanging(hanging, held.expect("a pipe"));
     let clock = Clock::hold();
     let connect = format!("CONNECT {TARGET} HTTP/1.1\r\nHost: {TARGET}\r\n\r\n");
     let mut waiting = proxy.client().await;
