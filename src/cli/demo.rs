@@ -133,7 +133,7 @@ impl Demo {
         bar.finish_and_clear();
 
         let mut out = anstream::stdout().lock();
-        let told = writeln!(
+        let mut told = writeln!(
             out,
             "{}{}{} updates each way in {:.1} s.",
             example(&world, &proxied),
@@ -143,12 +143,16 @@ impl Demo {
         );
         let well = proxied.iter().all(|update| update.status.is_success());
         if let Some(dashboard) = dashboard {
-            write!(out, "{}", to_try(&direct.to_string(), &proxy.to_string(), self.updates))?;
-            writeln!(out, "\nThe dashboard is at http://{dashboard}/")?;
-            out.flush()?;
+            let to_try = to_try(&direct.to_string(), &proxy.to_string(), self.updates);
+            told = told
+                .and_then(|()| write!(out, "{to_try}\nThe dashboard is at http://{dashboard}/\n"))
+                .and_then(|()| out.flush());
             drop(out);
-            let hand = Hand { source, control, level, metrics };
-            Steering::new(hand, Signals::listen()?, asked).until_stop().await;
+            // Who does not know where it is has no use for it.
+            if told.is_ok() {
+                let hand = Hand { source, control, level, metrics };
+                Steering::new(hand, Signals::listen()?, asked).until_stop().await;
+            }
         }
         stop.cancel();
         let mut signals = Stop::listen()?;

@@ -37,7 +37,7 @@ impl Healthcheck {
         let mut out = io::stdout();
         // It is the status that counts, whoever reads this.
         let told = write!(out, "{body}").and_then(|()| out.flush());
-        let status = head.strip_prefix("HTTP/1.1 ").and_then(|rest| rest.split(' ').next());
+        let status = head.strip_prefix("HTTP/1.").and_then(|rest| rest.split(' ').nth(1));
         match status {
             Some("200") => Ok(told?),
             Some(status) => {

@@ -346,10 +346,12 @@ fn unknown(path: &[&str]) -> String {
     }
     // A key without its section is as good a try as one with a letter wrong.
     let written = path.to_ascii_lowercase();
-    let bare = |key: &str| key.rsplit('.').next().unwrap_or_default().to_owned();
+    fn bare(key: &str) -> &str {
+        key.rsplit_once('.').map_or(key, |(_, bare)| bare)
+    }
     let likeness = |key: &str| {
         let whole = strsim::normalized_damerau_levenshtein(key, &written);
-        whole.max(0.9 * strsim::normalized_damerau_levenshtein(&bare(key), &bare(&written)))
+        whole.max(0.9 * strsim::normalized_damerau_levenshtein(bare(key), bare(&written)))
     };
     let nearest = known
         .iter()

@@ -280,7 +280,7 @@ impl Streaming {
         self
     }
 
-    /// Says so there, until its end has come.
+    /// Says so there until its end has come; for good, if trailers come.
     pub(super) fn telling(mut self, unread: &Unread) -> Self {
         unread.set(true);
         self.unread = Some(unread.clone());

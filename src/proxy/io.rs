@@ -332,7 +332,7 @@ pub(super) struct Remembering<T> {
 }
 
 impl<T: AsyncRead> Remembering<T> {
-    /// One that may take nothing of what is written for so long at most.
+    /// One that may take nothing of what is written, and say nothing, for so long at most.
     pub fn new(inner: T, write_limit: Duration) -> Self {
         let (inner, history) = (inner.take(READ as u64), History::default());
         Self { inner, history, broken: None, taker: Taker::new(write_limit) }
@@ -352,9 +352,9 @@ impl<T: AsyncRead> Remembering<T> {
         match polled {
             Poll::Ready(Err(error)) => {
                 self.broken = Some(error);
+                self.taker.moved();
                 Poll::Ready(Ok(all))
             }
-            // Who takes nothing has nothing to say either.
             polled => self.taker.guard(cx, polled),
         }
     }
@@ -371,6 +371,8 @@ impl<T: AsyncRead + Unpin> AsyncRead for Remembering<T> {
         let polled = Pin::new(&mut self.inner).poll_read(cx, buffer);
         if buffer.filled().len() > filled {
             self.history.read();
+            // It may answer first, and at length.
+            self.taker.moved();
         } else if matches!(polled, Poll::Ready(Ok(())))
             && let Some(error) = self.broken.take()
         {

@@ -22,6 +22,11 @@ impl Taker {
         Self { limit, stalled: None }
     }
 
+    /// The peer has moved: what it takes next is waited for anew.
+    pub fn moved(&mut self) {
+        self.stalled = None;
+    }
+
     /// What becomes of a write: one that waits for too long fails.
     pub fn guard<R>(
         &mut self,
@@ -29,7 +34,7 @@ impl Taker {
         polled: Poll<io::Result<R>>,
     ) -> Poll<io::Result<R>> {
         if polled.is_ready() {
-            self.stalled = None;
+            self.moved();
             return polled;
         }
         let limit = self.limit;
@@ -48,7 +53,7 @@ mod tests {
 
     /// Regression: of an API that answered before it had read an upload, and read no more, each connection was kept for ever.
     #[tokio::test(start_paused = true)]
-    async fn an_api_that_takes_nothing_of_what_is_written_is_given_up() {
+    async fn an_api_that_takes_nothing_of_what_is_written_and_says_nothing_is_given_up() {
         const LIMIT: Duration = Duration::from_secs(60);
         let (near, mut far) = tokio::io::duplex(16);
         let mut io = Remembering::new(near, LIMIT);
@@ -61,6 +66,19 @@ mod tests {
             let (written, read) = tokio::join!(io.write_all(&[b'x'; 32]), reading);
             assert!(written.is_ok() && read.is_ok());
         }
+        // Nor is it to say something first.
+        let reading = async {
+            for _ in 0..4 {
+                tokio::time::sleep(LIMIT - Duration::from_secs(1)).await;
+                far.write_all(b"x").await?;
+            }
+            far.read_exact(&mut [0; 32]).await
+        };
+        let (mut answer, mut upload) = tokio::io::split(&mut io);
+        let mut said = [0; 4];
+        let all = (upload.write_all(&[b'x'; 32]), answer.read_exact(&mut said), reading);
+        let (written, heard, read) = tokio::join!(all.0, all.1, all.2);
+        assert!(written.is_ok() && heard.is_ok() && read.is_ok());
         let begun = tokio::time::Instant::now();
         let failed = io.write_all(&[b'x'; 17]).await.unwrap_err();
         assert_eq!((failed.kind(), begun.elapsed()), (io::ErrorKind::TimedOut, LIMIT));

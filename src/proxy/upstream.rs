@@ -64,7 +64,7 @@ impl Upstream {
             .https_or_http()
             .enable_http1()
             .wrap_connector(http.map_response(socket as IntoSocket));
-        // Beyond the wait for an answer, whose end is told the client.
+        // Beyond the wait for an answer, which has an end of its own.
         let stall = config.limits.idle_timeout.saturating_add(config.upstream.response_timeout);
         let connector = Api { https, timeout: config.upstream.connect_timeout, stall };
         let keep_alive = config.upstream.keep_alive;
@@ -284,7 +284,14 @@ impl From<PoolError> for Failed {
         {
             return Self::Denied(denied.clone());
         }
+        let is_late = |cause: &(dyn StdError + 'static)| {
+            cause.downcast_ref::<io::Error>().is_some_and(|it| it.kind() == io::ErrorKind::TimedOut)
+        };
         match error {
+            // Not a word of it, and it took no more of the request.
+            PoolError::Exchange { .. } if causes().any(is_late) => {
+                return Self::Fault(Fault::ResponseTimeout, "it stopped reading".into());
+            }
             PoolError::Exchange { was_stale: true, .. } => {
                 return Self::Fault(Fault::Stale, "connection closed before any answer".into());
             }
@@ -403,7 +410,7 @@ impl<'e> Iterator for Causes<'e> {
 /// Opens connections to hosts of the client's choosing, as far as they are allowed.
 struct Guarded {
     guard: Guard,
-    /// How long the peer may take nothing of what is written.
+    /// How long the peer may take nothing of what is written, and say nothing.
     stall: Duration,
 }
 
@@ -422,7 +429,7 @@ impl Connect for Guarded {
 struct Api {
     https: HttpsConnector<MapResponse<HttpConnector<Resolver>, IntoSocket>>,
     timeout: Duration,
-    /// How long the peer may take nothing of what is written.
+    /// How long the peer may take nothing of what is written, and say nothing.
     stall: Duration,
 }
 

@@ -92,8 +92,9 @@ fn element(namespace: String, tag: &BytesStart<'_>) -> Option<Element> {
     for attribute in tag.attributes() {
         let attribute = attribute.ok()?;
         let value = quick_xml::escape::unescape(&attribute.value).ok()?;
+        let value = legal(&value)?;
         if attribute.key.as_ref() == "id" {
-            element.id = legal(&value)?.to_owned();
+            element.id = value.to_owned();
         }
     }
     Some(element)

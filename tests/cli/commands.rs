@@ -122,7 +122,6 @@ fn a_reader_that_stops_reading_is_no_failure() {
 /// It once ended with 0, so that `report --verify | head` took any trail for whole.
 #[test]
 fn a_reader_that_stops_reading_does_not_change_the_verdict() {
-    use std::process::Stdio;
     let trail = tempfile::NamedTempFile::new().expect("a file");
     let lines =
         [1, 3].map(|seq| format!("{{\"time\":\"2026-11-25T00:00:00.000Z\",\"seq\":{seq}}}\n"));
@@ -135,13 +134,20 @@ fn a_reader_that_stops_reading_does_not_change_the_verdict() {
         &["sanitize", "--check", "--diff", body],
         &["doctor", "--set", "upstream.url=http://127.0.0.1:1"],
         &["demo", "--set", "sanitize.mode=off", "--updates", "30"],
+        &["demo", "--stay", "--set", "sanitize.mode=off", "--updates", "30"],
     ] {
-        let mut child = command(arguments);
-        let child = child.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn();
-        let mut child = child.expect("it starts");
-        drop((child.stdout.take(), child.stderr.take()));
-        assert_eq!(child.wait().expect("it ends").code(), Some(1), "{arguments:?}");
+        assert_eq!(unread(arguments), Some(1), "{arguments:?}");
     }
+}
+
+/// The exit status where nobody reads what is said.
+fn unread(arguments: &[&str]) -> Option<i32> {
+    use std::process::Stdio;
+    let mut child = command(arguments);
+    let child = child.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn();
+    let mut child = child.expect("it starts");
+    drop((child.stdout.take(), child.stderr.take()));
+    child.wait().expect("it ends").code()
 }
 
 #[test]
@@ -174,6 +180,7 @@ async fn healthcheck_says_whether_the_proxy_is_ready_and_why_not() {
     let draining = run(&["healthcheck", "--set", &configured], b"");
     assert_eq!(draining.code, Some(1));
     assert!(draining.stderr.contains("says 503"), "{}", draining.stderr);
+    assert_eq!(unread(&["healthcheck", "--set", &configured]), Some(1));
     drop(running);
     let none = run(&["healthcheck", "--admin", &admin], b"");
     assert_eq!(none.code, Some(1));

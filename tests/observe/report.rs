@@ -184,6 +184,9 @@ fn a_trail_is_not_overwritten_by_its_report() {
         assert!(output.stderr.contains("name another file behind -o"), "{}", output.stderr);
         assert_eq!(std::fs::read(trail.path()).expect("ours"), before);
     }
+    // Nor is what may be evidence, though its first line is none any more.
+    std::fs::write(trail.path(), [b"broken\n", &*before].concat()).expect("ours");
+    assert_eq!(run(&["report", "-o", trail_path, trail_path], b"").code, Some(2));
     // What was there before is a report.
     for _ in 0..2 {
         assert_eq!(run(&["report", "-o", other_path, trail_path], b"").code, Some(0));

@@ -7,7 +7,7 @@ mod sums;
 
 use std::fmt;
 use std::io::{self, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::{Args, ValueEnum};
 
@@ -52,7 +52,9 @@ enum Format {
 impl Report {
     pub fn run(self) -> Result<(), Failure> {
         // A pattern for the trail's files behind -o names one of them.
-        if let Some(path) = self.output.as_deref().filter(|path| read::is_trail(path)) {
+        let is_read = |path: &Path| self.files.iter().any(|file| read::are_same(file, path));
+        let is_precious = |path: &&Path| read::is_trail(path) || is_read(path);
+        if let Some(path) = self.output.as_deref().filter(is_precious) {
             return Err(Failure::Usage(format!(
                 "{}: this is an audit trail, and would be overwritten: name another file behind -o",
                 path.display()

@@ -1,7 +1,8 @@
 //! Reads audit files in the order of their lines, in one pass and in constant memory, and follows the chain.
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::{self, BufRead, BufReader, Read};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use indicatif::ProgressBar;
@@ -109,6 +110,12 @@ impl Trail {
 pub(super) fn is_trail(path: &Path) -> bool {
     // A pipe would be waited for.
     path.is_file() && open(path).is_ok_and(|(_, first, _)| first != u64::MAX)
+}
+
+/// Whether these are one file.
+pub(super) fn are_same(one: &Path, other: &Path) -> bool {
+    let file = |path: &Path| fs::metadata(path).ok().map(|it| (it.dev(), it.ino()));
+    file(one).is_some_and(|one| file(other) == Some(one))
 }
 
 /// A file's length, the number of its first line (the largest there is if it has none), and all of it to be read.
