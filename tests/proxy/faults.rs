@@ -38,6 +38,20 @@ async fn a_name_that_does_not_resolve_gives_502() {
     assert_eq!(answer.field("proxy-status"), Some("optin-proxy; error=dns_error"));
 }
 
+/// Regression: it was told as out of reach.
+#[tokio::test]
+async fn an_upstream_that_takes_no_connection_gives_504() {
+    let socket = tokio::net::TcpSocket::new_v4().expect("a socket");
+    socket.bind("127.0.0.1:0".parse().expect("an address")).expect("a free port");
+    let listener = socket.listen(0).expect("it listens");
+    let address = listener.local_addr().expect("bound");
+    // The system has room for one that nobody accepts.
+    let _first = tokio::net::TcpStream::connect(address).await.expect("room");
+    let settings = ["upstream.connect_timeout=50ms"];
+    let answer = Proxy::start(&format!("http://{address}"), &settings).await.ask(GET).await;
+    assert_eq!((answer.status, answer.problem()), (504, "upstream-connect-timeout".to_owned()));
+}
+
 #[tokio::test]
 async fn an_upstream_that_hangs_gives_504() {
     let origin = Origin::start([Reply::Hang]).await;
