@@ -314,7 +314,7 @@ impl http_body::Body for Streaming {
             // The next request may be among what hyper took for trailers, and is lost then: it looks for two whole line ends, of
             // which httparse has read the first without a CR for the end (hyper 1.12: `proto/h1/decode.rs`). So nothing behind
             // trailers is read as a request, as if they were never there to their end.
-            if frame.as_ref().is_some_and(|frame| frame.as_ref().is_ok_and(Frame::is_trailers)) {
+            if matches!(&frame, Some(Ok(frame)) if frame.is_trailers()) {
                 this.unread = None;
             }
             let silence = this.silence.take();

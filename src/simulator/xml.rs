@@ -111,7 +111,11 @@ fn declared(body: &[u8]) -> Option<&'static Encoding> {
 
 /// The same text, unless it holds what no document may (XML 1.0 section 2.2): it could not be given back.
 fn legal(text: &str) -> Option<&str> {
-    let is_char = |char| matches!(char, '\t' | '\n' | '\r' | ' '..='\u{D7FF}' | '\u{E000}'..='\u{FFFD}' | '\u{10000}'..);
+    let is_char = |char: char| match char {
+        '\t' | '\n' | '\r' => true,
+        '\u{FFFE}' | '\u{FFFF}' => false,
+        char => char >= ' ',
+    };
     text.chars().all(is_char).then_some(text)
 }
 
