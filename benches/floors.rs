@@ -1,12 +1,13 @@
 //! What a proxy cannot go below: `relay`, bytes from one socket to another and back by epoll, and nothing else; `hyper`,
 //! requests and answers by the libraries that optin-proxy stands on, with one thread; `hyper+rewrite`, the same with the rewrite
 //! and one more attempt, and with less around it: no timer, no look at the protocol, and hyper-util's client left out; and
-//! `httparse+rewrite`, the same without hyper.
+//! `httparse+rewrite`, the same without hyper; and `httparse+watched`, that with fields looked at, limits, deadlines and records.
 //!
 //! `benches/load/run` puts them beside the others. No proxies for any other use: the relay waits for whoever does not read.
 #![allow(missing_docs, reason = "a program for people")]
 
 mod httparse_rewrite;
+mod httparse_watched;
 mod hyper_proxy;
 mod hyper_rewrite;
 
@@ -79,6 +80,7 @@ fn main() {
         let floor = async {
             match &**what {
                 "httparse+rewrite" => httparse_rewrite::rewrite(listener, upstream).await,
+                "httparse+watched" => httparse_watched::rewrite(listener, upstream).await,
                 "hyper+rewrite" => hyper_rewrite::rewrite(listener, upstream).await,
                 _ => hyper_proxy::pass_through(listener, upstream).await,
             }

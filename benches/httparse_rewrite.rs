@@ -1,6 +1,6 @@
 //! The least that does this proxy's work without an HTTP library: one task for a client's connection and for the one to the
 //! origin, heads told apart by httparse and passed on as they came. It knows content of a given length, and no other; it keeps no
-//! records, and has no limits and no deadlines.
+//! records, and has no limits and no deadlines: `httparse_watched.rs` has them.
 
 use std::cell::RefCell;
 use std::io;
@@ -23,16 +23,32 @@ const READ: usize = 16 * 1024;
 const FIELDS: usize = 64;
 
 /// A head, and the content behind it.
-struct Message {
-    head: Bytes,
-    content: Bytes,
-    /// Fields that are not passed on as they came: the content's length, and what is for the connection only.
+pub struct Message {
+    pub head: Bytes,
+    pub content: Bytes,
+    /// Fields that are not passed on as they came.
     own: Vec<Range<usize>>,
-    status: Option<u16>,
+    pub status: Option<u16>,
+}
+
+/// What is looked for in the fields of a message.
+pub trait Fields: Default {
+    /// Looks at one that is none of its content's, and says whether it is passed on as it came.
+    fn passes(&mut self, name: &str, value: &[u8]) -> bool;
+}
+
+/// What is for the connection only.
+#[derive(Default)]
+struct Passed;
+
+impl Fields for Passed {
+    fn passes(&mut self, name: &str, _: &[u8]) -> bool {
+        !name.eq_ignore_ascii_case("connection")
+    }
 }
 
 /// The first message of what was read, once it is there whole.
-fn message(read: &mut BytesMut, request: bool) -> Option<Message> {
+fn message(read: &mut BytesMut, request: bool, looked: &mut impl Fields) -> Option<Message> {
     let mut fields = [EMPTY_HEADER; FIELDS];
     let (parsed, fields, status) = if request {
         let mut head = httparse::Request::new(&mut fields);
@@ -53,7 +69,7 @@ fn message(read: &mut BytesMut, request: bool) -> Option<Message> {
             !name.eq_ignore_ascii_case("transfer-encoding"),
             "no content but of a given length"
         );
-        if of_content || name.eq_ignore_ascii_case("connection") {
+        if of_content || !looked.passes(name, value) {
             let start = name.as_ptr().addr() - read.as_ptr().addr();
             own.push(
                 start..value.as_ptr().addr() - read.as_ptr().addr() + value.len() + b"\r\n".len(),
@@ -73,14 +89,17 @@ fn message(read: &mut BytesMut, request: bool) -> Option<Message> {
 }
 
 /// Reads until there is a message, or no more is to come.
-async fn next(
+pub async fn next(
     stream: &mut TcpStream,
     read: &mut BytesMut,
     request: bool,
+    looked: &mut impl Fields,
 ) -> io::Result<Option<Message>> {
     loop {
+        // What was seen of a message that was not there whole is seen again.
+        *looked = Default::default();
         if !read.is_empty()
-            && let Some(message) = message(read, request)
+            && let Some(message) = message(read, request, looked)
         {
             return Ok(Some(message));
         }
@@ -91,7 +110,7 @@ async fn next(
     }
 }
 
-async fn send(stream: &mut TcpStream, head: &[u8], content: &[u8]) -> io::Result<()> {
+pub async fn send(stream: &mut TcpStream, head: &[u8], content: &[u8]) -> io::Result<()> {
     let mut left = Buf::chain(head, content);
     while left.has_remaining() {
         stream.write_buf(&mut left).await?;
@@ -99,8 +118,13 @@ async fn send(stream: &mut TcpStream, head: &[u8], content: &[u8]) -> io::Result
     Ok(())
 }
 
-/// A head with the length of what is sent, and without what was for the connection it came by.
-fn rewritten(Message { head, own, .. }: &Message, length: usize, out: &mut Vec<u8>) {
+/// A head with the length of what is sent and with these fields, and without what is not passed on.
+pub fn rewritten(
+    Message { head, own, .. }: &Message,
+    length: usize,
+    added: &[[&str; 2]],
+    out: &mut Vec<u8>,
+) {
     out.clear();
     let mut from = 0;
     for field in own {
@@ -108,6 +132,11 @@ fn rewritten(Message { head, own, .. }: &Message, length: usize, out: &mut Vec<u
         from = field.end;
     }
     out.extend_from_slice(&head[from..head.len() - b"\r\n".len()]);
+    for [name, value] in added {
+        for part in [name, ": ", value, "\r\n"] {
+            out.extend_from_slice(part.as_bytes());
+        }
+    }
     if length > 0 {
         out.extend_from_slice(b"Content-Length: ");
         out.extend_from_slice(itoa::Buffer::new().format(length).as_bytes());
@@ -121,25 +150,37 @@ async fn exchange(
     head: &[u8],
     content: &[u8],
     read: &mut BytesMut,
+    looked: &mut impl Fields,
 ) -> io::Result<Message> {
     send(stream, head, content).await?;
-    Ok(next(stream, read, false).await?.ok_or(io::ErrorKind::UnexpectedEof)?)
+    Ok(next(stream, read, false, looked).await?.ok_or(io::ErrorKind::UnexpectedEof)?)
 }
 
-struct Upstream {
+/// The origin, and the connections to it.
+pub struct Upstream {
     address: SocketAddr,
     idle: RefCell<Vec<TcpStream>>,
-    policy: Policy,
+    pub policy: Policy,
 }
 
 impl Upstream {
+    pub fn new(address: SocketAddr) -> Rc<Self> {
+        Rc::new(Self { address, idle: RefCell::default(), policy: Policy::default() })
+    }
+
     async fn connect(&self) -> io::Result<TcpStream> {
         let stream = TcpStream::connect(self.address).await?;
         stream.set_nodelay(true)?;
         Ok(stream)
     }
 
-    async fn ask(&self, head: &[u8], content: &[u8], read: &mut BytesMut) -> io::Result<Message> {
+    pub async fn ask(
+        &self,
+        head: &[u8],
+        content: &[u8],
+        read: &mut BytesMut,
+        looked: &mut impl Fields,
+    ) -> io::Result<Message> {
         loop {
             let kept = self.idle.borrow_mut().pop();
             let is_kept = kept.is_some();
@@ -147,7 +188,7 @@ impl Upstream {
                 Some(kept) => kept,
                 None => self.connect().await?,
             };
-            match exchange(&mut stream, head, content, read).await {
+            match exchange(&mut stream, head, content, read, looked).await {
                 Ok(answer) => {
                     self.idle.borrow_mut().push(stream);
                     return Ok(answer);
@@ -161,14 +202,14 @@ impl Upstream {
 
     async fn serve(self: Rc<Self>, mut client: TcpStream) -> io::Result<()> {
         let (mut requests, mut answers, mut head) = (BytesMut::new(), BytesMut::new(), Vec::new());
-        while let Some(request) = next(&mut client, &mut requests, true).await? {
+        while let Some(request) = next(&mut client, &mut requests, true, &mut Passed).await? {
             let sent = consistent(&request.content, Some("api"), &self.policy);
-            rewritten(&request, sent.len(), &mut head);
-            let mut answer = self.ask(&head, &sent, &mut answers).await?;
+            rewritten(&request, sent.len(), &[], &mut head);
+            let mut answer = self.ask(&head, &sent, &mut answers, &mut Passed).await?;
             if answer.status == Some(400)
                 && memchr::memmem::find(&answer.content, REFUSAL).is_some()
             {
-                answer = self.ask(&head, &sent, &mut answers).await?;
+                answer = self.ask(&head, &sent, &mut answers, &mut Passed).await?;
             }
             send(&mut client, &answer.head, &answer.content).await?;
         }
@@ -176,15 +217,22 @@ impl Upstream {
     }
 }
 
-pub async fn rewrite(listener: TcpListener, address: SocketAddr) {
-    let upstream =
-        Rc::new(Upstream { address, idle: RefCell::default(), policy: Policy::default() });
+/// Serves each connection that comes by a task of its own.
+pub async fn accept<F>(listener: TcpListener, serve: impl Fn(TcpStream) -> F)
+where
+    F: Future<Output = io::Result<()>> + 'static,
+{
     let accept = async {
         loop {
             let (stream, _) = listener.accept().await.expect("a connection");
             stream.set_nodelay(true).expect("a socket");
-            spawn_local(Rc::clone(&upstream).serve(stream));
+            spawn_local(serve(stream));
         }
     };
     LocalSet::new().run_until(accept).await;
+}
+
+pub async fn rewrite(listener: TcpListener, address: SocketAddr) {
+    let upstream = Upstream::new(address);
+    accept(listener, |stream| Rc::clone(&upstream).serve(stream)).await;
 }

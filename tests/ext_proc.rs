@@ -15,8 +15,8 @@ use flate2::Compression;
 use flate2::write::GzEncoder;
 use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
 use tokio_stream::wrappers::UnboundedReceiverStream;
-use tonic::Streaming;
 use tonic::transport::Channel;
+use tonic::{Code, Streaming};
 
 use crate::support::binary::{Running, command};
 use crate::support::client::{Client, closed};
@@ -157,6 +157,62 @@ async fn what_is_no_contact_write_or_too_long_is_not_asked_for() {
     asking.send(Ask::RequestHeaders(head([(":method", "GET"), (":path", CONTACT)])));
     let answer = asking.answers.message().await.expect("no fault").expect("an answer");
     assert_eq!(answer.mode_override.expect("a mode").request_body_mode, BodySendMode::None as i32);
+}
+
+/// Regression: without a length that was announced, it was looked at.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_body_that_turns_out_too_long_is_not_looked_at() {
+    for (setting, is_rejected) in [("forward", false), ("reject", true)] {
+        let uninspectable = format!("sanitize.uninspectable={setting}");
+        let limits = ["sanitize.max_body=2KiB", "limits.max_buffered=64KiB", &uninspectable];
+        let running = serve(&limits);
+        let mut client = client(&running).await;
+        // The last one is longer than any message may be.
+        for length in [2_048, 2_049, 70_000] {
+            let mut asking = Asking::begin(&mut client).await;
+            assert_eq!(asking.head(None).await, BodySendMode::BufferedPartial);
+            let spaces = vec![b' '; length - RECIPE.len()];
+            asking.body(&[RECIPE, &spaces].concat());
+            let refused = match asking.next().await {
+                Some(Answer::ImmediateResponse(refusal)) => refusal.status.map(|it| it.code),
+                Some(answer) => {
+                    assert_eq!(edited(Some(answer)).is_some(), length == 2_048);
+                    None
+                }
+                // In order, which Envoy takes for a leave to go on.
+                None => None,
+            };
+            let is_refused = is_rejected && length > 2_048;
+            assert_eq!(refused, is_refused.then_some(413), "{setting} {length}");
+        }
+    }
+}
+
+/// Regression: the stream ended in order, which Envoy takes for a leave to go on.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_message_that_cannot_be_read_ends_its_stream_with_an_error() {
+    let running = serve(&["sanitize.max_body=1KiB", "limits.max_buffered=64KiB"]);
+    let mut client = client(&running).await;
+    let mut asking = Asking::begin(&mut client).await;
+    let long = "x".repeat(70_000);
+    asking.send(Ask::RequestHeaders(head([(":method", "PUT"), (":path", CONTACT), ("x", &long)])));
+    let status = asking.answers.message().await.expect_err("it cannot be read");
+    assert_eq!(status.code(), Code::OutOfRange);
+}
+
+/// Regression: it was waited for without end, and so was a stop.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_connection_that_says_nothing_is_closed_and_does_not_hold_up_a_stop() {
+    let running = serve(&["limits.header_timeout=1s", "listen.drain_timeout=1h"]);
+    let mut silent = Client::connect(running.address).await;
+    assert!(silent.is_closed().await);
+    let running = serve(&["limits.header_timeout=1h", "listen.drain_timeout=1h"]);
+    let mut silent = Client::connect(running.address).await;
+    // It is there before the stop: those of the same listener are served in their order.
+    client(&running).await;
+    running.signal("TERM");
+    assert!(silent.is_closed().await);
+    assert_eq!(running.finish().0.code(), Some(0));
 }
 
 /// Regression: it had no report, and its line said that the API had been asked.

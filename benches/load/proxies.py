@@ -222,7 +222,7 @@ def optin_proxy(program, upstream, *settings):
 
 
 def floor(what, origin, program):
-    """What optin-proxy stands on, the least that does its work, on that and without, and what any proxy does."""
+    """What optin-proxy stands on, the least that does its work, on that and without, that and all that is asked of it, and what any proxy does."""
     port = free_port()
     return Server(what, PROXY_CORE, port, [program, what, f"127.0.0.1:{port}", f"127.0.0.1:{origin}"])
 
@@ -266,6 +266,7 @@ def over_http(program, floors, origin):
         floor("hyper", origin, floors),
         floor("hyper+rewrite", origin, floors),
         floor("httparse+rewrite", origin, floors),
+        floor("httparse+watched", origin, floors),
         # Of each client's connection it makes one to the origin.
         floor("relay", origin, floors),
     ]

@@ -150,7 +150,7 @@ impl Demo {
             drop(out);
             // Who does not know where it is has no use for it.
             if told.is_ok() {
-                let hand = Hand { source, control, level, metrics };
+                let hand = Hand { source, control, level, metrics, at_start: &[] };
                 Steering::new(hand, Signals::listen()?, asked).until_stop().await;
             }
         }

@@ -50,6 +50,9 @@ impl ExtProc {
     }
 }
 
+/// What [`Processor::serve`] looks up once.
+const AT_START: [&str; 3] = ["limits.idle_timeout", "limits.max_buffered", "limits.max_requests"];
+
 async fn process(
     source: Source,
     config: Arc<Config>,
@@ -67,7 +70,13 @@ async fn process(
     let control = Control::new(address, Arc::clone(&config), false)
         .map_err(|error| Failure::Failed(error.to_string()))?;
     let (orders, asked) = mpsc::channel(ORDERS);
-    let hand = Hand { source, control: control.clone(), level, metrics: Arc::clone(&metrics) };
+    let hand = Hand {
+        source,
+        control: control.clone(),
+        level,
+        metrics: Arc::clone(&metrics),
+        at_start: &AT_START,
+    };
     let steering = Steering::new(hand, signals, asked);
     let admin = bind_admin(&config.admin).await?;
     let _ = writeln!(io::stdout(), "listening on {address}");

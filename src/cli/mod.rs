@@ -107,7 +107,7 @@ impl ConfigArgs {
     /// If its file is there, and is a pipe or a device.
     fn check_again(&self) -> Result<(), String> {
         match self.config.as_ref().map(|path| (path, std::fs::metadata(path))) {
-            Some((path, Ok(found))) if !found.is_file() => Err(format!(
+            Some((path, Ok(found))) if !found.is_file() && !found.is_dir() => Err(format!(
                 "{}: a pipe is read once; give serve a file if it is to be reloaded",
                 path.display()
             )),

@@ -194,7 +194,13 @@ async fn serve(
     server.keep(journal.clone());
     let (orders, asked) = mpsc::channel(ORDERS);
     let control = server.control();
-    let hand = Hand { source, control: control.clone(), level, metrics: Arc::clone(&metrics) };
+    let hand = Hand {
+        source,
+        control: control.clone(),
+        level,
+        metrics: Arc::clone(&metrics),
+        at_start: &[],
+    };
     let steering = Steering::new(hand, signals, asked);
     let admin = match manager.admin {
         Some(listener) => Some(Admin::on(TcpListener::from_std(listener)?)?),

@@ -61,6 +61,8 @@ pub(super) struct Hand {
     pub control: Control,
     pub level: log::Level,
     pub metrics: Arc<Metrics>,
+    /// Keys that this command heeds at its start only, beside those of all.
+    pub at_start: &'static [&'static str],
 }
 
 /// Changes a proxy, and says when it is to end.
@@ -174,7 +176,7 @@ impl Hand {
         let applied = self.source.load_again().and_then(|config| {
             let (before, config) = (self.control.config(), Arc::new(config));
             self.control.reload(Arc::clone(&config)).map_err(|error| error.to_string())?;
-            Ok(self.applied(&before, &config))
+            Ok(self.applied("configuration reloaded", &before, &config))
         });
         self.metrics.reloaded(applied.is_ok());
         if let Err(error) = &applied {
@@ -188,17 +190,17 @@ impl Hand {
         let before = self.control.config();
         let config = Arc::new(change(Config::clone(&before)));
         self.control.adjust(Arc::clone(&config));
-        Ok(self.applied(&before, &config))
+        Ok(self.applied("configuration adjusted", &before, &config))
     }
 
     /// Says what is another now.
-    fn applied(&self, before: &Config, config: &Config) -> String {
+    fn applied(&self, done: &str, before: &Config, config: &Config) -> String {
         self.level.set(&config.log);
         let changes = before.changes(config);
-        tracing::info!(changes = changes.len(), "configuration reloaded");
+        tracing::info!(changes = changes.len(), "{done}");
         let mut words = Vec::new();
         for Change { key, was, now, needs_restart } in changes {
-            if needs_restart {
+            if needs_restart || self.at_start.contains(&key.as_str()) {
                 tracing::warn!(key, was, now, "changed, but heeded at the next start only");
                 words.push(format!("{key} is {now} (heeded at the next start only)"));
             } else {

@@ -1,5 +1,7 @@
 //! Values that lead elsewhere: URLs, addresses, and files.
 
+use std::fs::File;
+use std::io::{self, BufRead as _, BufReader, Read as _};
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::str::FromStr;
@@ -121,12 +123,20 @@ pub(super) fn load_token(written: &Secret) -> Result<Option<Token>, (&'static st
     ))?))
 }
 
+/// The most that is read of a file for its first line, in bytes: whoever names the wrong one shall not wait for all of it.
+const FIRST_LINE: u64 = 64 * 1024;
+
 /// The first line of the file that a secret names, if it names one.
 fn read_secret(key: &'static str, secret: &str) -> Result<Option<String>, (&'static str, String)> {
-    let read = secret.strip_prefix("file:").map(std::fs::read_to_string).transpose();
-    let read =
-        read.map_err(|error| (key, format!("cannot read the file that it names: {error}")))?;
-    Ok(read.map(|text| text.lines().next().unwrap_or_default().to_owned()))
+    let Some(path) = secret.strip_prefix("file:") else { return Ok(None) };
+    let read = || {
+        let mut line = Vec::new();
+        BufReader::new(File::open(path)?.take(FIRST_LINE)).read_until(b'\n', &mut line)?;
+        String::from_utf8(line).map_err(|_| io::Error::other("its first line is no UTF-8 text"))
+    };
+    let line =
+        read().map_err(|error| (key, format!("cannot read the file that it names: {error}")))?;
+    Ok(Some(line.trim_end_matches(['\r', '\n']).to_owned()))
 }
 
 /// The folder of the certificate authority, by the XDG base directory specification if none is written.

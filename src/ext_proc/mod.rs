@@ -30,6 +30,7 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
+use tokio::time::timeout;
 use tokio_stream::Stream;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -45,17 +46,12 @@ use crate::observe::exchange::{Exchange, Line, cut};
 use crate::observe::journal::Journal;
 use crate::observe::metrics::Metrics;
 use crate::proxy::Control;
+use crate::proxy::connection::first::first_bytes;
 use crate::proxy::error::Error;
 use crate::proxy::io::Downstream;
 use crate::proxy::room::Room;
 use crate::proxy::route::Route;
 use crate::proxy::sanitize::{Found, digests, look, own_host};
-
-/// The longest message: a body that came before Envoy knew that it is wanted may be twice as long as what Envoy
-/// holds, and it holds more than `sanitize.max_body`.
-const fn longest_message(max_body: usize) -> usize {
-    max_body.saturating_mul(4).saturating_add(4 * 1024 * 1024)
-}
 
 /// The same configuration, but that it changes no body.
 fn observing(config: &Config) -> Arc<Config> {
@@ -84,16 +80,15 @@ impl Processor {
     /// because they did not end by then.
     pub async fn serve(self, listener: TcpListener, stop: CancellationToken) -> usize {
         let control = self.control.clone();
-        let longest = longest_message(control.config().sanitize.max_body);
-        let service = ExternalProcessorServer::new(self)
-            .max_decoding_message_size(longest)
-            .max_encoding_message_size(longest);
+        let limits = control.config().limits.clone();
+        // For what is longer, there is no room anyway.
+        let service =
+            ExternalProcessorServer::new(self).max_decoding_message_size(limits.max_buffered);
         let mut http2 = http2::Builder::new(TokioExecutor::new());
         http2.timer(TokioTimer::new()).keep_alive_interval(PING).keep_alive_timeout(PING);
         // gRPC has none.
         http2.auto_date_header(false);
         // Envoy puts all that it asks on few connections.
-        let limits = control.config().limits.clone();
         http2.max_concurrent_streams(u32::try_from(limits.max_requests).unwrap_or(u32::MAX));
         let room = Arc::new(Semaphore::new(limits.max_connections));
         let bytes = Room::new(limits.max_buffered);
@@ -108,7 +103,7 @@ impl Processor {
                 () = stop.cancelled() => break,
                 accepted = accept => accepted,
             };
-            let Ok((stream, permit)) = accepted else {
+            let Ok((mut stream, permit)) = accepted else {
                 // No descriptors are left: it would fail again at once.
                 tokio::time::sleep(Duration::from_secs(1)).await;
                 continue;
@@ -122,14 +117,22 @@ impl Processor {
                 let body = Metered { body, held };
                 service.clone().call(http::Request::from_parts(parts, body))
             });
-            // The peer has to take what is written.
-            let limit = limits.idle_timeout;
-            let wire = Gathering::new(Downstream::new(stream, Bytes::new(), limit, Arc::default()));
-            let connection = http2.serve_connection(TokioIo::new(wire.clone()), service);
+            let (http2, limit) = (http2.clone(), limits.idle_timeout);
+            let patience = control.config().limits.header_timeout;
             // A stop drains too. One that comes while it drains, and stays, is served until it is to stop.
             let ends = if control.is_draining() { stop.clone() } else { control.draining() };
             connections.spawn(async move {
                 let _permit = permit;
+                // hyper waits for the preface for ever, and does not end before it.
+                let first = timeout(patience, first_bytes(&mut stream));
+                let first = tokio::select! {
+                    first = first => first.ok().flatten(),
+                    () = ends.cancelled() => None,
+                };
+                let Some(start) = first else { return };
+                // The peer has to take what is written.
+                let wire = Gathering::new(Downstream::new(stream, start, limit, Arc::default()));
+                let connection = http2.serve_connection(TokioIo::new(wire.clone()), service);
                 let mut connection = pin!(connection);
                 let ended = tokio::select! {
                     ended = wire.drive(connection.as_mut()) => ended,
@@ -147,7 +150,7 @@ impl Processor {
         control.drain();
         connections.close();
         let limit = control.config().listen.drain_timeout;
-        match tokio::time::timeout(limit, connections.wait()).await {
+        match timeout(limit, connections.wait()).await {
             Ok(()) => 0,
             Err(_) => {
                 control.cut();
@@ -214,7 +217,7 @@ impl Stream for Conversation {
         loop {
             let message = match ready!(Pin::new(&mut self.messages).poll_next(cx)) {
                 Some(Ok(message)) => message,
-                Some(Err(status)) => return Poll::Ready(self.broke(&status).map(Ok)),
+                Some(Err(status)) => return Poll::Ready(self.broke(status)),
                 None => return Poll::Ready(None),
             };
             self.only_watches = message.observability_mode;
@@ -300,7 +303,8 @@ impl Conversation {
             begun.update = None;
         }
         let received = Bytes::from(body.body);
-        let mut found = if body.end_of_stream || self.is_whole(mode) {
+        let is_short = received.len() <= self.config.sanitize.max_body;
+        let mut found = if is_short && (body.end_of_stream || self.is_whole(mode)) {
             look(&received, &headers, own_host(&headers), update, &self.config)
         } else {
             Found::Uninspectable(Uninspectable::TooLarge)
@@ -338,22 +342,23 @@ impl Conversation {
         mode == Mode::Buffered && self.configured.as_ref().is_none_or(messages::is_whole)
     }
 
-    /// Envoy resets the stream of a request that was given up, which its record says. A message that is too long is
-    /// a body that nobody looks at; what becomes of it is Envoy's to decide. One for which there is no room is refused, as
-    /// `serve` does it.
-    fn broke(&mut self, status: &Status) -> Option<ProcessingResponse> {
-        let Some(Begun { line, update, .. }) = &mut self.exchange else { return None };
-        // It is said once.
-        update.take()?;
+    /// The last word of a stream that broke off. A message that is too long is a body that nobody looks at, and one for which
+    /// there is no room is refused, as `serve` does it. Of anything else Envoy is told that it failed, since of a stream that
+    /// ends in order it takes it that the request may go on.
+    fn broke(&mut self, status: Status) -> Option<Result<ProcessingResponse, Status>> {
+        let Some(Begun { line, update, .. }) = &mut self.exchange else { return Some(Err(status)) };
+        let awaits_body = update.take().is_some();
         if self.held.as_ref().is_some_and(|held| held.is_full()) {
-            return self.no_room();
+            // It is said once.
+            return if awaits_body { self.no_room().map(Ok) } else { None };
         }
-        if status.code() == Code::OutOfRange {
-            // There is no way to answer any more, whatever is to become of it.
-            let found = Found::Uninspectable(Uninspectable::TooLarge);
-            let _ = found.report(&line.exchange, &self.config);
+        if !awaits_body || status.code() != Code::OutOfRange {
+            return Some(Err(status));
         }
-        None
+        let found = Found::Uninspectable(Uninspectable::TooLarge);
+        let reported = found.report(&line.exchange, &self.config);
+        let rejected = reported.err().filter(|_| !self.only_watches)?;
+        Some(Ok(self.refuse(&rejected)))
     }
 
     /// Refuses a body, unless nobody waits for an answer.

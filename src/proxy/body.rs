@@ -3,6 +3,7 @@
 //! Only what is buffered can be sent again, and a clone of it is a reference count.
 
 use std::collections::VecDeque;
+use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -30,20 +31,32 @@ pub enum Side {
     Upstream,
 }
 
+impl fmt::Display for Side {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Downstream => "downstream",
+            Self::Upstream => "upstream",
+        })
+    }
+}
+
 /// Why a body could not be read to its end.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum BodyError {
     /// The connection broke, or the framing did.
-    #[error("the {0:?} body broke off")]
+    #[error("the {0} body broke off")]
     Broken(Side, #[source] Arc<hyper::Error>),
+    /// The stream of HTTP/2 that it came in was reset.
+    #[error("the {0} body broke off")]
+    Reset(Side),
     /// Nothing came for `limits.idle_timeout`.
-    #[error("the {0:?} body stood still for {1:?}")]
+    #[error("the {0} body stood still for {1:?}")]
     Idle(Side, Duration),
     /// It came with fewer bytes a second than `limits.min_rate`.
-    #[error("the {0:?} body came with less than {1} bytes a second")]
+    #[error("the {0} body came with less than {1} bytes a second")]
     Dripping(Side, usize),
     /// Not all of it came within `limits.body_timeout`.
-    #[error("the {0:?} body did not end within {1:?}")]
+    #[error("the {0} body did not end within {1:?}")]
     Slow(Side, Duration),
 }
 
@@ -241,6 +254,7 @@ pub struct Streaming {
     rate: Option<Rate>,
     progress: Option<Progress>,
     unread: Option<Unread>,
+    is_http2: bool,
 }
 
 #[derive(Debug)]
@@ -270,7 +284,15 @@ impl Rate {
 impl Streaming {
     /// A stream from `side` that may be silent for `idle` at most.
     pub fn new(incoming: Incoming, side: Side, idle: Duration) -> Self {
-        Self { incoming, side, idle, silence: None, rate: None, progress: None, unread: None }
+        let (silence, rate, progress, unread) = (None, None, None, None);
+        Self { incoming, side, idle, silence, rate, progress, unread, is_http2: false }
+    }
+
+    /// It came by HTTP/2, whose streams say where they end. hyper takes one that was reset without an error, or whose connection
+    /// did not answer, for one that has ended (hyper 1.12: `body/incoming.rs`).
+    pub fn http2(mut self, is_http2: bool) -> Self {
+        self.is_http2 = is_http2;
+        self
     }
 
     /// Cuts a sender that stays below so many bytes a second once it was waited for as long as it may be silent;
@@ -333,6 +355,9 @@ impl http_body::Body for Streaming {
                 unread.set(false);
             }
             let side = this.side;
+            if frame.is_none() && this.is_http2 && !this.incoming.is_end_stream() {
+                return Poll::Ready(Some(Err(this.failed(BodyError::Reset(side)))));
+            }
             return Poll::Ready(frame.map(|frame| {
                 frame.map_err(|error| this.failed(BodyError::Broken(side, Arc::new(error))))
             }));
@@ -464,3 +489,6 @@ pub(super) async fn read_ahead(
 /// The part of an announced body that has to be here before there is room for all of it: so the rest is copied once (1,500
 /// lists: 0.93 to 0.955 of a request's CPU time), and who announces much gets four times what came at most.
 const EARLY: u64 = 4;
+
+#[cfg(test)]
+mod tests;

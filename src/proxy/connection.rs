@@ -5,7 +5,8 @@
 //! had read ahead, and waits with a socket and a deadline alone. That also puts the keep-alive time and
 //! the answer to an unreadable head into our hands.
 
-mod first;
+mod exchanges;
+pub(crate) mod first;
 mod protocols;
 
 use std::convert::Infallible;
@@ -19,27 +20,25 @@ use std::time::{Duration, SystemTime};
 use arc_swap::ArcSwap;
 use bytes::Bytes;
 use http::header::{CONNECTION, CONTENT_LENGTH, DATE};
-use http::{HeaderValue, Method, Request, Response, StatusCode, Version};
-use http_body::Body as _;
-use hyper::body::Incoming;
+use http::{HeaderValue, Response, StatusCode};
 use hyper::server::conn::http1;
-use hyper::service::Service;
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep, sleep_until, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
 
+use self::exchanges::{Ends, Exchanges};
 use self::first::{PREFACE, first_bytes};
 pub(super) use self::protocols::Served;
 use self::protocols::{Protocols, breach};
-use super::body::{Body, Unread};
+use super::body::Body;
 use super::connect::{Peer, Stream};
 use super::error::Error;
 use super::io::{Downstream, Head, HeadTimer, READ, is_over};
 use super::stack::{Arrived, Observed};
 use super::stage::Handle;
-use super::streams::{self, Activity};
+use super::streams::Activity;
 use super::wakes::WakeFilter;
 use crate::intercept::tunnel::Rewound;
 use crate::observe::exchange::cut;
@@ -415,81 +414,24 @@ where
             ended = connection.as_mut() => ended,
             () = is_over => {
                 connection.as_mut().graceful_shutdown();
-                connection.await
+                // hyper waits until its client has answered a ping, which one that does not read never does.
+                let silent = async {
+                    sleep(ON_ITS_WAY).await;
+                    streams.ended(LINGER, LINGER).await;
+                };
+                tokio::select! {
+                    ended = connection => ended,
+                    () = silent => return,
+                }
             }
         };
         let Err(error) = ended else { return };
         if let Some(reason) = breach(&error) {
             self.metrics.malformed.inc();
-            tracing::warn!(%client, error = %reason, "what came is no HTTP/2: its connection is closed");
+            tracing::warn!(%client, error = %reason, "what came is no HTTP/2, or too much of it: its connection is closed");
         } else {
             tracing::debug!(%error, "connection ended");
         }
-    }
-}
-
-/// The exchanges of one connection.
-struct Exchanges<H> {
-    served: Arc<ArcSwap<Served<H>>>,
-    peer: Arc<Peer>,
-    end: Arc<Ends>,
-    /// Of HTTP/2.
-    streams: Option<Arc<Activity>>,
-}
-
-/// What ends a connection. Shared by its exchanges as one, since a token's clones are counted under a lock.
-struct Ends {
-    /// What takes the connection over (HTTP/1).
-    taken: OnceLock<TakesOver>,
-    /// What its client has not sent yet, or nobody has read (HTTP/1).
-    unread: Unread,
-    drain: CancellationToken,
-}
-
-impl<H> Service<Request<Incoming>> for Exchanges<H>
-where
-    H: Handle<Arrived, Response = Response<Observed>, Error = Infallible>,
-{
-    type Response = Response<Observed>;
-    type Error = Infallible;
-    // hyper keeps room for the future in each connection: a pointer's, not the stack's.
-    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Infallible>> + Send>>;
-
-    fn call(&self, mut request: Request<Incoming>) -> Self::Future {
-        let served = self.served.load_full();
-        let (peer, end) = (Arc::clone(&self.peer), Arc::clone(&self.end));
-        if let Some(streams) = &self.streams {
-            streams.begin();
-        }
-        Box::pin(async move {
-            let (version, is_http1) = (request.version(), request.version() < Version::HTTP_2);
-            let is_stream = request.method() == Method::CONNECT && !is_http1;
-            let upgrade = is_stream.then(|| hyper::upgrade::on(&mut request));
-            let mut response = served.stack.handle(Arrived { request, peer }).await?;
-            streams::got_on();
-            if let Some(takes) = response.extensions_mut().remove::<TakesOver>() {
-                match upgrade {
-                    // A connection becomes one tunnel only: then it is HTTP no more.
-                    None => drop(end.taken.set(takes)),
-                    Some(upgrade) => drop(tokio::spawn(async move {
-                        if let Ok(stream) = upgrade.await {
-                            let _ = takes.0.send(Box::new(TokioIo::new(stream))).await;
-                        }
-                    })),
-                }
-            } else if is_http1
-                && (end.drain.is_cancelled()
-                    || end.unread.is_some()
-                    // To HTTP/1.0, only the connection's end tells a message's that has no length.
-                    || (version == Version::HTTP_10 && response.body().size_hint().exact().is_none()))
-            {
-                // Whatever the client does next, it is not on this connection (RFC 9112 section 9.6).
-                response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
-                // Of another version, hyper would add that it stays open.
-                *response.version_mut() = version;
-            }
-            Ok(response)
-        })
     }
 }
 

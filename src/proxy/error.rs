@@ -159,7 +159,7 @@ impl Error {
                 detail: "It was not there within limits.body_timeout. Send the request again.".into(),
                 token: "http_request_error",
             },
-            Self::RequestBody(BodyError::Broken(..)) => Problem {
+            Self::RequestBody(BodyError::Broken(..) | BodyError::Reset(_)) => Problem {
                 status: StatusCode::BAD_REQUEST,
                 name: "request-body-broken",
                 title: "The request body broke off",

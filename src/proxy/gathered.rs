@@ -14,8 +14,9 @@ pub(super) struct Gathered {
     length: usize,
 }
 
-/// What a slow body takes at once, in bytes.
-const BLOCK: usize = 16 * 1024;
+/// What a slow body takes at once, in bytes: half of it is empty, on the average, and nobody counts that. By twice as much, 500 slow
+/// bodies took 6 MB more.
+const BLOCK: usize = 8 * 1024;
 
 impl Gathered {
     pub fn push(&mut self, data: Bytes) {

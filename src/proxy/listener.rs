@@ -20,7 +20,7 @@ use super::connect::{Connect, Open, Opened, Peer, how_to_trust};
 use super::connection::{ON_ITS_WAY, Served, Serving};
 use super::control::{Control, Wanted};
 use super::socket::{Socket, Watch};
-use super::stack::{Arrived, Observed, stack};
+use super::stack::{Arrived, Begin, Observed, stack};
 use super::stage::Handle;
 use super::upstream::{SetupError, Upstream};
 use crate::config::{CLOSE_IT, Config, Limits};
@@ -198,8 +198,8 @@ impl Server {
                     opened: opened.clone(),
                     room: Arc::clone(&room),
                 };
-                let stack = stack(config, &metrics, journal.as_ref(), upstream, connect, &budget);
-                Served::new(stack, config)
+                let begin = Begin::new(config, &metrics, journal.as_ref());
+                Served::new(begin, stack(config, upstream, connect, &budget), config)
             }
         };
         let (served, mut changes, _heeding) = control.heed(assemble);

@@ -8,7 +8,7 @@ mod budget;
 mod call;
 mod coding;
 pub(crate) mod connect;
-mod connection;
+pub(crate) mod connection;
 mod control;
 pub(crate) mod error;
 mod gathered;

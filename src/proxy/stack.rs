@@ -1,7 +1,6 @@
 //! The spine: every layer that a request passes, outermost first.
 
 use std::convert::Infallible;
-use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -37,19 +36,13 @@ use crate::observe::record::Decision;
 /// The whole way of a request, from a parsed head to an answer.
 pub(super) fn stack(
     config: &Arc<Config>,
-    metrics: &Arc<Metrics>,
-    journal: Option<&Journal>,
     upstream: Upstream,
     connect: Connect,
     budget: &Arc<Budget>,
 ) -> impl Handle<Arrived, Response = Response<Observed>, Error = Infallible> + use<> {
     ServiceBuilder::new()
         // Outermost, so that one line and one report tell the client's view, whatever happens below.
-        .layer(StageLayer(Observe {
-            config: Arc::clone(config),
-            metrics: Arc::clone(metrics),
-            journal: journal.cloned(),
-        }))
+        .layer(StageLayer(Observe { has_report: config.log.report_header }))
         // The only place where an error becomes a response.
         .layer(StageLayer(Problems))
         // Before any work: what is too much is refused at once, and never queued.
@@ -66,21 +59,55 @@ pub(super) fn stack(
         .service(upstream)
 }
 
-/// A request, and the connection that it came on.
+/// A request that has come.
 pub(super) struct Arrived {
-    pub request: Request<Incoming>,
-    pub peer: Arc<Peer>,
+    call: Box<Call>,
+    /// Ends its record, whatever becomes of it: even if its client goes away before anything is done, and the call with it.
+    line: Line,
+}
+
+/// Begins the record of each exchange.
+pub(super) struct Begin {
+    config: Arc<Config>,
+    metrics: Arc<Metrics>,
+    journal: Option<Journal>,
+}
+
+impl Begin {
+    pub fn new(config: &Arc<Config>, metrics: &Arc<Metrics>, journal: Option<&Journal>) -> Self {
+        let (config, metrics) = (Arc::clone(config), Arc::clone(metrics));
+        Self { config, metrics, journal: journal.cloned() }
+    }
+
+    /// That of a request which came on this connection.
+    pub fn exchange(&self, request: Request<Incoming>, peer: Arc<Peer>) -> Arrived {
+        let limits = &self.config.limits;
+        let is_http2 = request.version() == Version::HTTP_2;
+        let request = request.map(|incoming| {
+            if incoming.is_end_stream() {
+                return Body::empty();
+            }
+            let stream = Streaming::new(incoming, Side::Downstream, limits.idle_timeout);
+            let stream = stream.http2(is_http2).at_least(limits.min_rate);
+            Body::Streaming(Box::new(stream.telling(&peer.unread)))
+        });
+        let (metrics, journal) = (Arc::clone(&self.metrics), self.journal.clone());
+        let exchange = Arc::new(Exchange::begin(&request, Some(peer), metrics, journal));
+        let (forward, sent) = (None, None);
+        let exchanged = Arc::clone(&exchange);
+        let call = Call { request, exchange: exchanged, forward, sent, fresh: false };
+        Arrived { call: Box::new(call), line: Line { exchange, complete: false, sent: 0 } }
+    }
 }
 
 /// The report of a contact write, for the client (RFC 9651).
 const REPORT: HeaderName = HeaderName::from_static("optin-proxy");
 
-/// Keeps the record of an exchange.
+/// Tells an exchange's record of its answer, and the client what was done.
 #[derive(Clone)]
 struct Observe {
-    config: Arc<Config>,
-    metrics: Arc<Metrics>,
-    journal: Option<Journal>,
+    /// `log.report_header`.
+    has_report: bool,
 }
 
 impl<S> Stage<Arrived, S> for Observe
@@ -90,51 +117,17 @@ where
     type Response = Response<Observed>;
     type Error = Infallible;
 
-    fn handle(
+    async fn handle(
         &self,
-        arrived: Arrived,
+        Arrived { call, mut line }: Arrived,
         inner: &S,
-    ) -> impl Future<Output = Result<Response<Observed>, Infallible>> + Send {
-        // Before there is a future, which would have room for what has arrived to its end.
-        let (call, line) = self.begin(arrived);
-        self.observe(call, line, inner)
-    }
-}
-
-impl Observe {
-    /// A call of its own, and what ends its record: even if the client goes away, and the call with it.
-    fn begin(&self, Arrived { request, peer }: Arrived) -> (Box<Call>, Line) {
-        let limits = &self.config.limits;
-        let request = request.map(|incoming| {
-            if incoming.is_end_stream() {
-                return Body::empty();
-            }
-            let stream = Streaming::new(incoming, Side::Downstream, limits.idle_timeout);
-            Body::Streaming(Box::new(stream.at_least(limits.min_rate).telling(&peer.unread)))
-        });
-        let (metrics, journal) = (Arc::clone(&self.metrics), self.journal.clone());
-        let exchange = Arc::new(Exchange::begin(&request, Some(peer), metrics, journal));
-        let (forward, sent) = (None, None);
-        let exchanged = Arc::clone(&exchange);
-        let call = Call { request, exchange: exchanged, forward, sent, fresh: false };
-        (Box::new(call), Line { exchange, complete: false, sent: 0 })
-    }
-
-    async fn observe<S>(
-        &self,
-        call: Box<Call>,
-        mut line: Line,
-        inner: &S,
-    ) -> Result<Response<Observed>, Infallible>
-    where
-        S: Handle<Box<Call>, Response = Response<Body>, Error = Infallible>,
-    {
+    ) -> Result<Response<Observed>, Infallible> {
         let mut response = inner.handle(call).await?;
 
         line.exchange.answered(response.status());
         let headers = response.headers_mut();
         // Nobody else's report is taken for ours.
-        match self.config.log.report_header.then(|| line.exchange.report()).flatten() {
+        match self.has_report.then(|| line.exchange.report()).flatten() {
             Some(report) => drop(headers.insert(REPORT, report)),
             None => super::headers::remove(headers, &[REPORT]),
         }

@@ -139,6 +139,7 @@ async fn a_client_that_opens_streams_and_resets_them_at_once_is_closed() {
     while proxy.metric("optin_proxy_connections") > 0.0 {
         tokio::task::yield_now().await;
     }
+    assert_eq!(proxy.metric("optin_proxy_malformed_requests_total"), 1.0, "operators hear of it");
     let sent = origin.requests().len();
     assert!(sent < 1_000, "{sent} of 10,000 were passed on");
     assert_eq!(proxy.ask(b"GET /x HTTP/1.1\r\nHost: p\r\n\r\n").await.status, 200);
@@ -205,6 +206,28 @@ async fn nothing_is_sent_again_for_a_client_that_has_reset_its_stream_or_left() 
 }
 
 #[tokio::test]
+async fn an_upload_that_breaks_off_never_reaches_the_api_as_a_whole_one() {
+    let origin = Origin::start([Reply::Write(answer("200 OK", "", b""))]).await;
+    let proxy = Proxy::before(&origin, &[]).await;
+    let mut client = Http2::connect(proxy.address, WINDOW).await;
+    let (streamed, kept) = (("POST", "/up"), ("PUT", CONTACT));
+    let mut begun = 0;
+    for (method, path) in [streamed, kept].repeat(20) {
+        let head = [(":method", method), (":scheme", "http"), (":path", path), (":authority", "p")];
+        let stream = 2 * begun + 1;
+        client.send(HEADERS, END_HEADERS, stream, &fields(&head)).await;
+        client.send(DATA, 0, stream, &BARE[..BARE.len() / 2]).await;
+        // Once this is answered, the upload has begun.
+        client.send(HEADERS, END_HEADERS | END_STREAM, stream + 2, &fields(&GET)).await;
+        assert_eq!(client.fate(stream + 2).await, Fate::Answered(200));
+        client.send(RST_STREAM, 0, stream, &0_u32.to_be_bytes()).await;
+        begun += 2;
+        proxy.finished(begun).await;
+    }
+    assert!(origin.requests().iter().all(|request| request.head.starts_with("GET ")));
+}
+
+#[tokio::test]
 async fn a_head_that_goes_on_and_on_is_no_room_for_memory() {
     let origin = Origin::start([Reply::Write(answer("200 OK", "", b""))]).await;
     let proxy = Proxy::before(&origin, &[]).await;
@@ -268,6 +291,22 @@ async fn a_stop_lets_streams_come_to_their_end_and_takes_no_others() {
     assert_eq!(client.fate(1).await, Fate::Answered(200));
     while client.next().await.is_some() {}
     assert_eq!(running.await.expect("it ends"), 0);
+}
+
+/// Regression: it held up every stop until `listen.drain_timeout`.
+#[tokio::test]
+async fn a_client_that_answers_no_pings_does_not_hold_up_a_stop() {
+    let origin = Origin::start([Reply::Write(answer("200 OK", "", b""))]).await;
+    let settings = ["listen.drain_timeout=1h", "limits.header_timeout=1h"];
+    let mut proxy = Proxy::before(&origin, &settings).await;
+    let clock = Clock::hold();
+    let mut client = Http2::connect(proxy.address, WINDOW).await;
+    client.send(HEADERS, END_HEADERS | END_STREAM, 1, &fields(&GET)).await;
+    assert_eq!(client.fate(1).await, Fate::Answered(200));
+    let _fresh = Http2::connect(proxy.address, WINDOW).await;
+    let (running, begun) = (proxy.stop(), Instant::now());
+    assert_eq!(clock.until(running).await.expect("it ends"), 0);
+    assert!(begun.elapsed() < Duration::from_secs(30), "{:?}", begun.elapsed());
 }
 
 #[tokio::test]

@@ -14,6 +14,7 @@ use tokio_util::sync::CancellationToken;
 use crate::support::binary::{Running, command, on_one_cpu};
 use crate::support::client::{Client, closed};
 use crate::support::origin::{Origin, Reply};
+use crate::support::proxy::Proxy;
 use crate::support::{BARE, RECIPE, RECIPE_OUT, answer, no_content, put, refusal};
 
 fn serve(origin: &Origin, more: &[&str]) -> Running {
@@ -394,4 +395,15 @@ fn no_core_is_dumped() {
 #[test]
 fn huge_pages_are_refused_where_a_system_gives_them_to_all() {
     assert!(serving().refuses_huge_pages());
+}
+
+/// Regression: of those that left at once, one in ten or so had no line and was not counted.
+#[tokio::test]
+async fn a_request_whose_client_leaves_at_once_is_counted() {
+    let origin = Origin::start([Reply::Hang]).await;
+    let proxy = Proxy::before(&origin, &[]).await;
+    for sent in 1..=200 {
+        proxy.client().await.send(&put(BARE)).await;
+        proxy.finished(sent).await;
+    }
 }

@@ -324,7 +324,7 @@ impl Desk {
             Ok(None) | Err(_) => problem(
                 StatusCode::SERVICE_UNAVAILABLE,
                 "not-done",
-                "The process is stopping, or has too much to do.",
+                "The process is stopping, has too much to do, or waits for a file. If it is done later, the log says so.",
             ),
         }
     }

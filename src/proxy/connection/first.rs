@@ -16,7 +16,7 @@ pub(super) const FIRST: usize = 8 * 1024;
 pub(super) const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
 /// What comes first, and is enough to tell HTTP/2 from HTTP/1; `None` at the end of the stream.
-pub(super) async fn first_bytes<T: AsyncRead + Unpin>(stream: &mut T) -> Option<Bytes> {
+pub(crate) async fn first_bytes<T: AsyncRead + Unpin>(stream: &mut T) -> Option<Bytes> {
     let mut start = Vec::new();
     loop {
         let came = poll_fn(|cx| {

@@ -9,6 +9,7 @@ use hyper_util::rt::TokioTimer;
 use tokio::time::Instant;
 
 use super::super::io::READ;
+use super::super::stack::Begin;
 use super::super::streams::Streams;
 use crate::config::Config;
 
@@ -86,20 +87,20 @@ impl Protocols {
 
 /// What a configuration makes of connections and requests.
 pub(in crate::proxy) struct Served<H> {
+    pub begin: Begin,
     pub stack: H,
     pub(super) protocols: Arc<Protocols>,
 }
 
 impl<H> Served<H> {
-    pub fn new(stack: H, config: &Config) -> Self {
-        Self { stack, protocols: Arc::new(Protocols::new(config)) }
+    pub fn new(begin: Begin, stack: H, config: &Config) -> Self {
+        Self { begin, stack, protocols: Arc::new(Protocols::new(config)) }
     }
 }
 
-/// Why a connection of HTTP/2 was ended from here: what its client did is not allowed (RFC 9113 section 5.4.1).
+/// Why a connection of HTTP/2 was ended from here: what its client did is not allowed (RFC 9113 section 5.4.1), or came too often.
 pub(super) fn breach(error: &hyper::Error) -> Option<h2::Reason> {
     let error = error.source()?.downcast_ref::<h2::Error>()?;
-    // Clients are also told to calm down for what they may do, if it comes too often.
     let is_breach = error.is_go_away() && error.is_library();
-    error.reason().filter(|reason| is_breach && *reason != h2::Reason::ENHANCE_YOUR_CALM)
+    error.reason().filter(|_| is_breach)
 }

@@ -2,6 +2,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use super::super::connect::Open;
 use super::super::socket::Watch;
+use super::super::stack::Begin;
 use super::first::FIRST;
 use super::*;
 use crate::config::Config;
@@ -66,7 +67,8 @@ fn serving(config: &Config) -> (Serving<Unasked>, Peer) {
     let metrics = Arc::new(Metrics::default());
     let open = Open::new(Arc::clone(&metrics), CancellationToken::new(), None);
     let peer = Peer::new(([127, 0, 0, 1], 1).into(), Watch::default(), open);
-    let served = Arc::new(ArcSwap::from_pointee(Served::new(Unasked, config)));
+    let begin = Begin::new(&Arc::new(config.clone()), &metrics, None);
+    let served = Arc::new(ArcSwap::from_pointee(Served::new(begin, Unasked, config)));
     let serving = Serving::new(served, metrics, CancellationToken::new(), CancellationToken::new());
     (serving, peer)
 }
