@@ -381,6 +381,32 @@ async fn a_drain_ends_connections_after_what_is_on_them() {
     assert!(asking.report("204").await.ends_with("outcome=rewritten"));
 }
 
+/// Regression: they were told as changed, and were not.
+#[test]
+fn keys_that_are_heeded_at_the_start_only_are_told_as_such() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = folder.path().join("proxy.toml");
+    let path = file.to_str().expect("text");
+    std::fs::write(&file, "[limits]\n").expect("written");
+    let arguments = ["ext-proc", "-c", path, "--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0"];
+    let mut running = Running::start(&mut command(&arguments));
+    let admin = running.admin();
+    let changed = "[limits]\nidle_timeout = \"9s\"\nmax_buffered = \"9MiB\"\nmax_requests = 9\nbody_timeout = \"9s\"\n";
+    std::fs::write(&file, changed).expect("written");
+    let reload = b"POST /reload HTTP/1.1\r\nHost: localhost\r\nContent-Length: 0\r\n\r\n";
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let told = runtime.expect("a runtime").block_on(async {
+        let answer = Client::connect(admin).await.ask(reload).await;
+        String::from_utf8(answer.body).expect("text")
+    });
+    for key in ["idle_timeout", "max_buffered", "max_requests"] {
+        let (_, told) = told.split_once(key).expect(key);
+        let told = told.split("limits.").next().unwrap_or_default();
+        assert!(told.contains("(heeded at the next start only)"), "{key}: {told}");
+    }
+    assert_eq!(told.matches("(heeded").count(), 3, "{told}");
+}
+
 #[test]
 fn huge_pages_are_refused_by_a_processor_too() {
     assert!(serve(&[]).refuses_huge_pages());

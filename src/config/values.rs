@@ -132,6 +132,9 @@ fn read_secret(key: &'static str, secret: &str) -> Result<Option<String>, (&'sta
     let read = || {
         let mut line = Vec::new();
         BufReader::new(File::open(path)?.take(FIRST_LINE)).read_until(b'\n', &mut line)?;
+        if line.len() as u64 == FIRST_LINE {
+            return Err(io::Error::other("its first line has no end within 64 KiB"));
+        }
         String::from_utf8(line).map_err(|_| io::Error::other("its first line is no UTF-8 text"))
     };
     let line =

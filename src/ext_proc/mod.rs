@@ -46,6 +46,7 @@ use crate::observe::exchange::{Exchange, Line, cut};
 use crate::observe::journal::Journal;
 use crate::observe::metrics::Metrics;
 use crate::proxy::Control;
+use crate::proxy::connection::ON_ITS_WAY;
 use crate::proxy::connection::first::first_bytes;
 use crate::proxy::error::Error;
 use crate::proxy::io::Downstream;
@@ -124,12 +125,18 @@ impl Processor {
             connections.spawn(async move {
                 let _permit = permit;
                 // hyper waits for the preface for ever, and does not end before it.
-                let first = timeout(patience, first_bytes(&mut stream));
-                let first = tokio::select! {
-                    first = first => first.ok().flatten(),
-                    () = ends.cancelled() => None,
+                let start = {
+                    let mut first = pin!(timeout(patience, first_bytes(&mut stream)));
+                    tokio::select! {
+                        // What has come already is served.
+                        biased;
+                        start = first.as_mut() => start,
+                        () = ends.cancelled() => {
+                            timeout(ON_ITS_WAY, first).await.unwrap_or(Ok(None))
+                        }
+                    }
                 };
-                let Some(start) = first else { return };
+                let Ok(Some(start)) = start else { return };
                 // The peer has to take what is written.
                 let wire = Gathering::new(Downstream::new(stream, start, limit, Arc::default()));
                 let connection = http2.serve_connection(TokioIo::new(wire.clone()), service);
@@ -179,6 +186,7 @@ impl ExternalProcessor for Processor {
             configured: None,
             only_watches: false,
             exchange: None,
+            is_over: false,
         }))
     }
 }
@@ -198,6 +206,8 @@ pub struct Conversation {
     /// No answer is waited for.
     only_watches: bool,
     exchange: Option<Begun>,
+    /// It has broken off, and that was said.
+    is_over: bool,
 }
 
 /// The request that it is about.
@@ -217,7 +227,11 @@ impl Stream for Conversation {
         loop {
             let message = match ready!(Pin::new(&mut self.messages).poll_next(cx)) {
                 Some(Ok(message)) => message,
-                Some(Err(status)) => return Poll::Ready(self.broke(status)),
+                Some(Err(_)) if self.is_over => return Poll::Ready(None),
+                Some(Err(status)) => {
+                    self.is_over = true;
+                    return Poll::Ready(self.broke(status));
+                }
                 None => return Poll::Ready(None),
             };
             self.only_watches = message.observability_mode;
@@ -346,19 +360,31 @@ impl Conversation {
     /// there is no room is refused, as `serve` does it. Of anything else Envoy is told that it failed, since of a stream that
     /// ends in order it takes it that the request may go on.
     fn broke(&mut self, status: Status) -> Option<Result<ProcessingResponse, Status>> {
-        let Some(Begun { line, update, .. }) = &mut self.exchange else { return Some(Err(status)) };
-        let awaits_body = update.take().is_some();
-        if self.held.as_ref().is_some_and(|held| held.is_full()) {
-            // It is said once.
-            return if awaits_body { self.no_room().map(Ok) } else { None };
+        let awaited = self.exchange.as_mut().and_then(|begun| begun.update.take());
+        if awaited.is_some() {
+            if self.held.as_ref().is_some_and(|held| held.is_full()) {
+                return self.no_room().map(Ok);
+            }
+            if status.code() == Code::OutOfRange {
+                return self.too_large().map(Ok);
+            }
         }
-        if !awaits_body || status.code() != Code::OutOfRange {
-            return Some(Err(status));
+        // As it does whenever a request was given up.
+        let is_reset = status.code() == Code::Cancelled;
+        if let Some(Begun { line, .. }) = self.exchange.as_ref().filter(|_| !is_reset) {
+            let error = status.code().description();
+            tracing::warn!(request_id = %line.exchange.id(), error, "a stream of Envoy's broke off");
         }
+        Some(Err(status))
+    }
+
+    /// Rejects a body that nobody can look at, if that is asked for and somebody waits for an answer.
+    fn too_large(&mut self) -> Option<ProcessingResponse> {
+        let Begun { line, .. } = self.exchange.as_ref()?;
         let found = Found::Uninspectable(Uninspectable::TooLarge);
         let reported = found.report(&line.exchange, &self.config);
         let rejected = reported.err().filter(|_| !self.only_watches)?;
-        Some(Ok(self.refuse(&rejected)))
+        Some(self.refuse(&rejected))
     }
 
     /// Refuses a body, unless nobody waits for an answer.

@@ -54,7 +54,7 @@ pub struct Metrics {
     pub budget_exhausted: Counter,
     /// Answers of the proxy's own, by their problem.
     problems: By,
-    /// Heads that could not be read as a request, and connections of HTTP/2 that were none.
+    /// Heads that could not be read as a request, and connections of HTTP/2 that were none or asked too much.
     pub malformed: Counter,
     /// Open downstream connections.
     pub connections: Gauge,
@@ -167,8 +167,7 @@ impl Default for Metrics {
         let help = "Answers of the proxy's own, for want of the API's";
         let names = Fault::ALL.map(Fault::name).into_iter().chain(["overloaded"]);
         let problems = by(own, "problems", help, "problem", names);
-        let help =
-            "Heads that could not be read as a request, and connections of HTTP/2 that were none";
+        let help = "Heads that could not be read as a request, and connections of HTTP/2 that were none or asked too much";
         let malformed = metric(own, "malformed_requests", help);
         let connections = metric(own, "connections", "Open downstream connections");
         let decisions = ["intercepted", "tunneled", "forwarded", "refused", "failed"];

@@ -10,7 +10,7 @@ pub(crate) mod first;
 mod protocols;
 
 use std::convert::Infallible;
-use std::future::{Future, poll_fn};
+use std::future::{Future, pending, poll_fn};
 use std::net::SocketAddr;
 use std::pin::{Pin, pin};
 use std::sync::{Arc, OnceLock};
@@ -45,7 +45,7 @@ use crate::observe::exchange::cut;
 use crate::observe::metrics::Metrics;
 
 /// How long, from the last sign of life of a connection on, a request may be on its way when the proxy is to stop.
-pub(super) const ON_ITS_WAY: Duration = Duration::from_secs(1);
+pub(crate) const ON_ITS_WAY: Duration = Duration::from_secs(1);
 
 /// How long a connection has to be silent before it is taken back: beyond what lies between the requests of a
 /// busy client, which shall not pay for it.
@@ -414,14 +414,17 @@ where
             ended = connection.as_mut() => ended,
             () = is_over => {
                 connection.as_mut().graceful_shutdown();
-                // hyper waits until its client has answered a ping, which one that does not read never does.
-                let silent = async {
+                // hyper waits until its client has answered a ping. One that does not read never does; if it has asked nothing, it
+                // has no answer to lose.
+                let unused = async {
                     sleep(ON_ITS_WAY).await;
-                    streams.ended(LINGER, LINGER).await;
+                    if streams.has_begun() {
+                        pending::<()>().await;
+                    }
                 };
                 tokio::select! {
                     ended = connection => ended,
-                    () = silent => return,
+                    () = unused => return,
                 }
             }
         };

@@ -71,6 +71,11 @@ impl Activity {
         now.changed = Instant::now();
     }
 
+    /// Whether there ever was one.
+    pub fn has_begun(&self) -> bool {
+        self.0.lock().has_begun
+    }
+
     /// Waits until there has been no stream for so long, or for as long as `first` before the first one.
     pub async fn ended(&self, first: Duration, limit: Duration) {
         loop {
