@@ -22,7 +22,7 @@ const CLIENTS: u64 = 32;
 const FAULTS: f64 = 0.05;
 
 /// What the origin did with the requests of one number.
-#[derive(Default, Clone, Copy)]
+#[derive(Debug, Default, Clone, Copy)]
 struct Deeds {
     /// How often it was read to its end.
     arrived: u32,
@@ -221,7 +221,10 @@ async fn ask(stream: &mut TcpStream, number: u64, told: &Told, ledger: &Ledger) 
             told.faults.fetch_add(1, Ordering::Relaxed);
             assert!(deeds.applied <= 1, "request {number} was applied twice");
         }
-        other => panic!("request {number} got {other}"),
+        other => {
+            let told = String::from_utf8_lossy(&answer);
+            panic!("request {number} got {other}, and the origin did {deeds:?}: {told}")
+        }
     }
     // A create reaches the origin once, whatever became of it.
     assert!(
