@@ -1,7 +1,8 @@
 //! What a proxy cannot go below: `relay`, bytes from one socket to another and back by epoll, and nothing else; `hyper`,
 //! requests and answers by the libraries that optin-proxy stands on, with one thread; `hyper+rewrite`, the same with the rewrite
-//! and one more attempt, and with less around it: no timer, no look at the protocol, and hyper-util's client left out; and
-//! `httparse+rewrite`, the same without hyper; and `httparse+watched`, that with fields looked at, limits, deadlines and records.
+//! and one more attempt, and with less around it: no timer, no look at the protocol, and hyper-util's client left out;
+//! `httparse+rewrite`, the same without hyper; and `hyper+watched` and `httparse+watched`, those two with fields looked at, limits,
+//! deadlines and records.
 //!
 //! `benches/load/run` puts them beside the others. No proxies for any other use: the relay waits for whoever does not read.
 #![allow(missing_docs, reason = "a program for people")]
@@ -10,6 +11,8 @@ mod httparse_rewrite;
 mod httparse_watched;
 mod hyper_proxy;
 mod hyper_rewrite;
+mod hyper_watched;
+mod watch;
 
 use std::io::{self, Read, Write};
 use std::net::{TcpListener, TcpStream};
@@ -81,6 +84,7 @@ fn main() {
             match &**what {
                 "httparse+rewrite" => httparse_rewrite::rewrite(listener, upstream).await,
                 "httparse+watched" => httparse_watched::rewrite(listener, upstream).await,
+                "hyper+watched" => hyper_watched::rewrite(listener, upstream).await,
                 "hyper+rewrite" => hyper_rewrite::rewrite(listener, upstream).await,
                 _ => hyper_proxy::pass_through(listener, upstream).await,
             }

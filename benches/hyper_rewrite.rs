@@ -29,9 +29,9 @@ pub fn consistent(received: &Bytes, own_host: Option<&str>, policy: &Policy) -> 
 }
 
 #[derive(Clone)]
-struct Upstream {
-    address: SocketAddr,
-    idle: Arc<Mutex<Vec<SendRequest<Full<Bytes>>>>>,
+pub struct Upstream {
+    pub address: SocketAddr,
+    pub idle: Arc<Mutex<Vec<SendRequest<Full<Bytes>>>>>,
 }
 
 impl Upstream {
@@ -49,7 +49,7 @@ impl Upstream {
         sender
     }
 
-    async fn ask(&self, request: Request<Full<Bytes>>) -> Response<Incoming> {
+    pub async fn ask(&self, request: Request<Full<Bytes>>) -> Response<Incoming> {
         let kept = self.idle().pop();
         let mut sender = match kept {
             Some(kept) if kept.is_ready() => kept,

@@ -127,11 +127,22 @@ impl<T> Rows<T> {
         self.rows.iter_mut().map(|(alike, _)| alike)
     }
 
-    /// The first so many findings, as something else.
-    pub(super) fn first<U>(&self, most: usize, mut of: impl FnMut(&T) -> U) -> Rows<U> {
+    /// The first so many findings, as something else: in `room`, if that is what they need.
+    pub(super) fn first<U>(
+        &self,
+        most: usize,
+        room: Rows<U>,
+        mut of: impl FnMut(&T) -> U,
+    ) -> Rows<U> {
         let mut left = most;
+        let Rows { rows: mut others, lists: mut other_lists } = room;
+        let needed = self.rows.len().min(most);
+        others.clear();
         // Most often there is one, and what grows makes room for four.
-        let mut rows = Vec::with_capacity(self.rows.len().min(most));
+        let mut rows = match others.capacity() == needed {
+            true => others,
+            false => Vec::with_capacity(needed),
+        };
         for (alike, count) in &self.rows {
             if left == 0 {
                 break;
@@ -141,7 +152,16 @@ impl<T> Rows<T> {
             rows.push((of(alike), count));
         }
         rows.shrink_to_fit();
-        Rows { rows, lists: self.lists.iter().take(most).copied().collect() }
+        let first = &self.lists[..self.lists.len().min(most)];
+        let lists = match other_lists.capacity() == first.len() {
+            true => {
+                other_lists.clear();
+                other_lists.extend_from_slice(first);
+                other_lists
+            }
+            false => first.to_vec(),
+        };
+        Rows { rows, lists }
     }
 
     /// Forgets all of them. Room for more than a few is given back.
@@ -197,12 +217,17 @@ mod tests {
         all.extend(vec![('a', 3), ('b', 1), ('c', 2)], (1..=6).map(list));
         let each: Vec<_> = all.each().map(|(alike, list)| (*alike, list)).collect();
         for most in 0..10 {
-            let first = all.first(most, char::to_ascii_uppercase);
-            assert_eq!((first.len(), first.is_empty()), (most.min(6), most == 0));
-            let told = first.each().map(|(alike, list)| (alike.to_ascii_lowercase(), list));
-            assert!(told.eq(each[..most.min(6)].iter().copied()), "{most}");
-            assert!(first.rows().all(|(_, lists)| !lists.is_empty()));
-            assert_eq!(first.room(), first.held());
+            // In room of their own, and in that of as many others, of fewer and of more.
+            let mut rooms = vec![Rows::default()];
+            rooms.extend((0..10).map(|others| all.first(others, Rows::default(), |_| 'z')));
+            for room in rooms {
+                let first = all.first(most, room, char::to_ascii_uppercase);
+                assert_eq!((first.len(), first.is_empty()), (most.min(6), most == 0));
+                let told = first.each().map(|(alike, list)| (alike.to_ascii_lowercase(), list));
+                assert!(told.eq(each[..most.min(6)].iter().copied()), "{most}");
+                assert!(first.rows().all(|(_, lists)| !lists.is_empty()));
+                assert_eq!(first.room(), first.held());
+            }
         }
     }
 

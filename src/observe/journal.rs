@@ -16,11 +16,11 @@ use parking_lot::{Condvar, Mutex, MutexGuard};
 use super::audit::Audit;
 use super::clocks::Clocks;
 use super::finished::Finished;
-use super::found::Found;
+use super::found::{Found, Rows};
 use super::lines;
 use super::log;
 use super::metrics::Metrics;
-use super::record::Record;
+use super::record::{Last, Record};
 use super::stats::Stats;
 
 /// How much may wait to be put into words, in bytes. Where there is an audit trail, most of it is bodies, and a half is for
@@ -95,11 +95,11 @@ struct InWords {
 }
 
 impl InWords {
-    fn new(finished: &Finished, has_audit: bool, now: Clocks) -> Self {
+    fn new(finished: &Finished, has_audit: bool, now: Clocks, last: &mut Last) -> Self {
         let is_audited = has_audit && finished.is_audited();
         let digests = is_audited.then(|| finished.digests()).flatten();
         let findings = if is_audited { usize::MAX } else { FINDINGS };
-        Self { record: Record::new(finished, findings, now), is_audited, digests }
+        Self { record: Record::new(finished, findings, now, last), is_audited, digests }
     }
 }
 
@@ -177,6 +177,24 @@ impl Kept {
     pub fn count(&self) -> u64 {
         self.count
     }
+
+    /// Keeps one more, in the place of the oldest.
+    fn keep(&mut self, mut record: Record) -> Option<Record> {
+        if self.records.len() < self.capacity {
+            self.records.push_back(Arc::new(record));
+            return None;
+        }
+        let Some(mut oldest) = self.records.pop_front() else { return Some(record) };
+        match Arc::get_mut(&mut oldest) {
+            Some(oldest) => std::mem::swap(oldest, &mut record),
+            None => {
+                self.records.push_back(Arc::new(record));
+                return None;
+            }
+        }
+        self.records.push_back(oldest);
+        Some(record)
+    }
 }
 
 impl Journal {
@@ -245,7 +263,8 @@ impl Journal {
         let item = Item { what: What::Finished { finished, to_log: false }, weight };
         match self.state().inbox.add(item, most) {
             Err(Item { what: What::Finished { finished, .. }, .. }) if is_audited => {
-                let in_words = Box::new(InWords::new(&finished, true, Clocks::read()));
+                let in_words =
+                    Box::new(InWords::new(&finished, true, Clocks::read(), &mut Last::default()));
                 let weight = LIGHTEST + in_words.record.held();
                 let item = Item { what: What::InWords(in_words), weight };
                 if self.state().inbox.add(item, 2 * HELD).is_err() {
@@ -361,6 +380,7 @@ impl State {
 
     fn run(&self) {
         let (mut items, mut blanks) = (Vec::new(), Vec::with_capacity(BATCH));
+        let mut last = Last::default();
         while self.inbox.wait(&mut items) {
             let is_small = items.iter().map(|item| item.weight).sum::<usize>() <= SMALL;
             let pause = if items.len() < BATCH && is_small { SLACK } else { TICK };
@@ -371,23 +391,25 @@ impl State {
                     weight += item.weight;
                     match item.what {
                         What::Finished { mut finished, to_log } => {
-                            let in_words = InWords::new(&finished, self.audit.is_some(), now);
+                            let has_audit = self.audit.is_some();
+                            let in_words = InWords::new(&finished, has_audit, now, &mut last);
                             if to_log {
                                 let may_wait = || !self.inbox.is_behind();
                                 let room = || log::await_room(may_wait);
                                 lines::log(&finished, &in_words.record, room);
                             }
-                            self.take(in_words, |stats, record| {
+                            let oldest = self.take(in_words, |stats, record| {
                                 let rows = finished.found.rows();
                                 stats.add(record, rows.map(|(it, lists)| (it.into(), lists)));
                             });
+                            last.room = oldest.map(|it| it.findings).unwrap_or_default();
                             finished.reset();
                             blanks.push(finished);
                         }
-                        What::InWords(in_words) => self.take(*in_words, |stats, record| {
+                        What::InWords(in_words) => drop(self.take(*in_words, |stats, record| {
                             let rows = record.findings.rows();
                             stats.add(record, rows.map(|(it, lists)| (it.into(), lists)));
-                        }),
+                        })),
                         // Nobody waits any longer, at the worst.
                         What::Flush(flushed) => drop(flushed.send(())),
                     }
@@ -400,7 +422,8 @@ impl State {
         }
     }
 
-    fn take(&self, in_words: InWords, count: impl FnOnce(&mut Stats, &Record)) {
+    /// Deals with a record, and gives back the one that is no longer kept, unless somebody else has it.
+    fn take(&self, in_words: InWords, count: impl FnOnce(&mut Stats, &Record)) -> Option<Record> {
         let InWords { mut record, is_audited, digests } = in_words;
         if let Some(audit) = self.audit.as_ref().filter(|_| is_audited) {
             audit.submit(&record, digests);
@@ -413,13 +436,8 @@ impl State {
         record.seq = kept.count;
         count(&mut kept.stats, &record);
         if record.findings.len() > FINDINGS {
-            record.findings = record.findings.first(FINDINGS, Found::clone);
+            record.findings = record.findings.first(FINDINGS, Rows::default(), Found::clone);
         }
-        if kept.records.len() >= kept.capacity {
-            kept.records.pop_front();
-        }
-        if kept.capacity > 0 {
-            kept.records.push_back(Arc::new(record));
-        }
+        kept.keep(record)
     }
 }

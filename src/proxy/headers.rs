@@ -152,8 +152,11 @@ fn strip_hop_by_hop(headers: &mut HeaderMap) -> Seen {
     for (name, value) in &*headers {
         let is_hop_by_hop = match name.as_str() {
             "connection" => {
-                let names = members(value).filter_map(|member| member.parse().ok());
-                nominated.extend(names.filter(|name| !is_end_to_end(name)));
+                // Nearly always it names nothing else.
+                if !matches!(value.as_bytes(), b"keep-alive" | b"close") {
+                    let names = members(value).filter_map(|member| member.parse().ok());
+                    nominated.extend(names.filter(|name| !is_end_to_end(name)));
+                }
                 true
             }
             "te" => {
@@ -210,11 +213,20 @@ fn strip_hop_by_hop(headers: &mut HeaderMap) -> Seen {
 }
 
 /// Takes fields out, and leaves the others in their order: taken out one by one, the last would come into the place of each.
+///
+/// The map has as much room afterwards as before. hyper fills one map again and again on a connection, from what it read of a request
+/// to what it reads of an answer; one that is large enough is never made anew.
 pub(super) fn remove(headers: &mut HeaderMap, gone: &[HeaderName]) {
+    if gone.is_empty() {
+        return;
+    }
+    while let Some(last) = headers.keys().last().filter(|last| gone.contains(last)).cloned() {
+        headers.remove(last);
+    }
     if !gone.iter().any(|name| headers.contains_key(name)) {
         return;
     }
-    let room = HeaderMap::with_capacity(headers.keys_len());
+    let room = HeaderMap::with_capacity(headers.capacity());
     let mut name = None;
     for (next, value) in std::mem::replace(headers, room) {
         // Of several values, the first has the name.

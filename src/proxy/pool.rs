@@ -237,21 +237,20 @@ fn alarm() -> Pin<Box<Sleep>> {
     Box::pin(sleep(Duration::MAX))
 }
 
-/// What comes of `future`, if that is before the end; the end is asked for again when it has come.
-async fn in_time<F: Future>(
+/// What comes of `future`, if that is before the end; the end is asked for again when it has come. Pinned by who waits: what is moved
+/// is copied, and a request that could not be sent has room in it.
+fn in_time<F: Future>(
     mut alarm: Pin<&mut Sleep>,
     end: impl Fn() -> Instant,
-    future: F,
-) -> Option<F::Output> {
-    let mut future = pin!(future);
+    mut future: Pin<&mut F>,
+) -> impl Future<Output = Option<F::Output>> {
     alarm.as_mut().reset(end());
-    poll_fn(|cx| {
+    poll_fn(move |cx| {
         if let Poll::Ready(output) = future.as_mut().poll(cx) {
             return Poll::Ready(Some(output));
         }
         if is_over(alarm.as_mut(), cx, &end) { Poll::Ready(None) } else { Poll::Pending }
     })
-    .await
 }
 
 fn taken(request: &mut Request<Body>) -> Request<Body> {
@@ -272,8 +271,9 @@ impl Connection {
             *request.uri_mut() = path.map(Uri::from).unwrap_or_default();
         }
         self.history.begin();
-        let sending = self.sender.try_send_request(taken(request));
-        let answer = in_time(self.alarm.as_mut(), || patience.end(begun), sending).await;
+        let mut sending = pin!(self.sender.try_send_request(taken(request)));
+        let end = || patience.end(begun);
+        let answer = in_time(self.alarm.as_mut(), end, sending.as_mut()).await;
         answer.ok_or(Unanswered::Late)?.map_err(|mut failed| {
             let unsent = failed.take_message();
             let is_unsent = unsent.is_some();
@@ -334,7 +334,7 @@ mod tests {
     /// How long an answer that never comes is waited for, the end as of when each wait begins.
     async fn waited(alarm: &mut Pin<Box<Sleep>>, end: impl Fn(Instant) -> Instant) -> Duration {
         let begun = Instant::now();
-        let answer = in_time(alarm.as_mut(), || end(begun), pending::<()>()).await;
+        let answer = in_time(alarm.as_mut(), || end(begun), pin!(pending::<()>())).await;
         assert!(answer.is_none());
         begun.elapsed()
     }
@@ -344,7 +344,7 @@ mod tests {
     {
         let mut alarm = alarm();
         let end = Instant::now() + LIMIT;
-        assert!(in_time(alarm.as_mut(), || end, ready(())).await.is_some());
+        assert!(in_time(alarm.as_mut(), || end, pin!(ready(()))).await.is_some());
         tokio::time::sleep(2 * LIMIT).await;
         assert_eq!(waited(&mut alarm, |begun| begun + LIMIT).await, LIMIT);
     }

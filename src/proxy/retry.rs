@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use http::header::{AUTHORIZATION, RETRY_AFTER};
-use http::{Method, Request, Response, StatusCode};
+use http::{Extensions, HeaderMap, Method, Request, Response, StatusCode, Uri, Version};
 use http_body::Frame;
 use http_body_util::BodyExt;
 use percent_encoding::percent_decode_str;
@@ -54,10 +54,10 @@ where
         }
         let (exchange, sent) = (Arc::clone(&call.exchange), call.sent);
         exchange.attempted();
-        let spare = is_idempotent(call.request.method()).then(|| replica(&call)).flatten();
+        let spare = is_idempotent(call.request.method()).then(|| Spare::of(&call)).flatten();
 
         let mut resends = true;
-        let first = match ask(inner, call, spare.as_deref(), &mut resends).await {
+        let first = match ask(inner, call, spare.as_deref(), &exchange, &mut resends).await {
             // Nobody was asked.
             Err(error @ Error::Denied(_)) => {
                 exchange.unattempted();
@@ -80,7 +80,7 @@ where
 struct Attempted {
     sent: Sent,
     started: Instant,
-    spare: Option<Box<Call>>,
+    spare: Option<Box<Spare>>,
     resends: bool,
     answer: Response<Body>,
 }
@@ -90,17 +90,19 @@ struct Attempted {
 async fn ask<S>(
     inner: &S,
     call: Box<Call>,
-    spare: Option<&Call>,
+    spare: Option<&Spare>,
+    exchange: &Arc<Exchange>,
     resends: &mut bool,
 ) -> Result<Response<Body>, Error>
 where
     S: Handle<Box<Call>, Response = Response<Body>, Error = Error>,
 {
     match inner.handle(call).await {
-        Err(error) if error.is_stale() && *resends => match spare.and_then(replica) {
+        Err(error) if error.is_stale() && *resends => match spare {
             // Seldom.
-            Some(mut again) => {
+            Some(spare) => {
                 *resends = false;
+                let mut again = spare.call(exchange);
                 again.fresh = true;
                 Box::pin(inner.handle(again)).await
             }
@@ -112,7 +114,12 @@ where
 
 impl Retry {
     /// The answer to a request that was refused, or something like it: to another attempt, if there is one.
-    async fn refused<S>(&self, first: Attempted, exchange: &Exchange, inner: &S) -> Response<Body>
+    async fn refused<S>(
+        &self,
+        first: Attempted,
+        exchange: &Arc<Exchange>,
+        inner: &S,
+    ) -> Response<Body>
     where
         S: Handle<Box<Call>, Response = Response<Body>, Error = Error>,
     {
@@ -123,9 +130,9 @@ impl Retry {
         answer.count(exchange);
         for attempt in 1.. {
             let Some(Verdict::Transient) = answer.verdict else { break };
-            let next = spare.as_deref().filter(|it| !carries_nonce(&it.request)).and_then(replica);
+            let next = spare.as_deref().filter(|it| !carries_nonce(&it.headers, exchange.uri()));
             let pause = schedule.pause(attempt, answer.retry_after());
-            let (Some(mut next), Some(pause)) = (next, pause) else { break };
+            let (Some(next), Some(pause)) = (next, pause) else { break };
             if !self.budget.has(retry.budget, retry.budget_floor) {
                 exchange.budget_spent();
                 break;
@@ -145,8 +152,9 @@ impl Retry {
             exchange.attempted();
             let retrying = Retrying::begin(exchange);
             // What cannot be sent again for that shall meet no other stale connection.
-            next.fresh |= !resends;
-            let asking = ask(inner, next, spare.as_deref(), &mut resends);
+            let mut next = next.call(exchange);
+            next.fresh = !resends;
+            let asking = ask(inner, next, spare.as_deref(), exchange, &mut resends);
             match tokio::time::timeout_at(schedule.deadline, asking).await {
                 Ok(Ok(response)) => {
                     let next = self.judge(response, sent, schedule.deadline).await;
@@ -279,34 +287,60 @@ fn is_idempotent(method: &Method) -> bool {
     [Method::GET, Method::HEAD, Method::PUT, Method::DELETE, Method::OPTIONS].contains(method)
 }
 
-/// The same request again. `None` if its body is gone once sent.
-fn replica(call: &Call) -> Option<Box<Call>> {
-    let Call { request, exchange, forward, sent, fresh } = call;
-    let Body::Buffered(bytes) = request.body() else { return None };
-    let mut replica = Request::new(Body::Buffered(bytes.clone()));
-    *replica.method_mut() = request.method().clone();
-    *replica.uri_mut() = request.uri().clone();
-    *replica.version_mut() = request.version();
-    *replica.headers_mut() = request.headers().clone();
-    *replica.extensions_mut() = request.extensions().clone();
-    let (exchange, forward) = (Arc::clone(exchange), forward.clone());
-    let (sent, fresh) = (*sent, *fresh);
-    Some(Box::new(Call { request: replica, exchange, forward, sent, fresh }))
+/// What is kept of a request to send it again. All else its exchange knows.
+struct Spare {
+    method: Method,
+    version: Version,
+    headers: HeaderMap,
+    /// How the names of its fields were written, which is hyper's secret.
+    extensions: Extensions,
+    body: Bytes,
+    forward: Option<Forward>,
+    sent: Option<Sent>,
+}
+
+impl Spare {
+    /// `None` if its body is gone once sent.
+    fn of(call: &Call) -> Option<Box<Self>> {
+        let Call { request, forward, sent, .. } = call;
+        let Body::Buffered(body) = request.body() else { return None };
+        Some(Box::new(Self {
+            method: request.method().clone(),
+            version: request.version(),
+            headers: request.headers().clone(),
+            extensions: request.extensions().clone(),
+            body: body.clone(),
+            forward: forward.clone(),
+            sent: *sent,
+        }))
+    }
+
+    /// The same request again.
+    fn call(&self, exchange: &Arc<Exchange>) -> Box<Call> {
+        let mut request = Request::new(Body::Buffered(self.body.clone()));
+        *request.method_mut() = self.method.clone();
+        *request.uri_mut() = exchange.uri().clone();
+        *request.version_mut() = self.version;
+        *request.headers_mut() = self.headers.clone();
+        *request.extensions_mut() = self.extensions.clone();
+        let (exchange, forward) = (Arc::clone(exchange), self.forward.clone());
+        Box::new(Call { request, exchange, forward, sent: self.sent, fresh: false })
+    }
 }
 
 /// Whether the request is signed by OAuth 1.0a, whose nonce the server takes only once (RFC 5849
 /// section 3.3).
-fn carries_nonce(request: &Request<Body>) -> bool {
+fn carries_nonce(headers: &HeaderMap, uri: &Uri) -> bool {
     let is_nonce = |parameter: &str| {
         let (name, _) = parameter.split_once('=').unwrap_or((parameter, ""));
         percent_decode_str(name.trim()).eq(b"oauth_nonce".iter().copied())
     };
-    let in_header = request.headers().get_all(AUTHORIZATION).into_iter().any(|value| {
+    let in_header = headers.get_all(AUTHORIZATION).into_iter().any(|value| {
         let value = String::from_utf8_lossy(value.as_bytes());
         let oauth = value.split_once([' ', '\t']).filter(|it| it.0.eq_ignore_ascii_case("oauth"));
         oauth.is_some_and(|(_, parameters)| parameters.split(',').any(is_nonce))
     });
-    in_header || request.uri().query().is_some_and(|query| query.split('&').any(is_nonce))
+    in_header || uri.query().is_some_and(|query| query.split('&').any(is_nonce))
 }
 
 /// The start of a response's body, and the response as it was, body and all.

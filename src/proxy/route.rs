@@ -28,11 +28,14 @@ impl<'a> Resource<'a> {
     /// Reads a path without regard to case, and to slashes beside one another or at the end: a base URL that ends with one
     /// is easily written.
     pub fn of(path: &'a str) -> Option<Self> {
-        let mut segments = segments(path);
-        if !path.starts_with('/')
-            || !["ws", "customers"]
-                .iter()
-                .all(|name| segments.next().is_some_and(|it| it.eq_ignore_ascii_case(name)))
+        // As nearly all write it.
+        let usual = path.strip_prefix("/ws/customers/");
+        let mut segments = segments(usual.unwrap_or(path));
+        if usual.is_none()
+            && (!path.starts_with('/')
+                || !["ws", "customers"]
+                    .iter()
+                    .all(|name| segments.next().is_some_and(|it| it.eq_ignore_ascii_case(name))))
         {
             return None;
         }

@@ -71,7 +71,11 @@ where
                     remove(headers, &[TRAILER]);
                 } else {
                     remove(headers, &[TRAILER, TRANSFER_ENCODING]);
-                    headers.insert(CONTENT_LENGTH, HeaderValue::from(length));
+                    // Of a number itself, it would take memory twice.
+                    let mut digits = itoa::Buffer::new();
+                    if let Ok(length) = HeaderValue::from_str(digits.format(length)) {
+                        headers.insert(CONTENT_LENGTH, length);
+                    }
                 }
             }
         }
@@ -272,6 +276,8 @@ pub(crate) fn own_host(headers: &HeaderMap) -> Option<&str> {
 /// The `charset` of the Content-Type (RFC 9110 section 8.3.2).
 fn charset(headers: &HeaderMap) -> Option<&str> {
     let value = headers.get(CONTENT_TYPE)?.to_str().ok()?;
+    // Most have no parameter, which a search tells sooner.
+    memchr::memchr(b';', value.as_bytes())?;
     let mut is_quoted = false;
     let (_, charset) = value
         .split(|char| {

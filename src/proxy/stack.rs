@@ -425,6 +425,10 @@ fn must_name_host(request: &Request<Body>) -> bool {
 
 /// A host and perhaps a port, or nothing (RFC 9110 section 7.2). Of several with commas between them, nobody can say which is meant.
 fn is_host(value: &HeaderValue) -> bool {
+    // As nearly all are written.
+    if is_plain_host(value.as_bytes()) {
+        return true;
+    }
     let is_one = |host: &Authority| {
         let port = host.as_str().strip_prefix(host.host());
         host.port_u16().is_some() || matches!(port, Some("" | ":"))
@@ -432,6 +436,20 @@ fn is_host(value: &HeaderValue) -> bool {
     value.is_empty()
         || !value.as_bytes().iter().any(|byte| b"@,".contains(byte))
             && Authority::try_from(value.as_bytes()).is_ok_and(|host| is_one(&host))
+}
+
+/// A name or an IPv4 address, and perhaps a port.
+fn is_plain_host(value: &[u8]) -> bool {
+    let of_name = |byte: &u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.');
+    let length = value.iter().take_while(|byte| of_name(byte)).count();
+    let is_port = match &value[length..] {
+        [b':', port @ ..] if port.len() <= 5 && port.iter().all(u8::is_ascii_digit) => {
+            let number = |number: u32, digit: &u8| 10 * number + u32::from(digit - b'0');
+            u16::try_from(port.iter().fold(0, number)).is_ok()
+        }
+        rest => rest.is_empty(),
+    };
+    length > 0 && is_port
 }
 
 /// A tunnel was opened for one host: the certificate vouched for it, and for no other.

@@ -7,6 +7,7 @@
 
 mod general;
 mod plain;
+mod scan;
 mod walk;
 
 use encoding_rs::{EUC_JP, Encoding, UTF_8};

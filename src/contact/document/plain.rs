@@ -10,6 +10,7 @@ use quick_xml::Reader;
 use quick_xml::events::Event;
 
 use super::general::check_declared_encoding;
+use super::scan::{blank, letters, markup, value_end};
 use super::walk::{Name, Tag, Walk};
 use super::{Document, NAMESPACE, Source, value};
 
@@ -18,18 +19,8 @@ const USUAL_DECLARATION: &[u8] = br#"<?xml version="1.0" encoding="UTF-8"?>"#;
 
 const LIST_END: &[u8] = b"</ContactList>";
 
-/// How far lines are indented at most, as clients write them. What is longer is searched rather than looked through.
-const DEEPEST: usize = 32;
-
 /// The most namespace declarations in scope at once, as in the general reader.
 const MAX_BINDINGS: usize = 128;
-
-/// How much of `rest` goes by before there is a letter or markup, as far as lines are indented.
-#[inline]
-fn blank(rest: &[u8]) -> usize {
-    let rest = &rest[..rest.len().min(DEEPEST)];
-    rest.iter().position(|&byte| byte > b' ').unwrap_or(rest.len())
-}
 
 /// How many digits `text` starts with.
 #[inline]
@@ -157,7 +148,7 @@ impl<'t> Plain<'t> {
         }
         loop {
             let rest = &self.bytes[at..];
-            let found = memchr::memchr2(b'<', b'&', rest);
+            let found = markup(rest);
             let text = &rest[..found.unwrap_or(rest.len())];
             if !in_root && !text.iter().copied().all(value::is_space) {
                 return None;
@@ -215,7 +206,7 @@ impl<'t> Plain<'t> {
         }
         let from = start + b"<ContactList id=\"".len();
         let quote = *self.bytes.get(from - 1)?;
-        let id = from..from + memchr::memchr3(quote, b'<', b'&', &self.bytes[from..])?;
+        let id = from..from + value_end(&self.bytes[from..], quote)?;
         let is_quoted = matches!(quote, b'"' | b'\'') && self.bytes[id.end] == quote;
         let content = id.end + b"\">".len();
         if !is_quoted || self.bytes.get(content - 1) != Some(&b'>') || !self.is_ours(b"") {
@@ -299,7 +290,7 @@ impl<'t> Plain<'t> {
             return Some(end);
         }
         let text = self.bytes[start..].strip_prefix(b"<OptInTime>")?;
-        let behind = text[memchr::memchr2(b'<', b'&', text)?..].strip_prefix(b"</OptInTime>")?;
+        let behind = text[markup(text)?..].strip_prefix(b"</OptInTime>")?;
         let end = self.bytes.len() - behind.len();
         self.is_ours(b"").then(|| {
             self.walk.list_time(list, start..end);
@@ -328,13 +319,15 @@ impl<'t> Plain<'t> {
     #[inline]
     fn field(&mut self, start: usize) -> Option<usize> {
         let rest = &self.bytes[start + 1..];
-        let length = rest.iter().position(|&byte| byte == b':' || !value::is_name_byte(byte))?;
+        let begun = letters(rest);
+        let others = |&byte: &u8| byte == b':' || !value::is_name_byte(byte);
+        let length = begun + rest[begun..].iter().position(others)?;
         let name = &rest[..length];
         if rest[length] != b'>' || Name::of(name) != Name::Other {
             return None;
         }
         let text = &rest[length + 1..];
-        let end = memchr::memchr2(b'<', b'&', text)?;
+        let end = markup(text)?;
         let behind = text[end..].strip_prefix(b"</")?.strip_prefix(name)?.strip_prefix(b">")?;
         self.walk.leaf().then(|| self.bytes.len() - behind.len())
     }
@@ -348,7 +341,7 @@ impl<'t> Plain<'t> {
     /// Passes a start tag with whatever attributes it has.
     #[inline]
     fn start_tag(&mut self, start: usize) -> Option<usize> {
-        let (mut local, mut at) = (start + 1, start + 1);
+        let (mut local, mut at) = (start + 1, start + 1 + letters(&self.bytes[start + 1..]));
         loop {
             let byte = *self.bytes.get(at)?;
             if byte == b':' {
@@ -398,16 +391,16 @@ impl<'t> Plain<'t> {
     /// Passes one attribute: a name, `=`, and a quoted value without markup or references.
     #[inline]
     fn attribute(&mut self, start: usize, id: &mut Option<Range<usize>>) -> Option<usize> {
-        let length = self.bytes[start..]
-            .iter()
-            .position(|&byte| !value::is_name_byte(byte) && byte != b':')?;
+        let rest = &self.bytes[start..];
+        let begun = letters(rest);
+        let length = begun + rest[begun..].iter().position(|&byte| !value::is_name_byte(byte))?;
         let name = start..start + length;
         let quote = *self.bytes.get(name.end + 1)?;
         if length == 0 || self.bytes[name.end] != b'=' || !matches!(quote, b'"' | b'\'') {
             return None;
         }
         let from = name.end + 2;
-        let value = from..from + memchr::memchr3(quote, b'<', b'&', &self.bytes[from..])?;
+        let value = from..from + value_end(&self.bytes[from..], quote)?;
         if self.bytes[value.end] != quote {
             return None;
         }

@@ -1,0 +1,71 @@
+//! Searches for what is near: each ends after a few bytes, where to begin one that is made for long texts takes longer than
+//! to end it.
+
+use wide::u8x16;
+
+/// How many bytes are looked at at once: as many as a register of each processor holds.
+const BLOCK: usize = 16;
+
+/// The most blocks that are looked at here. What is further away is searched by memchr, which looks at more at once.
+const NEAR: usize = 4;
+
+/// How many blocks lines are indented by at most, as clients write them.
+const INDENTED: usize = 2;
+
+/// Where the first of these bytes is.
+#[inline(always)]
+fn position<const N: usize>(
+    text: &[u8],
+    bytes: [u8; N],
+    further: impl FnOnce(&[u8]) -> Option<usize>,
+) -> Option<usize> {
+    let wanted = bytes.map(u8x16::splat);
+    for (number, block) in text.as_chunks().0.iter().take(NEAR).enumerate() {
+        let block = u8x16::new(*block);
+        let hits = wanted.map(|byte| block.simd_eq(byte));
+        let hits = hits.into_iter().fold(u8x16::splat(0), |all, hits| all | hits).to_bitmask();
+        if hits != 0 {
+            return Some(number * BLOCK + hits.trailing_zeros() as usize);
+        }
+    }
+    let passed = (text.len() / BLOCK).min(NEAR) * BLOCK;
+    further(&text[passed..]).map(|at| passed + at)
+}
+
+/// Where the first markup or reference begins.
+#[inline]
+pub(super) fn markup(text: &[u8]) -> Option<usize> {
+    position(text, [b'<', b'&'], |rest| memchr::memchr2(b'<', b'&', rest))
+}
+
+/// Where a value ends: with its `quote`, or with what may not stand in it.
+#[inline]
+pub(super) fn value_end(text: &[u8], quote: u8) -> Option<usize> {
+    position(text, [quote, b'<', b'&'], |rest| memchr::memchr3(quote, b'<', b'&', rest))
+}
+
+/// How many bytes go by before there is a letter or markup, as far as lines are indented.
+#[inline]
+pub(super) fn blank(text: &[u8]) -> usize {
+    let letter = u8x16::splat(b' ' + 1);
+    for (number, block) in text.as_chunks().0.iter().take(INDENTED).enumerate() {
+        let block = u8x16::new(*block);
+        let others = block.max(letter).simd_eq(block).to_bitmask();
+        if others != 0 {
+            return number * BLOCK + others.trailing_zeros() as usize;
+        }
+    }
+    let passed = (text.len() / BLOCK).min(INDENTED) * BLOCK;
+    let rest = &text[passed..(passed + BLOCK).min(text.len())];
+    passed + rest.iter().position(|&byte| byte > b' ').unwrap_or(rest.len())
+}
+
+/// How many letters of ASCII `text` starts with, or fewer.
+#[inline]
+pub(super) fn letters(text: &[u8]) -> usize {
+    let Some(block) = text.first_chunk() else { return 0 };
+    let lower = u8x16::new(*block) | u8x16::splat(b' ');
+    let place = lower - u8x16::splat(b'a');
+    let are_letters = place.min(u8x16::splat(b'z' - b'a')).simd_eq(place).to_bitmask();
+    (!are_letters).trailing_zeros().min(BLOCK as u32) as usize
+}
