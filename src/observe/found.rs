@@ -3,10 +3,14 @@
 use std::borrow::Cow;
 
 use serde::{Serialize, Serializer};
+use smallvec::SmallVec;
 
 use super::cause;
 use super::redact::{ListNumber, Value};
 use crate::contact::{Finding, Kind, Policy, Source, Was, Written};
+
+/// How much room is kept for the next findings, in bytes.
+const FEW: usize = 4096;
 
 /// A finding as it is counted.
 #[derive(Clone, Copy)]
@@ -74,15 +78,18 @@ impl Found {
 
 /// Findings, and the list that each stands in. Those that are alike and follow one another are kept once: of a contact's
 /// lists, nearly all.
+///
+/// As many as most contacts have need no memory of their own: of ten thousand records, the oldest is in no cache any more, and each piece
+/// of memory that is given back with it has to be waited for.
 #[derive(Debug, Clone)]
 pub struct Rows<T> {
-    rows: Vec<(T, usize)>,
-    lists: Vec<Option<ListNumber>>,
+    rows: SmallVec<[(T, usize); 1]>,
+    lists: SmallVec<[Option<ListNumber>; 8]>,
 }
 
 impl<T> Default for Rows<T> {
     fn default() -> Self {
-        Self { rows: Vec::new(), lists: Vec::new() }
+        Self { rows: SmallVec::new(), lists: SmallVec::new() }
     }
 }
 
@@ -127,22 +134,10 @@ impl<T> Rows<T> {
         self.rows.iter_mut().map(|(alike, _)| alike)
     }
 
-    /// The first so many findings, as something else: in `room`, if that is what they need.
-    pub(super) fn first<U>(
-        &self,
-        most: usize,
-        room: Rows<U>,
-        mut of: impl FnMut(&T) -> U,
-    ) -> Rows<U> {
+    /// The first so many findings, as something else.
+    pub(super) fn first<U>(&self, most: usize, mut of: impl FnMut(&T) -> U) -> Rows<U> {
         let mut left = most;
-        let Rows { rows: mut others, lists: mut other_lists } = room;
-        let needed = self.rows.len().min(most);
-        others.clear();
-        // Most often there is one, and what grows makes room for four.
-        let mut rows = match others.capacity() == needed {
-            true => others,
-            false => Vec::with_capacity(needed),
-        };
+        let mut rows = SmallVec::with_capacity(self.rows.len().min(most));
         for (alike, count) in &self.rows {
             if left == 0 {
                 break;
@@ -152,31 +147,24 @@ impl<T> Rows<T> {
             rows.push((of(alike), count));
         }
         rows.shrink_to_fit();
-        let first = &self.lists[..self.lists.len().min(most)];
-        let lists = match other_lists.capacity() == first.len() {
-            true => {
-                other_lists.clear();
-                other_lists.extend_from_slice(first);
-                other_lists
-            }
-            false => first.to_vec(),
-        };
-        Rows { rows, lists }
+        let lists = &self.lists[..self.lists.len().min(most)];
+        Rows { rows, lists: SmallVec::from_slice(lists) }
     }
 
     /// Forgets all of them. Room for more than a few is given back.
     pub(super) fn clear(&mut self) {
         self.rows.clear();
-        self.rows.shrink_to(64);
         self.lists.clear();
-        self.lists.shrink_to(64);
+        if self.room() > FEW {
+            *self = Self::default();
+        }
     }
 
-    /// How much room is kept for them, in bytes.
-    #[cfg(test)]
+    /// How much room is kept for them, in bytes, beside what they have anyway.
     pub(super) fn room(&self) -> usize {
-        self.rows.capacity() * size_of::<(T, usize)>()
-            + self.lists.capacity() * size_of::<Option<ListNumber>>()
+        let rows = if self.rows.spilled() { self.rows.capacity() } else { 0 };
+        let lists = if self.lists.spilled() { self.lists.capacity() } else { 0 };
+        rows * size_of::<(T, usize)>() + lists * size_of::<Option<ListNumber>>()
     }
 
     /// How much memory they take, in bytes, beside their texts.
@@ -217,17 +205,12 @@ mod tests {
         all.extend(vec![('a', 3), ('b', 1), ('c', 2)], (1..=6).map(list));
         let each: Vec<_> = all.each().map(|(alike, list)| (*alike, list)).collect();
         for most in 0..10 {
-            // In room of their own, and in that of as many others, of fewer and of more.
-            let mut rooms = vec![Rows::default()];
-            rooms.extend((0..10).map(|others| all.first(others, Rows::default(), |_| 'z')));
-            for room in rooms {
-                let first = all.first(most, room, char::to_ascii_uppercase);
-                assert_eq!((first.len(), first.is_empty()), (most.min(6), most == 0));
-                let told = first.each().map(|(alike, list)| (alike.to_ascii_lowercase(), list));
-                assert!(told.eq(each[..most.min(6)].iter().copied()), "{most}");
-                assert!(first.rows().all(|(_, lists)| !lists.is_empty()));
-                assert_eq!(first.room(), first.held());
-            }
+            let first = all.first(most, char::to_ascii_uppercase);
+            assert_eq!((first.len(), first.is_empty()), (most.min(6), most == 0));
+            let told = first.each().map(|(alike, list)| (alike.to_ascii_lowercase(), list));
+            assert!(told.eq(each[..most.min(6)].iter().copied()), "{most}");
+            assert!(first.rows().all(|(_, lists)| !lists.is_empty()));
+            assert!(first.room() <= first.held());
         }
     }
 

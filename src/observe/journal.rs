@@ -16,11 +16,11 @@ use parking_lot::{Condvar, Mutex, MutexGuard};
 use super::audit::Audit;
 use super::clocks::Clocks;
 use super::finished::Finished;
-use super::found::{Found, Rows};
+use super::found::Found;
 use super::lines;
 use super::log;
 use super::metrics::Metrics;
-use super::record::{Last, Record};
+use super::record::{Printed, Record};
 use super::stats::Stats;
 
 /// How much may wait to be put into words, in bytes. Where there is an audit trail, most of it is bodies, and a half is for
@@ -95,11 +95,11 @@ struct InWords {
 }
 
 impl InWords {
-    fn new(finished: &Finished, has_audit: bool, now: Clocks, last: &mut Last) -> Self {
+    fn new(finished: &Finished, has_audit: bool, now: Clocks, printed: &mut Printed) -> Self {
         let is_audited = has_audit && finished.is_audited();
         let digests = is_audited.then(|| finished.digests()).flatten();
         let findings = if is_audited { usize::MAX } else { FINDINGS };
-        Self { record: Record::new(finished, findings, now, last), is_audited, digests }
+        Self { record: Record::new(finished, findings, now, printed), is_audited, digests }
     }
 }
 
@@ -159,7 +159,8 @@ pub(crate) trait Outlet: Send + Sync {
 
 /// The last exchanges, and what all of them add up to.
 pub struct Kept {
-    records: VecDeque<Arc<Record>>,
+    /// One behind the other in memory, as they are replaced: those to come are fetched while one is.
+    records: VecDeque<Record>,
     capacity: usize,
     /// How many there have been.
     count: u64,
@@ -169,7 +170,7 @@ pub struct Kept {
 
 impl Kept {
     /// The records that are kept, the newest first.
-    pub fn newest(&self) -> impl Iterator<Item = &Arc<Record>> {
+    pub fn newest(&self) -> impl Iterator<Item = &Record> {
         self.records.iter().rev()
     }
 
@@ -179,21 +180,17 @@ impl Kept {
     }
 
     /// Keeps one more, in the place of the oldest.
-    fn keep(&mut self, mut record: Record) -> Option<Record> {
-        if self.records.len() < self.capacity {
-            self.records.push_back(Arc::new(record));
-            return None;
+    fn keep(&mut self, record: Record) {
+        let count = self.records.len();
+        if count >= self.capacity {
+            self.records.pop_front();
+        } else if count == self.records.capacity() {
+            // No room is made for more than there ever are.
+            self.records.reserve_exact(count.max(64).min(self.capacity - count));
         }
-        let Some(mut oldest) = self.records.pop_front() else { return Some(record) };
-        match Arc::get_mut(&mut oldest) {
-            Some(oldest) => std::mem::swap(oldest, &mut record),
-            None => {
-                self.records.push_back(Arc::new(record));
-                return None;
-            }
+        if self.capacity > 0 {
+            self.records.push_back(record);
         }
-        self.records.push_back(oldest);
-        Some(record)
     }
 }
 
@@ -263,8 +260,12 @@ impl Journal {
         let item = Item { what: What::Finished { finished, to_log: false }, weight };
         match self.state().inbox.add(item, most) {
             Err(Item { what: What::Finished { finished, .. }, .. }) if is_audited => {
-                let in_words =
-                    Box::new(InWords::new(&finished, true, Clocks::read(), &mut Last::default()));
+                let in_words = Box::new(InWords::new(
+                    &finished,
+                    true,
+                    Clocks::read(),
+                    &mut Printed::default(),
+                ));
                 let weight = LIGHTEST + in_words.record.held();
                 let item = Item { what: What::InWords(in_words), weight };
                 if self.state().inbox.add(item, 2 * HELD).is_err() {
@@ -380,7 +381,7 @@ impl State {
 
     fn run(&self) {
         let (mut items, mut blanks) = (Vec::new(), Vec::with_capacity(BATCH));
-        let mut last = Last::default();
+        let mut printed = Printed::default();
         while self.inbox.wait(&mut items) {
             let is_small = items.iter().map(|item| item.weight).sum::<usize>() <= SMALL;
             let pause = if items.len() < BATCH && is_small { SLACK } else { TICK };
@@ -392,24 +393,23 @@ impl State {
                     match item.what {
                         What::Finished { mut finished, to_log } => {
                             let has_audit = self.audit.is_some();
-                            let in_words = InWords::new(&finished, has_audit, now, &mut last);
+                            let in_words = InWords::new(&finished, has_audit, now, &mut printed);
                             if to_log {
                                 let may_wait = || !self.inbox.is_behind();
                                 let room = || log::await_room(may_wait);
                                 lines::log(&finished, &in_words.record, room);
                             }
-                            let oldest = self.take(in_words, |stats, record| {
+                            self.take(in_words, |stats, record| {
                                 let rows = finished.found.rows();
                                 stats.add(record, rows.map(|(it, lists)| (it.into(), lists)));
                             });
-                            last.room = oldest.map(|it| it.findings).unwrap_or_default();
                             finished.reset();
                             blanks.push(finished);
                         }
-                        What::InWords(in_words) => drop(self.take(*in_words, |stats, record| {
+                        What::InWords(in_words) => self.take(*in_words, |stats, record| {
                             let rows = record.findings.rows();
                             stats.add(record, rows.map(|(it, lists)| (it.into(), lists)));
-                        })),
+                        }),
                         // Nobody waits any longer, at the worst.
                         What::Flush(flushed) => drop(flushed.send(())),
                     }
@@ -422,8 +422,7 @@ impl State {
         }
     }
 
-    /// Deals with a record, and gives back the one that is no longer kept, unless somebody else has it.
-    fn take(&self, in_words: InWords, count: impl FnOnce(&mut Stats, &Record)) -> Option<Record> {
+    fn take(&self, in_words: InWords, count: impl FnOnce(&mut Stats, &Record)) {
         let InWords { mut record, is_audited, digests } = in_words;
         if let Some(audit) = self.audit.as_ref().filter(|_| is_audited) {
             audit.submit(&record, digests);
@@ -436,8 +435,8 @@ impl State {
         record.seq = kept.count;
         count(&mut kept.stats, &record);
         if record.findings.len() > FINDINGS {
-            record.findings = record.findings.first(FINDINGS, Rows::default(), Found::clone);
+            record.findings = record.findings.first(FINDINGS, Found::clone);
         }
-        kept.keep(record)
+        kept.keep(record);
     }
 }

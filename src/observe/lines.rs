@@ -9,7 +9,7 @@ use tracing::field::display;
 use super::clocks::Clocks;
 use super::finished::Finished;
 use super::json::WHOLE;
-use super::record::{Last, Outcome, Record};
+use super::record::{Outcome, Printed, Record};
 use super::redact::{Now, Value};
 
 /// Whether anything is logged at all: mismatches are warnings.
@@ -19,7 +19,7 @@ pub(super) fn are_wanted() -> bool {
 
 /// Logs it where the request was served, which waits for nothing.
 pub(super) fn log_at_once(finished: &Finished) {
-    log(finished, &Record::new(finished, 0, Clocks::read(), &mut Last::default()), || {});
+    log(finished, &Record::new(finished, 0, Clocks::read(), &mut Printed::default()), || {});
 }
 
 /// Logs it, each line once `room` has been made for it. `record` is the same in words, whether all its findings are or not.

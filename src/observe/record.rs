@@ -188,19 +188,15 @@ pub(super) fn rfc3339<S: Serializer>(time: &SystemTime, serializer: S) -> Result
     serializer.collect_str(&humantime::format_rfc3339_millis(*time))
 }
 
-/// What comes in handy for the next record.
+/// The account and the application that were printed last, if all of them may be. A proxy beside an application hears of few
+/// others, and to compare takes a tenth of what it takes to look for what is nobody's business.
 #[derive(Debug, Default)]
-pub(super) struct Last {
-    /// The account and the application that were printed last, if all of them may be. A proxy beside an application hears of few
-    /// others, and to compare takes a tenth of what it takes to look for what is nobody's business.
+pub(super) struct Printed {
     account: SmolStr,
     agent: SmolStr,
-    /// Where another's findings were. Of ten thousand records, the oldest is in no cache any more, and so is what it gives back to the
-    /// allocator.
-    pub room: Rows<Found>,
 }
 
-impl Last {
+impl Printed {
     fn account(&mut self, account: &str) -> SmolStr {
         Self::of(account, &mut self.account, |account| Account(account).as_str().into())
     }
@@ -238,10 +234,15 @@ impl Record {
     }
 
     /// Puts the material into words, and so many of its findings.
-    pub(super) fn new(finished: &Finished, most: usize, now: Clocks, last: &mut Last) -> Self {
+    pub(super) fn new(
+        finished: &Finished,
+        most: usize,
+        now: Clocks,
+        printed: &mut Printed,
+    ) -> Self {
         let path = finished.text(Part::Path);
         let resource = Resource::of(path);
-        let account = resource.map(|resource| last.account(resource.account));
+        let account = resource.map(|resource| printed.account(resource.account));
         let contact_id = resource.and_then(|resource| resource.contact_id());
         let rewritten = finished.found.rows().filter(|(finding, _)| finding.acted_on());
         let policy = finished.config.as_ref().map(|config| &config.sanitize.policy);
@@ -255,7 +256,7 @@ impl Record {
             route: route::template(resource),
             account,
             contact_id: contact_id.map(|id| Id(id).as_str().into()),
-            user_agent: finished.has_agent.then(|| last.agent(finished.text(Part::Agent))),
+            user_agent: finished.has_agent.then(|| printed.agent(finished.text(Part::Agent))),
             authority: finished.target.as_ref().map(|target| target.to_smolstr()),
             decision: finished.decision.map(Decision::as_str),
             status: finished.status.map(|status| status.as_u16()),
@@ -266,9 +267,7 @@ impl Record {
             verdicts: finished.verdicts,
             found: finished.found.len(),
             rewritten: rewritten.map(|(_, lists)| lists.len()).sum(),
-            findings: finished
-                .found
-                .first(most, std::mem::take(&mut last.room), |finding| Found::new(finding, policy)),
+            findings: finished.found.first(most, |finding| Found::new(finding, policy)),
             kinds: finished.found.rows().fold(0, |kinds, (finding, _)| kinds | bit(finding.kind)),
             complete: finished.is_complete,
             duration_ms: finished.duration.as_micros() as f64 / 1000.0,

@@ -367,3 +367,39 @@ async fn nothing_of_an_exchange_is_left_in_the_record_of_another() {
         assert!(edited.0 > 0);
     }
 }
+
+/// Records take the place of the oldest, and what is printed of one is not looked for again in the next.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_record_that_comes_in_the_place_of_another_tells_its_own_and_leaves_alone_one_that_is_looked_at()
+ {
+    let origin = Origin::start([Reply::Write(answer("200 OK", "", b""))]).await;
+    let mut kept = Kept::with(&origin, false).await;
+    const AGENTS: [(&str, &str); 3] =
+        [("shop/1", "shop/1"), ("token=S3CRET", "(credentials)"), ("shop/2", "shop/2")];
+    const PATHS: [(&str, &str); 2] = [
+        (CONTACT, "joesflowers"),
+        ("/ws/customers/jo%40example.org/contacts/7", "(e-mail address)"),
+    ];
+    let mut looked_at = None;
+    for number in 0..450 {
+        let fields = format!("User-Agent: {}\r\n", AGENTS[number % 3].0);
+        let body = if number % 4 == 0 { RECIPE_OUT } else { RECIPE };
+        kept.client.ask(&request("PUT", PATHS[number % 2].0, &fields, body)).await;
+        if number == 2 {
+            kept.settled().await;
+            looked_at = kept.journal.kept().newest().next().cloned();
+        }
+    }
+    kept.settled().await;
+    let kept = kept.journal.kept();
+    let records: Vec<_> = kept.newest().chain(&looked_at).collect();
+    let sequence: Vec<_> = records.iter().map(|record| record.seq).collect();
+    assert!(sequence.into_iter().eq((251..=450).rev().chain([3])));
+    for record in records {
+        let number = record.seq as usize - 1;
+        let found = if number.is_multiple_of(4) { 0 } else { 2 };
+        assert_eq!((record.found, record.findings.len()), (found, found), "{number}");
+        assert_eq!(record.user_agent.as_deref(), Some(AGENTS[number % 3].1), "{number}");
+        assert_eq!(record.account.as_deref(), Some(PATHS[number % 2].1), "{number}");
+    }
+}

@@ -300,6 +300,9 @@ async fn a_request_without_a_host_or_with_what_is_none_is_refused() {
         ("1.1", "Host: a/b\r\n", 400),
         ("1.1", "Host: a:65535\r\n", 204),
         ("1.1", "Host: a:65536\r\n", 400),
+        ("1.1", "Host: a:\r\n", 204),
+        ("1.1", "Host: a:080\r\n", 204),
+        ("1.1", "Host: a:8_0\r\n", 400),
         ("1.1", "Host: user@a\r\n", 400),
         ("1.0", "Host: a b\r\n", 400),
     ] {

@@ -56,7 +56,7 @@ pub(super) fn blank(text: &[u8]) -> usize {
         }
     }
     let passed = (text.len() / BLOCK).min(INDENTED) * BLOCK;
-    let rest = &text[passed..(passed + BLOCK).min(text.len())];
+    let rest = &text[passed..text.len().min(INDENTED * BLOCK)];
     passed + rest.iter().position(|&byte| byte > b' ').unwrap_or(rest.len())
 }
 
@@ -68,4 +68,51 @@ pub(super) fn letters(text: &[u8]) -> usize {
     let place = lower - u8x16::splat(b'a');
     let are_letters = place.min(u8x16::splat(b'z' - b'a')).simd_eq(place).to_bitmask();
     (!are_letters).trailing_zeros().min(BLOCK as u32) as usize
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Each search, and what it looks for, byte by byte.
+    type Search = (fn(&[u8]) -> Option<usize>, fn(&[u8]) -> Option<usize>);
+
+    const SEARCHES: [Search; 4] = [
+        (markup, |text| text.iter().position(|byte| b"<&".contains(byte))),
+        (|text| value_end(text, b'\''), |text| text.iter().position(|byte| b"'<&".contains(byte))),
+        (
+            |text| Some(blank(text)),
+            |text| {
+                let near = &text[..text.len().min(INDENTED * BLOCK)];
+                Some(near.iter().position(|&byte| byte > b' ').unwrap_or(near.len()))
+            },
+        ),
+        (
+            |text| Some(letters(text)),
+            |text| {
+                let near = &text[..if text.len() < BLOCK { 0 } else { BLOCK }];
+                let is_letter = |byte: &&u8| byte.is_ascii_alphabetic();
+                Some(near.iter().take_while(is_letter).count())
+            },
+        ),
+    ];
+
+    #[test]
+    fn each_search_finds_what_a_look_at_byte_after_byte_finds_wherever_it_stands() {
+        for filler in [b' ', b'\n', b'a', b'Z', 0x00, 0x80, 0xff] {
+            for length in 0..100 {
+                let mut text = vec![filler; length];
+                for place in 0..length {
+                    for byte in 0..=u8::MAX {
+                        text[place] = byte;
+                        for (number, (search, expected)) in SEARCHES.iter().enumerate() {
+                            let (found, expected) = (search(&text), expected(&text));
+                            assert_eq!(found, expected, "{number}: {}", text.escape_ascii());
+                        }
+                    }
+                    text[place] = filler;
+                }
+            }
+        }
+    }
 }

@@ -344,7 +344,7 @@ fn quit() -> Answer {
 #[derive(Serialize)]
 struct Exchanges<'r> {
     /// The newest first.
-    exchanges: &'r [Arc<Record>],
+    exchanges: &'r [Record],
     /// How many there have been.
     count: u64,
 }

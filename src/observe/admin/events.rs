@@ -165,7 +165,7 @@ async fn watch(desk: Arc<Desk>, mut seen: u64, tell: mpsc::Sender<Bytes>, _watch
 }
 
 /// What has come since, how many of it are left out, and how many there have been.
-fn news(desk: &Desk, seen: u64) -> (Vec<Arc<Record>>, u64, u64) {
+fn news(desk: &Desk, seen: u64) -> (Vec<Record>, u64, u64) {
     let kept = desk.journal.kept();
     let count = kept.count();
     let (mut telling, mut others) = (Vec::new(), Vec::new());
@@ -173,7 +173,7 @@ fn news(desk: &Desk, seen: u64) -> (Vec<Arc<Record>>, u64, u64) {
         let tells = record.found > 0 || record.problem.is_some() || record.verdicts.any();
         let into = if tells { &mut telling } else { &mut others };
         if into.len() < AT_ONCE {
-            into.push(Arc::clone(record));
+            into.push(record.clone());
         }
     }
     drop(kept);
