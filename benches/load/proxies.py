@@ -265,6 +265,7 @@ def over_http(program, floors, origin):
         optin_proxy(program, f"http://127.0.0.1:{origin}", *AT_ONCE),
         floor("hyper", origin, floors),
         floor("hyper+rewrite", origin, floors),
+        floor("hyper+watched", origin, floors),
         floor("httparse+rewrite", origin, floors),
         floor("httparse+watched", origin, floors),
         # Of each client's connection it makes one to the origin.
