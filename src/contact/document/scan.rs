@@ -99,11 +99,13 @@ mod tests {
 
     #[test]
     fn each_search_finds_what_a_look_at_byte_after_byte_finds_wherever_it_stands() {
-        for filler in [b' ', b'\n', b'a', b'Z', 0x00, 0x80, 0xff] {
-            for length in 0..100 {
+        let each: Vec<u8> = (0..=u8::MAX).collect();
+        // Longer than all blocks that are looked at, each byte in a short one.
+        for (lengths, bytes) in [(0..100, &b"<&' !az{A@Z["[..]), (16..18, &each)] {
+            for (length, filler) in lengths.flat_map(|it| b" \naZ\x00\x80\xff".map(|at| (it, at))) {
                 let mut text = vec![filler; length];
                 for place in 0..length {
-                    for byte in 0..=u8::MAX {
+                    for &byte in bytes {
                         text[place] = byte;
                         for (number, (search, expected)) in SEARCHES.iter().enumerate() {
                             let (found, expected) = (search(&text), expected(&text));
