@@ -347,6 +347,10 @@ mod tests {
         );
         assert_eq!(finished.found.len(), 1);
         assert_eq!(finished.found.room(), 0);
+        let mut finished = of(&list("7", &"<OptInSource>x</OptInSource>".repeat(3_000)), false);
+        assert!(finished.found.room() >= 3_000 * size_of::<u64>());
+        finished.reset();
+        assert_eq!(finished.found.room(), 0);
     }
 
     #[test]

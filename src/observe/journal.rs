@@ -181,12 +181,8 @@ impl Kept {
 
     /// Keeps one more, in the place of the oldest.
     fn keep(&mut self, record: Record) {
-        let count = self.records.len();
-        if count >= self.capacity {
+        if self.records.len() >= self.capacity {
             self.records.pop_front();
-        } else if count == self.records.capacity() {
-            // No room is made for more than there ever are.
-            self.records.reserve_exact(count.max(64).min(self.capacity - count));
         }
         if self.capacity > 0 {
             self.records.push_back(record);
@@ -210,7 +206,9 @@ impl Journal {
         outlet: Option<Box<dyn Outlet>>,
         metrics: Arc<Metrics>,
     ) -> io::Result<Self> {
-        let kept = Kept { records: VecDeque::new(), capacity, count: 0, stats: Stats::default() };
+        // Room for all of them at once: what is not filled yet takes none, and none is ever copied.
+        let records = VecDeque::with_capacity(capacity);
+        let kept = Kept { records, capacity, count: 0, stats: Stats::default() };
         let state = Arc::new(State {
             inbox: Inbox::default(),
             metrics,

@@ -188,8 +188,8 @@ pub(super) fn rfc3339<S: Serializer>(time: &SystemTime, serializer: S) -> Result
     serializer.collect_str(&humantime::format_rfc3339_millis(*time))
 }
 
-/// The account and the application that were printed last, if all of them may be. A proxy beside an application hears of few
-/// others, and to compare takes a tenth of what it takes to look for what is nobody's business.
+/// The last account and the last application that were printed as they came. A proxy beside an application hears of few others, and
+/// to compare takes a tenth of what it takes to look for what is nobody's business.
 #[derive(Debug, Default)]
 pub(super) struct Printed {
     account: SmolStr,
@@ -271,6 +271,25 @@ impl Record {
             kinds: finished.found.rows().fold(0, |kinds, (finding, _)| kinds | bit(finding.kind)),
             complete: finished.is_complete,
             duration_ms: finished.duration.as_micros() as f64 / 1000.0,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_printed_before_makes_nothing_else_of_what_is_printed_next() {
+        let long = "x".repeat(200);
+        let texts = ["shop/1", "jo@example.org", "token=S3CRET", "", "shop/2", &long];
+        let mut printed = Printed::default();
+        for (first, second) in texts.iter().flat_map(|it| texts.iter().map(move |next| (it, next)))
+        {
+            for text in [first, second, second] {
+                assert_eq!(printed.account(text), Account(text).as_str());
+                assert_eq!(printed.agent(text), *Agent(text).printed());
+            }
         }
     }
 }

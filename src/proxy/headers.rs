@@ -152,8 +152,8 @@ fn strip_hop_by_hop(headers: &mut HeaderMap) -> Seen {
     for (name, value) in &*headers {
         let is_hop_by_hop = match name.as_str() {
             "connection" => {
-                // Nearly always it names nothing else.
-                if !matches!(value.as_bytes(), b"keep-alive" | b"close") {
+                // Nearly always it names nothing but what goes anyway.
+                if !value.as_bytes().eq_ignore_ascii_case(b"keep-alive") {
                     let names = members(value).filter_map(|member| member.parse().ok());
                     nominated.extend(names.filter(|name| !is_end_to_end(name)));
                 }
@@ -293,4 +293,33 @@ fn below_origin<'l>(location: &'l str, upstream: &Upstream) -> Option<&'l str> {
     };
     let same_host = authority.host().eq_ignore_ascii_case(upstream.host());
     (same_host && same_port && !authority.as_str().contains('@')).then_some(&rest[end..])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn whatever_is_taken_out_the_others_keep_their_order_and_the_map_its_room() {
+        const FIELDS: [(&str, &str); 6] =
+            [("a", "1"), ("b", "2"), ("b", "3"), ("c", "4"), ("d", "5"), ("d", "6")];
+        for chosen in 0..16 {
+            let is_gone = |name: &str| chosen >> (name.as_bytes()[0] - b'a') & 1 == 1;
+            let mut headers = HeaderMap::with_capacity(12);
+            for (name, value) in FIELDS {
+                headers.append(HeaderName::from_static(name), HeaderValue::from_static(value));
+            }
+            let room = headers.capacity();
+            let gone: Vec<_> = ["d", "c", "b", "a", "e"]
+                .into_iter()
+                .filter(|name| is_gone(name))
+                .map(HeaderName::from_static)
+                .collect();
+            remove(&mut headers, &gone);
+            let left = headers.iter().map(|(name, value)| (name.as_str(), value.as_bytes()));
+            let expected = FIELDS.into_iter().filter(|(name, _)| !is_gone(name));
+            assert!(left.eq(expected.map(|(name, value)| (name, value.as_bytes()))), "{gone:?}");
+            assert_eq!(headers.capacity(), room);
+        }
+    }
 }

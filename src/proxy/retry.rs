@@ -128,11 +128,11 @@ impl Retry {
         let schedule = Schedule::from(started, retry);
         let mut answer = self.judge(answer, sent, schedule.deadline).await;
         answer.count(exchange);
+        let spare = spare.as_deref().filter(|it| !carries_nonce(&it.headers, exchange.uri()));
         for attempt in 1.. {
             let Some(Verdict::Transient) = answer.verdict else { break };
-            let next = spare.as_deref().filter(|it| !carries_nonce(&it.headers, exchange.uri()));
             let pause = schedule.pause(attempt, answer.retry_after());
-            let (Some(next), Some(pause)) = (next, pause) else { break };
+            let (Some(spare), Some(pause)) = (spare, pause) else { break };
             if !self.budget.has(retry.budget, retry.budget_floor) {
                 exchange.budget_spent();
                 break;
@@ -152,9 +152,9 @@ impl Retry {
             exchange.attempted();
             let retrying = Retrying::begin(exchange);
             // What cannot be sent again for that shall meet no other stale connection.
-            let mut next = next.call(exchange);
+            let mut next = spare.call(exchange);
             next.fresh = !resends;
-            let asking = ask(inner, next, spare.as_deref(), exchange, &mut resends);
+            let asking = ask(inner, next, Some(spare), exchange, &mut resends);
             match tokio::time::timeout_at(schedule.deadline, asking).await {
                 Ok(Ok(response)) => {
                     let next = self.judge(response, sent, schedule.deadline).await;
@@ -287,7 +287,7 @@ fn is_idempotent(method: &Method) -> bool {
     [Method::GET, Method::HEAD, Method::PUT, Method::DELETE, Method::OPTIONS].contains(method)
 }
 
-/// What is kept of a request to send it again. All else its exchange knows.
+/// What is kept of a request to send it again. Its target stands in its exchange.
 struct Spare {
     method: Method,
     version: Version,
@@ -296,14 +296,14 @@ struct Spare {
     extensions: Extensions,
     body: Bytes,
     forward: Option<Forward>,
-    sent: Option<Sent>,
 }
 
 impl Spare {
     /// `None` if its body is gone once sent.
     fn of(call: &Call) -> Option<Box<Self>> {
-        let Call { request, forward, sent, .. } = call;
+        let Call { request, exchange, forward, .. } = call;
         let Body::Buffered(body) = request.body() else { return None };
+        debug_assert!(request.uri() == exchange.uri(), "no stage above changes it");
         Some(Box::new(Self {
             method: request.method().clone(),
             version: request.version(),
@@ -311,7 +311,6 @@ impl Spare {
             extensions: request.extensions().clone(),
             body: body.clone(),
             forward: forward.clone(),
-            sent: *sent,
         }))
     }
 
@@ -324,7 +323,8 @@ impl Spare {
         *request.headers_mut() = self.headers.clone();
         *request.extensions_mut() = self.extensions.clone();
         let (exchange, forward) = (Arc::clone(exchange), self.forward.clone());
-        Box::new(Call { request, exchange, forward, sent: self.sent, fresh: false })
+        // What it says is known already, further up.
+        Box::new(Call { request, exchange, forward, sent: None, fresh: false })
     }
 }
 

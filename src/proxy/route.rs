@@ -29,16 +29,15 @@ impl<'a> Resource<'a> {
     /// is easily written.
     pub fn of(path: &'a str) -> Option<Self> {
         // As nearly all write it.
-        let usual = path.strip_prefix("/ws/customers/");
-        let mut segments = segments(usual.unwrap_or(path));
-        if usual.is_none()
-            && (!path.starts_with('/')
-                || !["ws", "customers"]
-                    .iter()
-                    .all(|name| segments.next().is_some_and(|it| it.eq_ignore_ascii_case(name))))
-        {
-            return None;
-        }
+        let mut segments = match path.strip_prefix("/ws/customers/") {
+            Some(below) => segments(below),
+            None => {
+                let mut segments = segments(path.strip_prefix('/')?);
+                let mut is = |name: &str| segments.next()?.eq_ignore_ascii_case(name).then_some(());
+                is("ws").and_then(|()| is("customers"))?;
+                segments
+            }
+        };
         let account = segments.next()?;
         let collection = segments.next()?;
         let id = segments.next();

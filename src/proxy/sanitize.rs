@@ -73,9 +73,8 @@ where
                     remove(headers, &[TRAILER, TRANSFER_ENCODING]);
                     // Of a number itself, it would take memory twice.
                     let mut digits = itoa::Buffer::new();
-                    if let Ok(length) = HeaderValue::from_str(digits.format(length)) {
-                        headers.insert(CONTENT_LENGTH, length);
-                    }
+                    let length = HeaderValue::from_str(digits.format(length));
+                    headers.insert(CONTENT_LENGTH, length.expect("digits are visible ASCII"));
                 }
             }
         }

@@ -443,9 +443,12 @@ fn is_plain_host(value: &[u8]) -> bool {
     let of_name = |byte: &u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.');
     let length = value.iter().take_while(|byte| of_name(byte)).count();
     let is_port = match &value[length..] {
-        [b':', port @ ..] if port.len() <= 5 && port.iter().all(u8::is_ascii_digit) => {
-            let number = |number: u32, digit: &u8| 10 * number + u32::from(digit - b'0');
-            u16::try_from(port.iter().fold(0, number)).is_ok()
+        [b':', port @ ..] => {
+            let more = |port: u16, digit: &u8| {
+                let digit = char::from(*digit).to_digit(10)?;
+                port.checked_mul(10)?.checked_add(digit as u16)
+            };
+            port.iter().try_fold(0, more).is_some()
         }
         rest => rest.is_empty(),
     };

@@ -56,6 +56,19 @@ async fn hop_by_hop_fields_end_here_on_the_way_up() {
 }
 
 #[tokio::test]
+async fn a_field_that_a_connection_names_alone_goes_with_it_whatever_it_is_called() {
+    let origin = origin().await;
+    let proxy = Proxy::before(&origin, &[]).await;
+    for name in ["Close", "Keep-Alive", "X-Kept"] {
+        let fields = format!("Connection: {name}\r\nX-Other: 1\r\n{name}: 1\r\n");
+        proxy.ask(&request("GET", "/x", &fields, b"")).await;
+        let arrived = origin.requests().pop().expect("a request");
+        assert!(arrived.fields(&name.to_ascii_lowercase()).is_empty(), "{}", arrived.head);
+        assert_eq!(arrived.fields("x-other"), ["1"]);
+    }
+}
+
+#[tokio::test]
 async fn hop_by_hop_fields_end_here_on_the_way_down_and_all_else_stays() {
     let fields = "Connection: X-Nominated\r\nX-Nominated: 1\r\nKeep-Alive: timeout=5\r\n\
                   Proxy-Authenticate: Basic\r\nServer: Apache\r\nX-ODD-Case: Yes\r\nVia: 1.0 cache\r\n\
