@@ -6,18 +6,19 @@ use std::net::SocketAddr;
 use std::rc::Rc;
 
 use bytes::BytesMut;
+use smallvec::SmallVec;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::Instant;
 
 use crate::httparse_rewrite::{Fields, Upstream, accept, next, rewritten, send};
 use crate::hyper_rewrite::REFUSAL;
-use crate::watch::{Deadline, KEEP_ALIVE, RESPONSE, Watch};
+use crate::watch::{Deadline, KEEP_ALIVE, RESPONSE, Record, Watch};
 
 /// What is meant for one connection (RFC 9110 section 7.6.1), or written anew.
 #[derive(Default)]
 struct Looked {
-    id: Option<String>,
-    agent: Option<String>,
+    id: Option<SmallVec<[u8; 24]>>,
+    agent: Option<SmallVec<[u8; 24]>>,
     hosts: usize,
 }
 
@@ -43,7 +44,7 @@ impl Fields for Looked {
             }
             7 => !is("upgrade"),
             10 if is("user-agent") => {
-                self.agent = str::from_utf8(value).ok().map(str::to_owned);
+                self.agent = Some(SmallVec::from_slice(value));
                 true
             }
             10 if is("connection") => {
@@ -52,7 +53,7 @@ impl Fields for Looked {
             }
             10 => !is("keep-alive"),
             12 if is("x-request-id") => {
-                self.id = str::from_utf8(value).ok().map(str::to_owned);
+                self.id = Some(SmallVec::from_slice(value));
                 true
             }
             14 => {
@@ -83,8 +84,7 @@ async fn serve(watch: Rc<Watch>, upstream: Rc<Upstream>, mut client: TcpStream) 
         let started = Instant::now();
         let _held = watch.take(request.content.len());
         let line = memchr::memchr(b'\r', &request.head).unwrap_or_default();
-        let mut record = watch.blank();
-        record.started = Some(started);
+        let mut record = Record::begun(started);
         record.id = looked.id.unwrap_or_else(|| watch.id());
         record.line.extend_from_slice(&request.head[..line]);
         record.agent = looked.agent;
@@ -99,7 +99,10 @@ async fn serve(watch: Rc<Watch>, upstream: Rc<Upstream>, mut client: TcpStream) 
             answer = deadline.within(RESPONSE, asked).await??;
         }
         record.status = answer.status;
-        let added = [["X-Request-Id", &record.id], ["optin-proxy", &record.report()]];
+        let added = [
+            ["X-Request-Id", str::from_utf8(&record.id).unwrap_or_default()],
+            ["optin-proxy", &record.report()],
+        ];
         rewritten(&answer, answer.content.len(), &added, &mut head);
         deadline.within(RESPONSE, send(&mut client, &head, &answer.content)).await??;
         watch.keep(record);

@@ -18,6 +18,7 @@ use hyper::server::conn::http1 as server;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use optin_proxy::contact::Policy;
+use smallvec::SmallVec;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::{Instant, sleep};
 
@@ -29,7 +30,7 @@ const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const REPORT: HeaderName = HeaderName::from_static("optin-proxy");
 
 /// Looks at each field, and tells the client's own id and application.
-fn looked(fields: &HeaderMap) -> [Option<String>; 2] {
+fn looked(fields: &HeaderMap) -> [Option<SmallVec<[u8; 24]>>; 2] {
     let (mut id, mut agent, mut hosts) = (None, None, 0);
     for (name, value) in fields {
         let passes = match name.as_str() {
@@ -40,11 +41,11 @@ fn looked(fields: &HeaderMap) -> [Option<String>; 2] {
                 hosts == 1 && value.as_bytes().iter().all(is_host)
             }
             "user-agent" => {
-                agent = value.to_str().ok().map(str::to_owned);
+                agent = Some(SmallVec::from_slice(value.as_bytes()));
                 true
             }
             "x-request-id" => {
-                id = value.to_str().ok().map(str::to_owned);
+                id = Some(SmallVec::from_slice(value.as_bytes()));
                 true
             }
             "connection" => !value.as_bytes().contains(&b','),
@@ -135,8 +136,7 @@ async fn ask(
     let [id, agent] = looked(&head.headers);
     let received = deadline.within(RESPONSE, body.collect()).await?.expect("a body").to_bytes();
     let held = watch.take(received.len());
-    let mut record = watch.blank();
-    record.started = Some(started);
+    let mut record = Record::begun(started);
     record.id = id.unwrap_or_else(|| watch.id());
     record.line.extend_from_slice(head.uri.path().as_bytes());
     record.agent = agent;
@@ -169,10 +169,10 @@ async fn ask(
     let fields = &mut head_of_answer.headers;
     looked(fields);
     fields.remove(CONNECTION);
-    let told = [(REQUEST_ID, record.id.clone()), (REPORT, record.report())];
-    for (name, value) in told {
-        fields.insert(name, HeaderValue::from_maybe_shared(Bytes::from(value)).expect("ASCII"));
-    }
+    let id = HeaderValue::from_bytes(&record.id).expect("ASCII");
+    let report = HeaderValue::from_maybe_shared(Bytes::from(record.report())).expect("ASCII");
+    fields.insert(REQUEST_ID, id);
+    fields.insert(REPORT, report);
     let exchange = Exchange { watch: Rc::clone(watch), record: Some(record), _held: held };
     Ok(Response::from_parts(head_of_answer, Watched { body, _exchange: exchange }))
 }

@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use optin_proxy::contact::{self, Finding, Findings, Kind, Policy, Sanitized, sanitize};
+use smallvec::SmallVec;
 use tokio::time::{Instant, Sleep, sleep};
 
 /// The limits' defaults.
@@ -19,6 +20,9 @@ pub const RESPONSE: Duration = Duration::from_secs(60);
 const EXCHANGES: usize = 10_000;
 const REQUESTS: usize = 1_024;
 const BUFFERED: usize = 64 << 20;
+
+/// How many lists of an exchange are kept. All are counted.
+const LISTS: usize = 16;
 
 /// The upper ends of a histogram's buckets, in seconds.
 const BUCKETS: [f64; 12] = [0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0, 60.0];
@@ -54,25 +58,31 @@ impl Deadline {
     }
 }
 
-/// The record of an exchange.
+/// The record of an exchange, in one piece: of ten thousand, the oldest is in no cache.
 #[derive(Default)]
 pub struct Record {
-    pub started: Option<Instant>,
+    started: Option<Instant>,
     duration: Duration,
-    pub id: String,
-    pub line: Vec<u8>,
-    pub agent: Option<String>,
+    pub id: SmallVec<[u8; 24]>,
+    pub line: SmallVec<[u8; 64]>,
+    pub agent: Option<SmallVec<[u8; 24]>>,
     pub status: Option<u16>,
     pub attempts: u32,
-    findings: Vec<(Finding, usize)>,
-    lists: Vec<u32>,
+    findings: SmallVec<[(Finding, usize); 1]>,
+    /// How many findings there were, and the first lists of them.
+    found: usize,
+    lists: SmallVec<[u32; LISTS]>,
 }
 
 impl Record {
+    pub fn begun(at: Instant) -> Self {
+        Self { started: Some(at), attempts: 1, ..Self::default() }
+    }
+
     /// What the client is told of it.
     pub fn report(&self) -> String {
         let (mut report, mut digits) = (String::with_capacity(64), itoa::Buffer::new());
-        let (found, attempts) = (self.lists.len(), self.attempts as usize);
+        let (found, attempts) = (self.found, self.attempts as usize);
         for (name, number) in
             [("findings=", found), (", rewritten=", found), (", attempts=", attempts)]
         {
@@ -91,6 +101,8 @@ pub struct Watch {
     ids: Cell<u64>,
     requests: Cell<u64>,
     edits: Cell<usize>,
+    /// The sum of all lists' numbers, in the place of how often each was found.
+    listed: Cell<u64>,
     found: RefCell<[usize; Kind::ALL.len()]>,
     durations: RefCell<[u64; BUCKETS.len() + 1]>,
 }
@@ -123,10 +135,11 @@ impl Watch {
         Rc::new(Self {
             slots: Cell::new(REQUESTS),
             room: Cell::new(BUFFERED),
-            kept: RefCell::default(),
+            kept: RefCell::new(VecDeque::with_capacity(EXCHANGES)),
             ids: Cell::default(),
             requests: Cell::default(),
             edits: Cell::default(),
+            listed: Cell::default(),
             found: RefCell::default(),
             durations: RefCell::default(),
         })
@@ -149,18 +162,6 @@ impl Watch {
         }
     }
 
-    /// One to be filled, with the memory of the oldest.
-    pub fn blank(&self) -> Record {
-        let mut kept = self.kept.borrow_mut();
-        let mut record = match kept.len() {
-            EXCHANGES.. => kept.pop_front().unwrap_or_default(),
-            _ => Record::default(),
-        };
-        record.line.clear();
-        record.attempts = 1;
-        record
-    }
-
     /// Keeps that of an exchange which is over.
     pub fn keep(&self, mut record: Record) {
         record.duration = record.started.map_or(Duration::ZERO, |started| started.elapsed());
@@ -168,29 +169,37 @@ impl Watch {
         let seconds = record.duration.as_secs_f64();
         let bucket = BUCKETS.iter().position(|end| seconds <= *end).unwrap_or(BUCKETS.len());
         self.durations.borrow_mut()[bucket] += 1;
-        self.kept.borrow_mut().push_back(record);
+        let mut kept = self.kept.borrow_mut();
+        if kept.len() == EXCHANGES {
+            kept.pop_front();
+        }
+        kept.push_back(record);
     }
 
-    pub fn id(&self) -> String {
+    pub fn id(&self) -> SmallVec<[u8; 24]> {
         let id = self.ids.get().wrapping_add(0x9e37_79b9_7f4a_7c15);
         self.ids.set(id);
-        (0..16)
-            .map(|digit| char::from(b"0123456789abcdef"[(id >> (4 * digit)) as usize % 16]))
-            .collect()
+        (0..16).map(|digit| b"0123456789abcdef"[(id >> (4 * digit)) as usize % 16]).collect()
     }
 
     /// What is sent for the content of a request, and what is told of it.
     pub fn rewritten(&self, content: &Bytes, policy: &Policy, record: &mut Record) -> Bytes {
-        record.findings.clear();
-        record.lists.clear();
         let asked = contact::Request { update: true, own_host: Some("api"), charset: None };
         let Sanitized::Contact(found) = sanitize(content, &asked, policy) else {
             return content.clone();
         };
         self.count(&found.findings, found.edits.len());
-        record.findings.extend_from_slice(found.findings.rows());
+        record.findings.extend(found.findings.rows().iter().cloned());
+        record.found = found.findings.len();
         let ids = found.findings.places().iter().filter_map(|place| place.list_id);
-        record.lists.extend(ids.map(|id| number(&content[id.range()])));
+        let mut listed = self.listed.get();
+        for number in ids.map(|id| number(&content[id.range()])) {
+            listed += u64::from(number);
+            if record.lists.len() < LISTS {
+                record.lists.push(number);
+            }
+        }
+        self.listed.set(listed);
         found.body
     }
 }
