@@ -212,17 +212,24 @@ async fn a_client_that_goes_away_frees_its_place_in_every_phase() {
 async fn a_request_on_a_stale_connection_is_sent_again_if_its_method_is_idempotent() {
     let ok = || Reply::Write(answer("200 OK", "", b""));
     for (asked, status, requests) in [
-        (put(RECIPE), 200, 3),
-        (GET.to_vec(), 200, 3),
-        (request("DELETE", "/x", "", b""), 200, 3),
-        (b"HEAD /x HTTP/1.1\r\nHost: p\r\n\r\n".to_vec(), 200, 3),
-        (request("OPTIONS", "/x", "", b""), 200, 3),
-        (request("POST", CONTACTS, "", BARE), 502, 2),
+        (Some(put(RECIPE)), 200, 3),
+        (Some(GET.to_vec()), 200, 3),
+        (Some(request("DELETE", "/x", "", b"")), 200, 3),
+        (Some(b"HEAD /x HTTP/1.1\r\nHost: p\r\n\r\n".to_vec()), 200, 3),
+        (Some(request("OPTIONS", "/x", "", b"")), 200, 3),
+        // In absolute form, by a client that knows a proxy.
+        (None, 200, 3),
+        (Some(request("POST", CONTACTS, "", BARE)), 502, 2),
     ] {
         let origin = Origin::start([ok(), Reply::WriteAndClose(vec![]), ok()]).await;
-        let proxy = Proxy::before(&origin, &[]).await;
+        let ports = format!("intercept.ports={}", origin.address.port());
+        let proxy = Proxy::before(&origin, &["intercept.allow_private=127.0.0.1", &ports]).await;
         let mut client = proxy.client().await;
         assert_eq!(client.ask(GET).await.status, 200);
+        let asked = match asked {
+            None => request("PUT", &format!("{}{CONTACT}?of=it", origin.url()), "", RECIPE),
+            Some(asked) => asked,
+        };
         let answer = client.ask(&asked).await;
         assert_eq!(answer.status, status);
         let arrived = origin.requests();
