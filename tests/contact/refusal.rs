@@ -23,6 +23,9 @@ fn the_message_is_recognised_in_any_case_white_space_and_dress() {
     for text in [
         THREAD.to_uppercase(),
         THREAD.replace(' ', "\r\n\t "),
+        THREAD.replace(' ', "\t"),
+        THREAD.replace("from O", "from  O"),
+        THREAD.replace(' ', "\u{a0}"),
         format!("<error><message>{THREAD}</message></error>"),
         format!("<html><body><p>{}</p></body></html>", THREAD.replace("opt in", "opt-in")),
         THREAD.replace("opt in is off", "optin is on"),
