@@ -91,6 +91,19 @@ pub(crate) enum Retried {
     Failed,
 }
 
+impl Retried {
+    /// All of them, each at its own number.
+    pub const ALL: [Self; 3] = [Self::Rescued, Self::Refused, Self::Failed];
+
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Rescued => "rescued",
+            Self::Refused => "refused",
+            Self::Failed => "failed",
+        }
+    }
+}
+
 impl Exchange {
     /// `peer`: who sends it, unless its connections are another program's.
     pub(crate) fn begin<B>(
@@ -269,12 +282,7 @@ impl Exchange {
     }
 
     pub(crate) fn retried(&self, retried: Retried) {
-        let outcome = match retried {
-            Retried::Rescued => "rescued",
-            Retried::Refused => "refused",
-            Retried::Failed => "failed",
-        };
-        self.metrics.retried(outcome);
+        self.metrics.retried(retried);
         if let Retried::Rescued = retried {
             self.rescued.store(true, Ordering::Relaxed);
         }

@@ -11,6 +11,7 @@ use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::{Metric, Registry};
 
+use super::exchange::Retried;
 use super::log;
 use super::process::Process;
 use super::record::Outcome;
@@ -47,9 +48,9 @@ pub struct Metrics {
     /// Contact writes, by their outcome.
     writes: [Counter; Outcome::ALL.len() - 1],
     /// Refused attempts, by verdict.
-    refusals: By,
+    refusals: [Counter; Verdict::ALL.len()],
     /// Attempts beyond the first, by how they ended.
-    retries: By,
+    retries: [Counter; Retried::ALL.len()],
     /// Refusals not retried for want of budget.
     pub budget_exhausted: Counter,
     /// Answers of the proxy's own, by their problem.
@@ -158,10 +159,10 @@ impl Default for Metrics {
         let outcomes = array::from_fn(|before| Outcome::ALL[before + 1].as_str());
         let writes = each(own, "contact_writes", help, "outcome", outcomes);
         let help = "Attempts refused for their transition";
-        let verdicts = [Verdict::Transient, Verdict::Legitimate].map(Verdict::as_str);
-        let refusals = by(own, "refusals", help, "verdict", verdicts);
-        let outcomes = ["rescued", "refused", "failed"];
-        let retries = by(own, "retries", "Attempts beyond the first", "outcome", outcomes);
+        let verdicts = Verdict::ALL.map(Verdict::as_str);
+        let refusals = each(own, "refusals", help, "verdict", verdicts);
+        let outcomes = Retried::ALL.map(Retried::as_str);
+        let retries = each(own, "retries", "Attempts beyond the first", "outcome", outcomes);
         let help = "Refusals not retried for want of budget";
         let budget_exhausted = metric(own, "retry_budget_exhausted", help);
         let help = "Answers of the proxy's own, for want of the API's";
@@ -252,12 +253,12 @@ impl Metrics {
 
     /// An attempt was refused.
     pub(crate) fn refused(&self, verdict: Verdict) {
-        self.refusals.of(verdict.as_str()).inc();
+        self.refusals[verdict as usize].inc();
     }
 
-    /// An attempt beyond the first ended: `rescued`, `refused` or `failed`.
-    pub(crate) fn retried(&self, outcome: &'static str) {
-        self.retries.of(outcome).inc();
+    /// An attempt beyond the first ended.
+    pub(crate) fn retried(&self, retried: Retried) {
+        self.retries[retried as usize].inc();
     }
 
     /// An answer of the proxy's own.

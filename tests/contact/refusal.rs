@@ -1,5 +1,7 @@
 //! The transition refusal: recognised in all its dress, and judged by what was sent.
 
+use proptest::prelude::*;
+
 use optin_proxy::contact::refusal::{
     DEFAULT_PATTERN, INSPECTED, Pattern, PatternError, Sent, Verdict,
 };
@@ -78,5 +80,35 @@ fn white_space_in_a_pattern_is_folded_as_in_the_text() {
         let own = Pattern::new(pattern).expect("it compiles");
         let verdict = own.judge(b"DENIED for   the owner", CLAIMED);
         assert_eq!(verdict, Some(Verdict::Transient), "{pattern}");
+    }
+}
+
+proptest! {
+    /// A text of ASCII is looked at by a pattern that knows no other letters.
+    #[test]
+    fn a_text_of_ascii_is_judged_as_if_another_sign_stood_before_it(
+        pattern in prop::sample::select(vec![
+            DEFAULT_PATTERN,
+            r"(?<actor>\w+)",
+            r"\bby\s(?<actor>[^ ]+)( and|$)",
+            r"by (?<actor>\S{2,6}?)\W",
+            r"(?-i)by (?<actor>[a-z]*)[[:punct:]]",
+            r"(?u)by (?<actor>\D+?) and",
+            r"by.(?<actor>\p{L}+).",
+            "ac\u{212a}|by (?<actor>o?wner)",
+            r"ac\x{212a}|by (?<actor>\u006fwner)",
+        ]),
+        words in prop::collection::vec(
+            prop::sample::select(vec![
+                THREAD, "by owner", "BY Owner and", "by OWNER.", "by\tcontact!", "ack", "by", "owner", "(7)", "\u{7f}\u{1f}",
+            ]),
+            0..6,
+        ),
+        sent in prop::sample::select(vec![CLAIMED, Sent { update: true, claims_contact: false }]),
+    ) {
+        let pattern = Pattern::new(pattern).expect("it compiles");
+        let text = words.join(" ");
+        let other = format!("\u{b7} {text}");
+        prop_assert_eq!(pattern.judge(text.as_bytes(), sent), pattern.judge(other.as_bytes(), sent));
     }
 }
