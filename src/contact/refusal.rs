@@ -137,3 +137,23 @@ fn fold(text: &[u8]) -> Cow<'_, str> {
     }
     folded.into()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Without it, nothing is wrong but what it costs.
+    #[test]
+    fn a_pattern_that_names_no_other_letters_has_one_for_ascii() {
+        for (pattern, has_one) in [
+            (DEFAULT_PATTERN, true),
+            (r"denied for (?<actor>\w+)", true),
+            ("d\u{e9}nied for (?<actor>\\w+)", false),
+            (r"denied for (?<actor>\u006f\w+)", false),
+            (r"denied for (?<actor>\p{L}+)", false),
+        ] {
+            let compiled = Pattern::new(pattern).expect("it compiles");
+            assert_eq!(compiled.ascii.is_some(), has_one, "{pattern}");
+        }
+    }
+}
